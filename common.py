@@ -1,0 +1,96 @@
+"""What every script does the same way: one-line errors, atomic files, silence for chatty libraries.
+
+A script ends with
+
+    if __name__ == "__main__":
+        sys.exit(run(main, ARGS))
+
+and raises `UserError` for whatever a person can mend: a wrong path, an unknown name, a damaged file. Such an
+error is one line on stderr and exit status 2. Work that met bad items and went on returns status 1 from `main`.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A person's mistake. The message is one line that names the option or file, its value and the remedy."""
+
+
+def run(main, args) -> int:
+    """Call `main(args)` and turn what it returns or raises into an exit status (0 well, 1 some items failed, 2 error)."""
+    try:
+        return main(args) or 0
+    except UserError as error:
+        print(f"{script_name()}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{script_name()}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) went away: that is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def script_name() -> str:
+    return Path(sys.argv[0]).name
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode: str = "w"):
+    """Open a temporary file beside `path`; on success flush it to disk and rename it to `path`, else remove it.
+
+    A reader therefore sees the old file or the complete new one, never half of it. Raises UserError where the folder
+    cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes the file private; give it the usual mode
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def read_json(path, what: str):
+    """Parse the JSON file `path`; `what` names its role in errors ("captions", "results").
+
+    Raises UserError naming the file and, for malformed JSON, the line and column.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{what}: no such file: {path}") from None
+    except OSError as error:
+        raise UserError(f"{what}: cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}: {path} is not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{what}: {path} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        ) from error
+
+
+@contextlib.contextmanager
+def silenced():
+    """Swallow what libraries print to stdout and stderr (pycocotools, pycocoevalcap). Exceptions pass through."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield

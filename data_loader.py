@@ -1,0 +1,401 @@
+"""Batches made of images, each with its captions.
+
+    dataset = open_dataset("coco:train2014", None)
+    loader = get_loader(dataset, vocabulary, features=["resnet152.lmdb"])
+    loader.set_position(epoch=1, start_batch=0)
+    for batch in loader:
+        batch.features[0], batch.captions      # (B, D), (N, T)
+
+An image, or its features, is loaded once for up to `captions_per_image` captions (see batch_sampler). Augmentation is a
+function of (seed, epoch, image): workers do not matter, and resuming exactly takes counters only.
+
+Shapes: B images in the batch, N captions (rows), T time steps, D feature size, R image regions.
+"""
+
+import contextlib
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from batch_sampler import Group, GroupedBatchSampler, ImageBatchSampler
+from caption_datasets import CaptionDataset, CocoDataset, GenericDataset, ImageItem, open_dataset, some, warn
+from common import UserError
+from features import open_features
+from images import open_image
+from vocabulary import END, PAD, START
+
+__all__ = ["Batch", "CaptionDataset", "CocoDataset", "FeatureSource", "GenericDataset", "GroupedBatchSampler"]
+__all__ += ["ImageItem", "Loader", "get_eval_loader", "get_loader", "open_dataset"]
+
+
+@dataclass
+class Batch:
+    """What a loader yields. `captions`, `lengths` and `row_image` are None where captions were not asked for."""
+
+    items: list[ImageItem]  # B images; one with many captions may be there twice
+    pixels: torch.Tensor | None = None  # (B, 3, H, W) uint8
+    features: list[torch.Tensor] = field(default_factory=list)  # one per name, (B, D) or (B, R, D), float32 or float16
+    persist_features: list[torch.Tensor] = field(default_factory=list)
+    captions: torch.Tensor | None = None  # (N, T) int64: <start> words <end>, then <pad>
+    lengths: torch.Tensor | None = None  # (N,) int64, counting <start> and <end>
+    row_image: torch.Tensor | None = None  # (N,) int64, the row's image in 0..B-1
+    index: int = 0  # which batch of the epoch this is: a batch of nothing but bad images is passed over
+    bad: list[str] = field(default_factory=list)  # why images were dropped from it
+
+    def _each(self, change: Callable) -> "Batch":
+        names = ("pixels", "captions", "lengths", "row_image")
+        changed = {name: change(value) for name in names if (value := getattr(self, name)) is not None}
+        lists = {name: [change(value) for value in getattr(self, name)] for name in ("features", "persist_features")}
+        return replace(self, **changed, **lists)
+
+    def to(self, device, non_blocking: bool = True) -> "Batch":
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":  # called by DataLoader
+        return self._each(lambda tensor: tensor.pin_memory())
+
+
+class _Numbered:
+    """Adds the epoch and the batch's number to what a sampler yields, and so carries them to the workers."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[tuple[int, int, list[Group]]]:
+        epoch = self.sampler.epoch
+        for number, groups in enumerate(self.sampler, self.sampler.start_batch):
+            yield epoch, number, groups
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+# ---------------------------------------------------------------- what a batch is made from
+
+
+class FeatureSource:
+    """One external name of --features: the feature file of each part of the dataset, looked up in its features_path.
+
+    shape, dtype: of a record; maker: what made the file, or None. Raises UserError where a file is missing or the
+    parts' files do not fit together.
+    """
+
+    def __init__(self, dataset: CaptionDataset, name: str):
+        self.name = name
+        self.readers = []
+        for part in dataset.parts:
+            path = os.path.expanduser(name)
+            if not os.path.isabs(path) and part.features_path:
+                path = os.path.join(part.features_path, path)
+            # Without a features_path a relative name is one in the working directory.
+            try:
+                reader = open_features(path, [item.key for item in part.items])
+            except UserError as error:
+                lost = not (part.features_path or os.path.exists(path))
+                hint = f" (set features_path for [{part.name}], or give the whole path)" if lost else ""
+                raise UserError(f"--dataset {part.name}: {error}{hint}") from None
+            self.readers.append(reader)
+        first = self.readers[0]
+        self.shape, self.maker = first.shape, first.maker
+        self.dtype = np.result_type(*(reader.dtype for reader in self.readers))
+        if self.dtype not in (np.float16, np.float32):
+            self.dtype = np.dtype(np.float32)
+        for reader in self.readers[1:]:
+            if reader.shape != first.shape:
+                raise UserError(f"{first.path} has features of shape {first.shape}, {reader.path} of {reader.shape}")
+            if reader.maker and first.maker and reader.maker != first.maker:
+                raise UserError(f"{first.path} and {reader.path} were made by different extractors")
+
+    def check(self, items: Iterable[ImageItem]) -> None:
+        """Raises UserError naming a key and the file where an item has no record."""
+        keys: list[list[str]] = [[] for _ in self.readers]
+        for item in items:
+            keys[item.part].append(item.key)
+        for reader, wanted in zip(self.readers, keys):
+            missing = reader.missing(wanted)
+            if missing:
+                more = f" (and {len(missing) - 1} other images of the dataset)" if len(missing) > 1 else ""
+                raise UserError(f"{reader.no_record(missing[0])}{more}")
+
+    def get(self, items: Sequence[ImageItem]) -> torch.Tensor:
+        """(B, D), or (B, R, D) where a record is a map (D, h, w); R = h * w. float16 stays so."""
+        if len(self.readers) == 1 or len({item.part for item in items}) == 1:
+            out = self.readers[items[0].part].get_many([item.key for item in items])
+        else:
+            out = np.empty((len(items), *self.shape), self.dtype)
+            for part, reader in enumerate(self.readers):
+                rows = [row for row, item in enumerate(items) if item.part == part]
+                if rows:
+                    out[rows] = reader.get_many([items[row].key for row in rows])
+        out = out.astype(self.dtype, copy=False)
+        if out.ndim == 4:  # by numpy: torch would start threads of its own for it in the thread that makes batches
+            out = np.ascontiguousarray(out.reshape(*out.shape[:2], -1).transpose(0, 2, 1))
+        return torch.from_numpy(out)
+
+
+class _Captions:
+    """The captions of all items as ids in one flat array, <start> and <end> included."""
+
+    def __init__(self, items: Sequence[ImageItem], vocabulary, max_tokens: int | None, skip_start_token: bool):
+        head = [] if skip_start_token else [START]
+        encode = vocabulary.encode
+        flat, lengths = array("i"), []
+        for item in items:
+            for caption in item.captions:
+                ids = encode(caption)
+                row = [*head, *(ids if max_tokens is None else ids[:max_tokens]), END]
+                flat.extend(row)
+                lengths.append(len(row))
+        self.flat = np.frombuffer(flat, np.int32)
+        self.lengths = np.array(lengths, np.int64)
+        self.begins = np.cumsum(self.lengths) - self.lengths
+        self.first = np.cumsum([0, *(len(item.captions) for item in items)])  # of each item, its first caption
+
+    def rows(self, groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """captions (N, T), lengths (N,), row_image (N,)."""
+        rows = np.array([self.first[item] + c for item, captions in groups for c in captions], np.int64)
+        row_image = np.repeat(np.arange(len(groups)), [len(captions) for _, captions in groups])
+        lengths = self.lengths[rows]
+        steps = np.arange(lengths.max(initial=0))
+        inside = steps < lengths[:, None]  # (N, T)
+        ids = np.full(inside.shape, PAD, np.int64)
+        ids[inside] = self.flat[(self.begins[rows][:, None] + steps)[inside]]
+        return torch.from_numpy(ids), torch.from_numpy(lengths), torch.from_numpy(row_image)
+
+
+class _Batches:
+    """(epoch, number, groups) -> Batch, as DataLoader asks a dataset; runs in the workers.
+
+    A UserError comes back as its message: raised in a worker it would arrive wrapped in the worker's traceback.
+    """
+
+    def __init__(self, items, captions, features, persist_features, transform, seed):
+        self.items: list[ImageItem] = items
+        self.captions: _Captions | None = captions
+        self.features: list[FeatureSource] = features
+        self.persist_features: list[FeatureSource] = persist_features
+        self.transform = transform
+        self.seed = seed  # None: no augmentation
+
+    def __getitem__(self, where: tuple[int, int, list[Group]]) -> Batch | str:
+        try:
+            return self._batch(*where)
+        except UserError as error:
+            return str(error)
+
+    def _batch(self, epoch: int, number: int, groups: list[Group]) -> Batch:
+        batch = Batch([], index=number)
+        if self.transform is not None:
+            groups = self._load_pixels(batch, epoch, groups)
+        batch.items = [self.items[index] for index, _ in groups]
+        if groups:
+            batch.features = [source.get(batch.items) for source in self.features]
+            batch.persist_features = [source.get(batch.items) for source in self.persist_features]
+            if self.captions is not None:
+                batch.captions, batch.lengths, batch.row_image = self.captions.rows(groups)
+        return batch
+
+    def _load_pixels(self, batch: Batch, epoch: int, groups: list[Group]) -> list[Group]:
+        """Fill `batch.pixels` and `batch.bad`; return the groups whose image is good."""
+        good, pixels = [], []
+        for group in groups:
+            item = self.items[group[0]]
+            seed = None
+            if self.seed is not None:
+                sequence = np.random.SeedSequence([self.seed % 2**32, epoch, group[0], 2])
+                seed = int(sequence.generate_state(1)[0])
+            try:
+                image = open_image(item.path, getattr(self.transform, "size_hint", None))
+                pixels.append(self.transform(image, seed))
+                good.append(group)
+            except (UserError, OSError) as error:
+                batch.bad.append(str(error) if isinstance(error, UserError) else f"{item.path}: {error}")
+        if pixels:
+            batch.pixels = torch.stack(pixels)
+        return good
+
+
+# ---------------------------------------------------------------- loaders
+
+
+class Loader:
+    """Iterates over the Batches of one epoch, from the position set; each iteration repeats it.
+
+    dataset: what it loads from; items: the images it uses; features, persist_features: their FeatureSources;
+    bad_items: a message for every image that was dropped, missing files included; each is printed once.
+    A batch that lost all of its images is passed over. With several processes that would put them out of step: check
+    the images first. Raises UserError while iterating where a feature file turns out to be damaged.
+    """
+
+    def __init__(self, dataset: CaptionDataset, batches: _Batches, sampler, num_workers: int, bad_items: list[str]):
+        self.dataset, self.items = dataset, batches.items
+        self.features, self.persist_features = batches.features, batches.persist_features
+        self.sampler = sampler
+        self.bad_items = bad_items
+        self.num_workers = num_workers
+        self._data = DataLoader(
+            batches,
+            batch_size=None,  # an index is a whole batch
+            sampler=_Numbered(sampler),
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+        )
+
+    @property
+    def num_captions(self) -> int:
+        return sum(len(item.captions) for item in self.items)
+
+    def set_position(self, epoch: int, start_batch: int = 0) -> None:
+        """Iterate over `epoch` from batch `start_batch` on: the same batches as the tail of the whole epoch."""
+        self.sampler.set_position(epoch, start_batch)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self._data) if self.num_workers else _ahead(iter(self._data))
+        with contextlib.closing(batches) if hasattr(batches, "close") else contextlib.nullcontext():
+            for batch in batches:
+                if isinstance(batch, str):
+                    raise UserError(batch)
+                for message in batch.bad:
+                    if message not in self.bad_items:
+                        self.bad_items.append(message)
+                        warn(message)
+                if batch.items:
+                    yield batch
+
+    def close(self) -> None:
+        """End the workers."""
+        iterator, self._data._iterator = self._data._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _ahead(batches: Iterator) -> Iterator:
+    """`batches`, the next being made in a thread while the caller works on one."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
+
+
+def get_loader(
+    dataset: CaptionDataset,
+    vocabulary,
+    *,
+    batch_size: int = 128,
+    captions_per_image: int = 5,
+    features: Sequence[str] = (),
+    persist_features: Sequence[str] = (),
+    transform: Callable | None = None,
+    seed: int = 42,
+    num_workers: int | None = None,
+    max_tokens: int | None = None,
+    skip_start_token: bool = False,
+    shuffle: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Batches for training.
+
+    batch_size: captions; features, persist_features: external names; transform: (PIL image, seed) -> uint8 (3, H, W),
+    None for no pixels (an attribute `size_hint` allows reduced-scale decoding); num_workers: processes, None for 0
+    without pixels and for the machine's cores with them; max_tokens: words kept of a caption.
+    Raises UserError where there are no captions, an image lacks a feature, or no image file is there.
+    """
+    dataset.require_captions()
+    items = [item for item in dataset.items if item.captions]
+    items, bad = _with_files(dataset, items) if transform is not None else (items, [])
+    counts = [len(item.captions) for item in items]
+    sampler = GroupedBatchSampler(counts, batch_size, captions_per_image, seed, shuffle, rank, world_size)
+    captions = _Captions(items, vocabulary, max_tokens, skip_start_token)
+    batches = _Batches(items, captions, *_sources(dataset, items, features, persist_features), transform, seed)
+    return Loader(dataset, batches, sampler, _workers(num_workers, transform), bad)
+
+
+def get_eval_loader(
+    dataset: CaptionDataset,
+    vocabulary=None,
+    *,
+    batch_size: int = 64,
+    with_captions: bool = False,
+    features: Sequence[str] = (),
+    persist_features: Sequence[str] = (),
+    transform: Callable | None = None,
+    num_workers: int | None = None,
+    max_tokens: int | None = None,
+    skip_start_token: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """All images in order, for validation and inference; arguments as get_loader's, but batch_size counts images.
+
+    With `with_captions` the images that have captions, with all of them as rows. `transform` is given no seed.
+    """
+    items = dataset.items
+    if with_captions:
+        dataset.require_captions("validation")
+        items = [item for item in items if item.captions]
+    items, bad = _with_files(dataset, items) if transform is not None else (items, [])
+    counts = [len(item.captions) if with_captions else 0 for item in items]
+    sampler = ImageBatchSampler(counts, batch_size, rank, world_size)
+    captions = _Captions(items, vocabulary, max_tokens, skip_start_token) if with_captions else None
+    batches = _Batches(items, captions, *_sources(dataset, items, features, persist_features), transform, None)
+    return Loader(dataset, batches, sampler, _workers(num_workers, transform), bad)
+
+
+def _workers(num_workers: int | None, transform) -> int:
+    if num_workers is not None:
+        return num_workers
+    if transform is None:
+        return 0
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _sources(dataset: CaptionDataset, items: list[ImageItem], *lists: Sequence[str]) -> list[list[FeatureSource]]:
+    """The opened feature files, every item's key checked now: training must not die of one in the night."""
+    opened: dict[str, FeatureSource] = {}
+    for name in dict.fromkeys(name for names in lists for name in names):
+        opened[name] = FeatureSource(dataset, name)
+        opened[name].check(items)
+    return [[opened[name] for name in names] for names in lists]
+
+
+def _with_files(dataset: CaptionDataset, items: list[ImageItem]) -> tuple[list[ImageItem], list[str]]:
+    """The items whose image file exists, and a message for each of the others.
+
+    Raises UserError where the folder of images, or every file, is missing.
+    """
+    dataset.require_images()
+    listed: dict[str, set[str]] = {}
+    present, absent = [], []
+    for item in items:
+        folder, name = os.path.split(item.path)
+        if folder not in listed:
+            try:
+                listed[folder] = set(os.listdir(folder or "."))
+            except OSError:
+                listed[folder] = set()
+        there = name in listed[folder] or os.path.exists(item.path)  # the second where letter case does not matter
+        (present if there else absent).append(item)
+    if absent:
+        names = some(item.path for item in absent)
+        if not present:
+            raise UserError(f"--dataset {dataset.name}: none of its {len(items)} image files is there: {names}")
+        warn(f"--dataset {dataset.name}: {len(absent)} of {len(items)} image files are missing and left out: {names}")
+    return present, [f"no such image: {item.path}" for item in absent]

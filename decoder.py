@@ -1,0 +1,300 @@
+"""Sentence decoders: LSTM or GRU, from a pooled image, persistent features, or soft attention over a map.
+
+Everything that writes or trains a sentence goes through three calls:
+
+    memory = decoder.prepare(image, persist, regions)      once per image
+    state = decoder.start(memory)                          zero, or from the image, after the image was read
+    logits, state, weights = decoder.step(tokens, state, memory)
+
+`decoder(memory, tokens, packing, row_image)` gives the logits of whole sentences under teacher forcing. It is an optimisation:
+what does not depend on the step is computed once for all steps, and a test holds it equal to `step`.
+
+Shapes: B images, N rows (sentences), T time steps, R regions, D feature size, E embedding, H hidden, A attention,
+P projected region, V vocabulary.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recurrence import Packing, attention_lstm
+from vocabulary import START
+
+State = tuple[Tensor, ...]  # LSTM: (h, c), GRU: (h,); each (layers, N, H)
+
+
+@dataclass
+class Memory:
+    """What the decoder keeps of each image; every tensor has the images (or rows) as its first dimension."""
+
+    first: Tensor | None = None  # (N, E) the pooled image, read as the first input
+    initial: Tensor | None = None  # (N, D) what the initial state is computed from
+    persist: Tensor | None = None  # (N, D) persistent features, concatenated to the input of every step
+    values: Tensor | None = None  # (N, R, P) projected regions, to be averaged
+    keys: Tensor | None = None  # (N, R, A) the regions' part of the attention score
+
+    def select(self, index: Tensor) -> "Memory":
+        """The memory of rows `index` (M,): repeats images for their captions or beams, drops finished ones."""
+        return self._map(lambda x: x.index_select(0, index))
+
+    def first_rows(self, n: int) -> "Memory":
+        return self._map(lambda x: x[:n])
+
+    def _map(self, function) -> "Memory":
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Memory(**{name: None if x is None else function(x) for name, x in parts.items()})
+
+    def __len__(self) -> int:
+        return next(len(x) for x in vars(self).values() if x is not None)
+
+
+def select_state(state: State, index: Tensor) -> State:
+    """The decoder state of rows `index`."""
+    return tuple(part.index_select(1, index) for part in state)
+
+
+class Attention(nn.Module):
+    """Additive soft attention with a gated context (Xu et al. 2015, "Show, Attend and Tell", sections 3.1.2 and 4.2.1).
+
+    score_r = v . tanh(W_k a_r + W_q h),  weights = softmax(scores),  context = beta * sum_r weights_r a_r,
+    beta = sigmoid(w_b . h). The additive form is Bahdanau et al. 2015.
+    """
+
+    def __init__(self, value_size: int, hidden_size: int, attention_size: int, gated: bool = True):
+        super().__init__()
+        self.key = nn.Linear(value_size, attention_size)
+        self.query = nn.Linear(hidden_size, attention_size, bias=False)
+        self.score = nn.Linear(attention_size, 1, bias=False)
+        self.gate = nn.Linear(hidden_size, 1) if gated else None
+
+    def forward(self, hidden: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden (N, H), keys (N, R, A), values (N, R, P) -> context (N, P), weights (N, R) that sum to one."""
+        scores = self.score(torch.tanh(keys + self.query(hidden).unsqueeze(1))).squeeze(2)  # (N, R)
+        weights = scores.softmax(1)
+        context = torch.bmm(weights.unsqueeze(1), values).squeeze(1)  # (N, P)
+        if self.gate is not None:
+            context = torch.sigmoid(self.gate(hidden)) * context
+        return context, weights
+
+
+class ImageEmbedding(nn.Module):
+    """Pooled features (B, D) -> (B, E), to be read like a word: linear, SELU where `non_lin`, dropout, batch norm."""
+
+    def __init__(self, image_size: int, embed_size: int, non_lin: bool = False, dropout: float = 0.0):
+        super().__init__()
+        self.linear = nn.Linear(image_size, embed_size)
+        self.non_lin = nn.SELU() if non_lin else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.bn = nn.BatchNorm1d(embed_size, momentum=0.01)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.bn(self.dropout(self.non_lin(self.linear(image))))
+
+
+class SentenceDecoder(nn.Module):
+    """One decoder class for all: which inputs exist decides what is built.
+
+    vocab_size V; embed_size E; hidden_size H; num_layers of an `rnn_arch` "LSTM" or "GRU"; dropout probability on
+    embeddings, between layers and before the output layer.
+    image_size: size of the pooled image that is read first (0: none); persist_size: size of the persistent features.
+    initial_size: size of the vector that the initial state is computed from, by one linear layer per RNN layer
+        (`--rnn_hidden_init from_features`; with attention the mean of the projected regions, Xu et al. 2015, without tanh).
+    region_size: D of the spatial map attended to, with attention "soft" (Xu et al. 2015: context from the previous
+        hidden state goes into the RNN) or "spatial" (Lu et al. 2017, "Knowing When to Look", section 2.2, without the
+        sentinel: context from the new hidden state goes into the output).
+    encoder_dropout: dropout on the embedded image and on the map. encoder_non_lin: SELU on the embedded image.
+    share_embeddings: the output layer uses the embedding matrix (Press and Wolf 2017).
+    skip_start: the pooled image is read in place of <start> instead of before it.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        embed_size: int = 256,
+        hidden_size: int = 512,
+        num_layers: int = 1,
+        rnn_arch: str = "LSTM",
+        dropout: float = 0.0,
+        image_size: int = 0,
+        encoder_non_lin: bool = False,
+        encoder_dropout: float = 0.0,
+        persist_size: int = 0,
+        initial_size: int = 0,
+        attention: str | None = None,
+        region_size: int = 0,
+        value_size: int = 512,
+        attention_size: int = 256,
+        share_embeddings: bool = False,
+        skip_start: bool = False,
+    ):
+        super().__init__()
+        self.vocab_size, self.embed_size, self.hidden_size = vocab_size, embed_size, hidden_size
+        self.num_layers, self.rnn_arch, self.attention_kind = num_layers, rnn_arch, attention
+        self.dropout = nn.Dropout(dropout)
+        self.embed = nn.Embedding(vocab_size, embed_size)
+        self.image = ImageEmbedding(image_size, embed_size, encoder_non_lin, encoder_dropout) if image_size else None
+        self.persist_size, self.skip_start = persist_size, skip_start
+        if skip_start and not image_size:
+            raise ValueError("skip_start needs a pooled image to stand in for <start>")
+        context_size = 0
+        if attention:
+            self.regions = nn.Linear(region_size, value_size)
+            self.region_dropout = nn.Dropout(encoder_dropout)
+            self.attention = Attention(value_size, hidden_size, attention_size, gated=attention == "soft")
+            self.context_to_output = nn.Linear(value_size, embed_size, bias=False)
+            context_size = value_size if attention == "soft" else 0
+            initial_size = value_size
+        if initial_size:
+            self.init_h = nn.ModuleList(nn.Linear(initial_size, hidden_size) for _ in range(num_layers))
+            if rnn_arch == "LSTM":
+                self.init_c = nn.ModuleList(nn.Linear(initial_size, hidden_size) for _ in range(num_layers))
+        self.has_initial = initial_size > 0
+        recurrent = {"LSTM": nn.LSTM, "GRU": nn.GRU}[rnn_arch]
+        self.rnn = recurrent(
+            embed_size + context_size + persist_size,
+            hidden_size,
+            num_layers,
+            batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0,
+        )
+        # Attention has the deep output of Xu et al. 2015 (eq. 7), so does sharing, whose output layer reads E numbers.
+        self.deep_output = bool(attention) or share_embeddings
+        if self.deep_output:
+            self.hidden_to_output = nn.Linear(hidden_size, embed_size)
+        self.linear = nn.Linear(embed_size if self.deep_output else hidden_size, vocab_size)
+        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+        if share_embeddings:
+            self.linear.weight = self.embed.weight
+
+    # ---- per image ----
+
+    def prepare(self, image: Tensor | None, persist: Tensor | None, regions: Tensor | None, initial=None) -> Memory:
+        """image (B, D), persist (B, D), regions (B, R, D), initial (B, D), None where the decoder has no such input."""
+        memory = Memory(persist=persist, initial=initial)
+        if self.image is not None:
+            memory.first = self.image(image)
+        if self.attention_kind:
+            memory.values = torch.relu(self.regions(self.region_dropout(regions)))
+            memory.keys = self.attention.key(memory.values)
+            memory.initial = memory.values.mean(1)
+        return memory
+
+    def start(self, memory: Memory) -> State:
+        """State before the first word, for each row of `memory`: computed from the image or zero; then the pooled image is read."""
+        names = ("h", "c") if self.rnn_arch == "LSTM" else ("h",)
+        if self.has_initial:
+            state = tuple(
+                torch.stack([layer(memory.initial) for layer in getattr(self, f"init_{name}")]) for name in names
+            )
+        else:
+            zeros = self.embed.weight.new_zeros(self.num_layers, len(memory), self.hidden_size)
+            state = tuple(zeros for _ in names)
+        if self.image is not None and not self.skip_start:
+            state, _, _ = self._advance(memory.first, state, memory)
+        return state
+
+    # ---- per step ----
+
+    def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor | None]:
+        """One word: tokens (N,) -> logits (N, V) of the next word, the new state, attention weights (N, R) or None."""
+        return self.step_embedded(self.embed_words(tokens, memory.first), state, memory)
+
+    def embed_words(self, tokens: Tensor, first: Tensor | None) -> Tensor:
+        """Embeddings of tokens (...,) -> (..., E); with `skip_start` the pooled image (..., E) stands in for <start>."""
+        embedded = self.embed(tokens)
+        return torch.where((tokens == START).unsqueeze(-1), first, embedded) if self.skip_start else embedded
+
+    def step_embedded(self, embedded: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor | None]:
+        """`step` from embeddings (N, E), which additive teacher forcing mixes."""
+        embedded = self.dropout(embedded)
+        state, context, weights = self._advance(embedded, state, memory)
+        return self._logits(state[0][-1], embedded, context), state, weights
+
+    def _advance(self, inputs: Tensor, state: State, memory: Memory) -> tuple[State, Tensor | None, Tensor | None]:
+        """One RNN step from inputs (N, E) -> the new state, the attended context (N, P), the attention weights (N, R)."""
+        context = weights = None
+        parts = [inputs]
+        if self.attention_kind == "soft":
+            context, weights = self.attention(state[0][-1], memory.keys, memory.values)
+            parts.append(context)
+        if memory.persist is not None:
+            parts.append(memory.persist)
+        _, state = self.rnn(torch.cat(parts, 1).unsqueeze(1), state if len(state) > 1 else state[0])
+        state = state if isinstance(state, tuple) else (state,)
+        if self.attention_kind == "spatial":
+            context, weights = self.attention(state[0][-1], memory.keys, memory.values)
+        return state, context, weights
+
+    def _logits(self, hidden: Tensor, embedded: Tensor, context: Tensor | None) -> Tensor:
+        """Output layer: hidden (M, H), embedded (M, E) input words, context (M, P) -> (M, V)."""
+        if self.deep_output:
+            out = self.hidden_to_output(self.dropout(hidden))
+            if context is not None:
+                out = out + self.context_to_output(context) + embedded
+            return self.linear(self.dropout(out))
+        return self.linear(self.dropout(hidden))
+
+    # ---- whole sentences ----
+
+    def forward(self, memory: Memory, tokens: Tensor, packing: Packing, row_image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Teacher forcing over input tokens (N, T) whose real ones `packing` names; row n is about image row_image[n] of `memory`.
+
+        Returns logits (M, V) and attention weights (M, R) or None, token j of either belonging to
+        [packing.row[j], packing.time[j]]: no padding is computed.
+        """
+        memory = memory.select(row_image[packing.order])
+        state = self.start(memory)
+        first = memory.first.index_select(0, packing.rank) if self.skip_start else None
+        embedded = self.dropout(self.embed_words(tokens[packing.row, packing.time], first))  # (M, E)
+        if self.attention_kind == "soft":
+            attend = self._attend_lstm if self.rnn_arch == "LSTM" and self.num_layers == 1 else self._attend_steps
+            hidden, context, weights = attend(embedded, state, memory, packing)
+            return self._logits(hidden, embedded, context), weights
+        inputs = embedded
+        if memory.persist is not None:
+            inputs = torch.cat([embedded, memory.persist.index_select(0, packing.rank)], 1)
+        sequence = nn.utils.rnn.PackedSequence(inputs, torch.tensor(packing.active))
+        hidden = self.rnn(sequence, state if len(state) > 1 else state[0])[0].data  # (M, H)
+        context = weights = None
+        if self.attention_kind == "spatial":
+            context, weights = self._attend_after(hidden, memory, packing)
+        return self._logits(hidden, embedded, context), weights
+
+    def _attend_lstm(self, embedded: Tensor, state: State, memory: Memory, packing: Packing) -> tuple[Tensor, ...]:
+        """Soft attention with one LSTM layer: everything that does not depend on the step in one product before the loop."""
+        E, P = self.embed_size, memory.values.shape[2]
+        w_embed, w_context, w_persist = self.rnn.weight_ih_l0.split([E, P, self.persist_size], 1)
+        inputs = torch.addmm(self.rnn.bias_ih_l0 + self.rnn.bias_hh_l0, embedded, w_embed.t())  # (M, 4H)
+        if memory.persist is not None:
+            inputs = inputs + (memory.persist @ w_persist.t()).index_select(0, packing.rank)
+        weights = {
+            "hidden": self.rnn.weight_hh_l0,
+            "context": w_context,
+            "query": self.attention.query.weight,
+            "score": self.attention.score.weight[0],
+            "gate": self.attention.gate.weight[0],
+            "gate_bias": self.attention.gate.bias,
+        }
+        hidden, cell = (part[0] for part in state)
+        return attention_lstm(inputs, hidden, cell, memory.keys, memory.values, weights, packing)
+
+    def _attend_steps(self, embedded: Tensor, state: State, memory: Memory, packing: Packing) -> tuple[Tensor, ...]:
+        """Soft attention with any recurrent layers, a step at a time."""
+        outputs = []
+        for inputs in embedded.split(packing.active):
+            n = len(inputs)
+            if n < len(memory):
+                memory, state = memory.first_rows(n), tuple(part[:, :n] for part in state)
+            state, context, weights = self._advance(inputs, state, memory)
+            outputs.append((state[0][-1], context, weights))
+        hidden, context, weights = (torch.cat(parts) for parts in zip(*outputs))
+        return hidden, context, weights
+
+    def _attend_after(self, hidden: Tensor, memory: Memory, packing: Packing) -> tuple[Tensor, Tensor]:
+        """Attention from hidden states (M, H) that do not depend on it (Lu et al. 2017), a step at a time to bound memory."""
+        parts = [self.attention(h, memory.keys[: len(h)], memory.values[: len(h)]) for h in hidden.split(packing.active)]
+        context, weights = (torch.cat(part) for part in zip(*parts))
+        return context, weights

@@ -1,0 +1,23 @@
+"""Training losses over the real tokens of a batch (padding is never computed).
+
+Shapes: M real tokens, V vocabulary, N rows, R regions.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def token_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats per token: logits (M, V), targets (M,). Smoothing as in Szegedy et al. 2016."""
+    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+
+
+def attention_regularisation(weights: Tensor, row: Tensor, n_rows: int) -> Tensor:
+    """Doubly stochastic attention (Xu et al. 2015, eq. 14): mean over rows and regions of (1 - sum over time of weights)^2.
+
+    weights (M, R) of the real tokens, row (M,) the row of each. The paper sums over the regions; the mean makes the
+    factor independent of their number.
+    """
+    over_time = weights.new_zeros(n_rows, weights.shape[1]).index_add(0, row, weights)
+    return ((1 - over_time) ** 2).mean()

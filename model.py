@@ -1,0 +1,369 @@
+"""The captioner: encoders and a decoder as one model, its configuration, its file, and captioning a batch.
+
+    captioner = load_captioner("models/run/best.model")            # .model .vocabulary .transform .config
+    captions = captioner.caption_images([Image.open("photo.jpg")])  # a list of Caption per image, best first
+
+Shapes: B images, N rows (captions), T time steps, M real tokens, R regions, D feature size, V vocabulary.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+import checkpoint
+from common import UserError
+from decoder import Memory, SentenceDecoder
+from decoding import Search, generate
+from encoder import Extractor, build_extractor, image_transform
+from recurrence import Packing
+from teacher_forcing import mixed_pass
+from vocabulary import END, PAD, Vocabulary
+
+
+@dataclass
+class FeatureSpec:
+    """One name of `--features` or `--persist_features`.
+
+    shape: (D,) or (D, h, w). external: read from a feature file. maker: what makes it from a photo, as the feature file
+    says (`extractor`, `weights_sha256`, `transform`, `feature_type`); None where a feature file does not say.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    external: bool
+    maker: dict | None = None
+
+    @property
+    def spatial(self) -> bool:
+        return len(self.shape) == 3
+
+
+@dataclass
+class ModelConfig:
+    """Everything needed to build the model again, in plain types. Meanings are those of train.py's flags."""
+
+    features: list[FeatureSpec] = field(default_factory=list)
+    persist_features: list[FeatureSpec] = field(default_factory=list)
+    embed_size: int = 256
+    hidden_size: int = 512
+    num_layers: int = 1
+    rnn_arch: str = "LSTM"
+    rnn_hidden_init: str | None = None
+    dropout: float = 0.0
+    encoder_dropout: float = 0.0
+    encoder_non_lin: bool = False
+    attention: str | None = None
+    attention_size: int = 256
+    value_size: int = 512
+    share_embedding_weights: bool = False
+    skip_start_token: bool = False
+    finetune_encoder: int = 0  # how many of the encoder's last blocks are trained; -1: all
+    crop_size: int | None = None  # pixels; None: the encoder's own
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: dict) -> "ModelConfig":
+        specs = {
+            name: [FeatureSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in state[name]]
+            for name in ("features", "persist_features")
+        }
+        return cls(**{**state, **specs})
+
+    @property
+    def specs(self) -> list[FeatureSpec]:
+        """Initial features, then persistent ones: the order of `inputs` in `CaptionModel.encode`."""
+        return self.features + self.persist_features
+
+    def attended(self) -> int | None:
+        """Index in `specs` of the map attended to: the spatial one among the persistent features, or else among the initial ones."""
+        if not self.attention:
+            return None
+        order = list(range(len(self.features), len(self.specs))) + list(range(len(self.features)))
+        for index in order:
+            if self.specs[index].spatial:
+                return index
+        names = ", ".join(spec.name for spec in self.specs)
+        raise UserError(
+            f"--attention {self.attention} needs a spatial map among the features; none of {names} is one. "
+            "Name an encoder with -conv (resnet152-conv), or a feature file made with one"
+        )
+
+
+class CaptionModel(nn.Module):
+    """Encoders (frozen unless `finetune_encoder`) and a sentence decoder.
+
+    extractors: for each of `config.specs` its encoder, or None where features come from a file.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, extractors: list[Extractor | None]):
+        super().__init__()
+        self.config = config
+        self.attended = config.attended()
+        self.n_initial = len(config.features)
+        self.extractors = nn.ModuleList(nn.Identity() if x is None else x for x in extractors)
+        size = {i: spec.shape[0] for i, spec in enumerate(config.specs) if i != self.attended}
+        pooled = sum(n for i, n in size.items() if i < self.n_initial)
+        from_features = config.rnn_hidden_init == "from_features" and not config.attention
+        if from_features and not pooled:
+            raise UserError("--rnn_hidden_init from_features needs initial features (--features)")
+        if config.skip_start_token and (from_features or not pooled):
+            raise UserError("--skip_start_token needs pooled initial features, which are read in place of <start>")
+        self.decoder = SentenceDecoder(
+            vocab_size,
+            embed_size=config.embed_size,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            rnn_arch=config.rnn_arch,
+            dropout=config.dropout,
+            image_size=0 if from_features else pooled,
+            encoder_non_lin=config.encoder_non_lin,
+            encoder_dropout=config.encoder_dropout,
+            persist_size=sum(n for i, n in size.items() if i >= self.n_initial),
+            initial_size=pooled if from_features else 0,
+            attention=config.attention,
+            region_size=0 if self.attended is None else config.specs[self.attended].shape[0],
+            value_size=config.value_size,
+            attention_size=config.attention_size,
+            share_embeddings=config.share_embedding_weights,
+            skip_start=config.skip_start_token,
+        )
+
+    def encode(self, pixels: Tensor | None, inputs: list[Tensor | None]) -> Memory:
+        """What the decoder needs of B images.
+
+        pixels (B, 3, H, W), uint8 or float in 0..255; inputs: per spec a tensor (B, D) or (B, R, D) read from a file, or
+        None to have its encoder make it from the pixels.
+        """
+        made: dict[str, Tensor] = {}
+        tensors = []
+        for spec, extractor, given in zip(self.config.specs, self.extractors, inputs):
+            if given is None:
+                if spec.name not in made:
+                    made[spec.name] = as_regions(extractor(pixels))
+                given = made[spec.name]
+            tensors.append(given.float() if given.dtype != torch.float32 else given)
+        regions = None if self.attended is None else tensors[self.attended]
+        # a map that nobody attends to is averaged over its regions
+        pooled = [None if i == self.attended else x.mean(1) if x.dim() == 3 else x for i, x in enumerate(tensors)]
+        initial = joined(pooled[: self.n_initial])
+        persist = joined(pooled[self.n_initial :])
+        return self.decoder.prepare(image=initial, persist=persist, regions=regions, initial=initial)
+
+    def forward(
+        self,
+        pixels: Tensor | None,
+        inputs: list[Tensor | None],
+        captions: Tensor,
+        lengths: Tensor,
+        row_image: Tensor,
+        forcing: tuple[str, float, torch.Generator] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Logits of every next word under teacher forcing.
+
+        captions (N, T) begin with <start> and end with <end>; lengths (N,), on the CPU, count both; row_image (N,) says
+        which of the B images a caption belongs to. forcing: None for the truth always, else the mode of
+        `teacher_forcing.mixed_pass`, the truth's probability and the generator of its coins.
+        Returns logits (M, V), targets (M,), attention weights (M, R) or None, the row of each token (M,).
+        """
+        memory = self.encode(pixels, inputs)
+        packing = Packing.of(lengths - 1, captions.device)
+        if forcing is None:
+            logits, weights = self.decoder(memory, captions, packing, row_image)
+        else:
+            logits, weights = mixed_pass(self.decoder, memory, captions[:, :-1], packing, row_image, *forcing)
+        return logits, captions[packing.row, packing.time + 1], weights, packing.row
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The weights that a model file holds: all but those of frozen encoders."""
+        state = self.state_dict()
+        if not self.config.finetune_encoder:
+            state = {name: value for name, value in state.items() if not name.startswith("extractors.")}
+        return state
+
+    def load_trained_state(self, state: dict[str, Tensor], source) -> None:
+        """Raises UserError, naming `source`, where the weights do not fit."""
+        missing, unexpected = self.load_state_dict(state, strict=False) if self._fits(state, source) else ([], [])
+        missing = [name for name in missing if self.config.finetune_encoder or not name.startswith("extractors.")]
+        if missing or unexpected:
+            raise UserError(f"{source} does not fit the model: {(missing + unexpected)[0]} is missing or unknown")
+
+    def _fits(self, state: dict[str, Tensor], source) -> bool:
+        own = self.state_dict()
+        for name, value in state.items():
+            if name in own and own[name].shape != value.shape:
+                shapes = f"{tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model"
+                raise UserError(f"{source} does not fit the model: {name} is {shapes}")
+        return True
+
+
+def as_regions(features: Tensor) -> Tensor:
+    """A map (B, D, h, w) as regions (B, R, D) row by row; vectors (B, D) as they are."""
+    return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+
+
+def joined(tensors: list[Tensor | None]) -> Tensor | None:
+    present = [x for x in tensors if x is not None]
+    return torch.cat(present, 1) if len(present) > 1 else present[0] if present else None
+
+
+# ---- building ----
+
+
+def make_extractor(spec: FeatureSpec, weights: str | None = None, pretrained: bool = True) -> Extractor:
+    """The encoder that makes `spec` from photos, checked against the weights it was made with.
+
+    Raises UserError where a feature file does not say what made it, or where the weights at hand are other ones.
+    """
+    maker = spec.maker
+    if not maker or not maker.get("extractor"):
+        raise UserError(
+            f"the model reads features from {spec.name}, which does not say what made them, so it cannot caption photos; "
+            "caption a dataset that has such features (--dataset), or extract them again with extract_features.py"
+        )
+    if maker.get("feature_type", "plain") != "plain":
+        raise UserError(
+            f"the model reads features of type {maker['feature_type']!r} from {spec.name}: photos are captioned with plain ones only"
+        )
+    extractor = build_extractor(maker["extractor"], weights=weights, pretrained=pretrained)
+    expected = maker.get("weights_sha256")
+    if pretrained and expected and expected != extractor.weights_sha256:
+        raise UserError(
+            f"the model was made with other weights of {maker['extractor']} (sha256 {expected[:12]}..., here "
+            f"{extractor.weights_sha256[:12]}...): give the file with --weights"
+        )
+    return extractor
+
+
+def build_model(
+    config: ModelConfig, vocabulary: Vocabulary, weights: str | None = None, pretrained: bool = True
+) -> CaptionModel:
+    """A model with fresh decoder weights. Encoders get their pretrained weights, from `weights` where given."""
+    built: dict[str, Extractor] = {}
+    extractors: list[Extractor | None] = []
+    for spec in config.specs:
+        if not spec.external and spec.name not in built:
+            built[spec.name] = make_extractor(spec, weights, pretrained)
+            if config.finetune_encoder:
+                built[spec.name].unfreeze(None if config.finetune_encoder < 0 else config.finetune_encoder)
+        extractors.append(built.get(spec.name))
+    return CaptionModel(config, len(vocabulary), extractors)
+
+
+# ---- captioning ----
+
+
+@dataclass
+class Caption:
+    """text as it is printed; tokens: word ids without <start> and <end>; log_prob: natural logarithm, of the words and <end>."""
+
+    text: str
+    tokens: list[int]
+    log_prob: float
+
+
+class Captioner:
+    """A trained model with its vocabulary and its image transform: what a caller needs to caption photos."""
+
+    def __init__(self, model: CaptionModel, vocabulary: Vocabulary, weights: str | None = None, info: dict | None = None):
+        self.model, self.vocabulary, self.config = model, vocabulary, model.config
+        self.weights = weights
+        self.info = info or {}  # epoch, versions, command, ...
+        makers = [spec.maker for spec in self.config.specs if spec.maker]
+        settings = next((maker["transform"] for maker in makers if maker.get("transform")), None)
+        self.size = None if settings is None else self.config.crop_size or settings["size"]
+        self.transform = None if settings is None else image_transform(self.size, settings["interpolation"])
+        self.external = [spec.external for spec in self.config.specs]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.decoder.embed.weight.device
+
+    def prepare_for_photos(self) -> None:
+        """Build the encoders behind feature files, so that photos can be captioned too. Raises UserError where a file does not name one."""
+        made: dict[str, Extractor] = {}
+        for index, spec in enumerate(self.config.specs):
+            if isinstance(self.model.extractors[index], nn.Identity):
+                name = spec.maker["extractor"] if spec.maker else spec.name
+                if name not in made:
+                    made[name] = make_extractor(spec, self.weights).to(self.device)
+                self.model.extractors[index] = made[name]
+        self.external = [False] * len(self.external)
+
+    @torch.inference_mode()
+    def caption(self, pixels: Tensor | None, inputs: list[Tensor | None], search: Search) -> list[list[Caption]]:
+        """Captions of B images, `search.n_best` each, best first; arguments as for `CaptionModel.encode`."""
+        self.model.eval()
+        found = generate(self.model.decoder, self.model.encode(pixels, inputs), search)
+        return [
+            [self._caption(*pair) for pair in zip(tokens, log_prob) if pair[1] > -float("inf")]
+            for tokens, log_prob in zip(found.tokens.tolist(), found.log_prob.tolist())
+        ]
+
+    def _caption(self, tokens: list[int], log_prob: float) -> Caption:
+        words = tokens[: tokens.index(END)] if END in tokens else [t for t in tokens if t != PAD]
+        return Caption(self.vocabulary.sentence(words), words, log_prob)
+
+    def caption_images(self, images: list, search: Search | None = None) -> list[list[Caption]]:
+        """Captions of PIL images, greedy unless `search` says otherwise."""
+        if any(self.external):
+            self.prepare_for_photos()
+        pixels = torch.stack([self.transform(image.convert("RGB"), None) for image in images]).to(self.device)
+        return self.caption(pixels, [None] * len(self.external), search or Search())
+
+
+def caption_loader(captioner: Captioner, loader: Iterable, search: Search) -> Iterator[tuple[object, list[Caption]]]:
+    """(item, its captions) for every image of `loader`'s batches: the loop behind validation and inference alike."""
+    for batch in loader:
+        if batch.items:
+            captions = captioner.caption(*batch_inputs(captioner, batch), search)
+            yield from zip(batch.items, captions)
+
+
+def batch_inputs(captioner: Captioner, batch) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Pixels and inputs of a data_loader.Batch, on the model's device, as `CaptionModel.encode` takes them."""
+    device = captioner.device
+    files = iter([*batch.features, *batch.persist_features])
+    inputs = [next(files).to(device, non_blocking=True) if external else None for external in captioner.external]
+    pixels = None if batch.pixels is None else batch.pixels.to(device, non_blocking=True)
+    return pixels, inputs
+
+
+# ---- files ----
+
+
+def save_captioner(captioner: Captioner, path, **info) -> None:
+    """Write a model file with all that inference needs; `info` (epoch, command, optimizer state, ...) goes in beside it."""
+    contents = {
+        "kind": "captioner",
+        "config": captioner.config.to_dict(),
+        "vocabulary": captioner.vocabulary.to_dict(),
+        "state": captioner.model.trained_state(),
+    }
+    checkpoint.save({**contents, **info}, path)
+
+
+def load_captioner(path, device="cpu", weights: str | None = None, photos: bool = True) -> Captioner:
+    """The captioner in a model file, ready to caption: eval mode, encoders with the weights it was trained on.
+
+    weights: local file of the encoder's weights where they cannot be downloaded. photos=False spares the encoders that
+    feature files stand in for. Raises UserError where the file is damaged or the encoder's weights are other ones.
+    """
+    contents = checkpoint.load(path, map_location="cpu")
+    try:
+        config = ModelConfig.from_dict(contents["config"])
+        vocabulary = Vocabulary.from_dict(contents["vocabulary"])
+        state = contents["state"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"model file {path} lacks {error}: it was not written by train.py") from error
+    # fine-tuned encoders travel in the file: no need for the pretrained ones
+    model = build_model(config, vocabulary, weights, pretrained=not config.finetune_encoder)
+    model.load_trained_state(state, f"model file {path}")
+    info = {name: value for name, value in contents.items() if name not in ("config", "vocabulary", "state")}
+    captioner = Captioner(model.to(device).eval(), vocabulary, weights, info)
+    if photos and any(captioner.external):
+        captioner.prepare_for_photos()
+    return captioner

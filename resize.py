@@ -1,0 +1,274 @@
+#!/usr/bin/env python3
+"""Shrink a folder of images once, so that training reads small files.
+
+    ./resize.py --image_dir coco/images/train2014 --output_dir coco/images/train2014_256x256
+    ./resize.py --image_dir photos --output_dir photos_256 --keep_aspect      # shorter side 256
+    ./resize.py --image_dir photos --output_dir small --subset ids.txt --create_zip      # writes small.zip
+
+Every image below --image_dir is written under the same name, subfolder and extension, so that the `file_name`s of an
+annotation file stay valid. A GIF stays a GIF, first frame only, in 256 colours. Started again, it passes over the
+images that are already there, complete, of the right size and newer than their source (whatever their --quality);
+a zip is always written anew. Broken images are named on stderr and in --report; the exit status is then 1.
+"""
+
+import argparse
+import sys
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--image_dir", required=True, help="folder of the original images, searched with its subfolders")
+    add("--output_dir", required=True, help="folder for the resized images, made if missing")
+    add("--image_size", type=int, default=256, help="width and height of the result, in pixels (default: 256)")
+    add("--keep_aspect", action="store_true", help="keep the proportions: the shorter side gets --image_size pixels")
+    add("--subset", metavar="FILE", help="resize only these: a file name, with or without its extension, per line")
+    add("--create_zip", action="store_true", help="write one file OUTPUT_DIR.zip instead of a folder")
+    add("--num_workers", type=int, help="parallel processes (default: one per core; 0 or 1: none)")
+    add("--quality", type=int, default=95, help="JPEG and WebP quality, 1 to 100 (default: 95)")
+    add("--report", metavar="FILE", help="CSV of what failed and why: file,reason")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
+
+import csv
+import io
+import os
+import signal
+import zipfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common import UserError, atomic_write, run
+from images import (
+    MAX_PIXELS,
+    ImageError,
+    image_error,
+    image_size,
+    list_images,
+    open_image,
+    resize_square,
+    target_size,
+)
+
+# A JPEG is decoded at a reduced scale as long as it keeps this many times the result: with three the mean difference
+# from decoding in full is about half a grey level, with one it would be one and a half, on some photos four.
+OVERSAMPLING = 3
+
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".gif": "GIF",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker needs to know. `output_dir` None: the file's bytes are handed back, for the zip."""
+
+    image_dir: Path
+    output_dir: Path | None
+    image_size: int
+    keep_aspect: bool
+    quality: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    name: str  # relative to image_dir
+    status: str  # "resized", "kept" or "failed"
+    reason: str = ""
+    data: bytes = b""
+
+
+def resize_one(name: str, settings: Settings) -> Outcome:
+    """Resize image `name` (runs in a worker). A bad image is an Outcome; a disk that cannot be written a UserError."""
+    source = settings.image_dir / name
+    target = settings.output_dir / name if settings.output_dir else None
+    try:
+        if target and is_done(source, target, settings):
+            return Outcome(name, "kept")
+        image = open_image(source, size_hint=settings.image_size * OVERSAMPLING)
+        width, height = target_size(image.size, settings.image_size, settings.keep_aspect)
+        if width * height > MAX_PIXELS:
+            raise image_error(source, f"too narrow: it would become {width}x{height}")
+        data = encoded(resize_square(image, settings.image_size, settings.keep_aspect), source, settings.quality)
+    except ImageError as error:
+        return Outcome(name, "failed", error.reason)
+    if target is None:
+        return Outcome(name, "resized", data=data)
+    try:
+        with atomic_write(target, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise UserError(f"--output_dir: cannot write {target}: {error.strerror or error}") from error
+    return Outcome(name, "resized")
+
+
+def is_done(source: Path, target: Path, settings: Settings) -> bool:
+    """Is `target` there, newer than its source, of the size it should have, and readable to the end?"""
+    try:
+        if target.stat().st_mtime < source.stat().st_mtime:
+            return False
+        size = image_size(source) if settings.keep_aspect else (1, 1)  # a square needs no look at the source
+        return open_image(target).size == target_size(size, settings.image_size, settings.keep_aspect)
+    except (OSError, ImageError):
+        return False
+
+
+def encoded(image, source: Path, quality: int) -> bytes:
+    """The file content for `image` in the format that the extension of `source` stands for."""
+    form = FORMATS[source.suffix.lower()]
+    if form == "GIF":
+        image = image.quantize(256)  # colours chosen for this image
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, form, **({"quality": quality} if form in ("JPEG", "WEBP") else {}))
+    except Exception as error:  # too long a side for the format, mostly
+        raise image_error(source, f"cannot be written as {form} at {image.width}x{image.height}: {error}") from error
+    return buffer.getvalue()
+
+
+@contextmanager
+def resized(names: list[str], settings: Settings, num_workers: int):
+    """Gives an iterator over the Outcome of each name, in order, worked out by `num_workers` processes."""
+    work = partial(resize_one, settings=settings)
+    if num_workers <= 1 or len(names) == 1:
+        yield map(work, names)
+        return
+    num_workers = min(num_workers, len(names))
+    chunk = max(1, min(64, len(names) // (8 * num_workers)))
+    # Ctrl-C is for this process to handle, which then ends the workers.
+    pool = ProcessPoolExecutor(num_workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield pool.map(work, names, chunksize=chunk)
+    except BrokenProcessPool:
+        raise UserError(
+            "--num_workers: a worker process died, perhaps for want of memory; use fewer and run the command again"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def select(names: list[str], subset: str) -> tuple[list[str], list[str]]:
+    """The names that the lines of file `subset` stand for, and the lines that stand for none."""
+    try:
+        lines = Path(subset).read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"--subset: cannot read {subset}: {error.strerror or error}") from error
+    except UnicodeDecodeError:
+        raise UserError(f"--subset: {subset} is not a text file (UTF-8)") from None
+    ids = dict.fromkeys(line.strip() for line in lines if line.strip())
+    chosen, used = [], set()
+    for name in names:
+        path = Path(name)
+        hits = {name, path.name, path.stem, str(path.with_suffix(""))} & ids.keys()
+        used |= hits
+        if hits:
+            chosen.append(name)
+    if not chosen:
+        raise UserError(f"--subset: none of the {len(ids)} ids in {subset} is an image of --image_dir")
+    return chosen, [line for line in ids if line not in used]
+
+
+def find_images(image_dir: Path, output_dir: Path) -> list[str]:
+    """Names below `image_dir`, relative to it, without those in `output_dir` where that lies inside."""
+    if not image_dir.is_dir():
+        raise UserError(f"--image_dir: no such folder: {image_dir}")
+    source, target = image_dir.resolve(), output_dir.resolve()
+    if source == target or target in source.parents:
+        raise UserError(f"--output_dir: {output_dir} must not be or hold --image_dir: originals could be overwritten")
+    paths = list_images(image_dir, recursive=True)
+    if source in target.parents:
+        paths = [path for path in paths if target not in path.resolve().parents]
+    if not paths:
+        raise UserError(f"--image_dir: {image_dir} has no images (JPEG, PNG, WebP, BMP, TIFF or GIF)")
+    return [str(path.relative_to(image_dir)) for path in paths]
+
+
+def check(args) -> None:
+    if args.image_size < 1:
+        raise UserError(f"--image_size: {args.image_size} is no size in pixels; give 1 or more")
+    if not 1 <= args.quality <= 100:
+        raise UserError(f"--quality: {args.quality} is out of range; give 1 to 100")
+    if args.num_workers is not None and args.num_workers < 0:
+        raise UserError(f"--num_workers: {args.num_workers} is no number of processes; give 0 or more")
+
+
+def core_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_folder(output_dir: Path) -> None:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir: cannot make {output_dir}: {error.strerror or error}") from error
+
+
+def zip_path(output_dir: Path) -> Path:
+    return output_dir if output_dir.suffix == ".zip" else output_dir.with_name(output_dir.name + ".zip")
+
+
+def write_report(path: str, failures: list[tuple[str, str]]) -> None:
+    with atomic_write(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file", "reason"])
+        writer.writerows(failures)
+
+
+def main(args) -> int:
+    check(args)
+    image_dir, output_dir = Path(args.image_dir), Path(args.output_dir)
+    names, failures = find_images(image_dir, output_dir), []
+    if args.subset:
+        names, unknown = select(names, args.subset)
+        failures = [(line, "in --subset, but there is no such image") for line in unknown]
+    for line, reason in failures:
+        print(f"resize.py: {line}: {reason}", file=sys.stderr)
+
+    place = zip_path(output_dir) if args.create_zip else output_dir
+    if not args.create_zip:
+        make_folder(output_dir)
+    settings = Settings(
+        image_dir, None if args.create_zip else output_dir, args.image_size, args.keep_aspect, args.quality
+    )
+    workers = core_count() if args.num_workers is None else args.num_workers
+    counts = Counter(failed=len(failures))
+    with ExitStack() as stack:
+        if args.create_zip:
+            file = stack.enter_context(atomic_write(place, "wb"))
+            archive = stack.enter_context(zipfile.ZipFile(file, "w", zipfile.ZIP_STORED))  # JPEGs do not deflate
+        outcomes = stack.enter_context(resized(names, settings, workers))
+        for outcome in tqdm(outcomes, total=len(names), unit="image", desc="resize", disable=None):
+            counts[outcome.status] += 1
+            if outcome.status == "failed":
+                failures.append((outcome.name, outcome.reason))
+                tqdm.write(f"resize.py: {image_dir / outcome.name}: {outcome.reason}", file=sys.stderr)
+            elif args.create_zip:
+                archive.writestr(Path(outcome.name).as_posix(), outcome.data)
+
+    if args.report:
+        write_report(args.report, failures)
+    shape = f"shorter side {args.image_size}" if args.keep_aspect else f"{args.image_size}x{args.image_size}"
+    kept = f", {counts['kept']} already there" if counts["kept"] else ""
+    print(f"{place}: {counts['resized']} images resized ({shape}){kept}, {counts['failed']} failed")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ARGS))

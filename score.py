@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Score a results file against reference captions.
+
+    ./score.py results.json --ground_truth annotations/captions_val2014.json
+    ./score.py results.json --ground_truth captions.json --scoring bleu,cider --tokenizer python --output scores.json
+    ./score.py results.json --ground_truth captions.json --scoring ciderd --cached_words coco-train-words.p
+
+results.json is the COCO results list that `infer.py --output_format json` writes:
+[{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. The ground truth is a COCO caption file. Images of the
+ground truth without a result are counted and left aside. A metric that cannot run (METEOR and SPICE without Java) is
+named with the reason; the exit status is 1 if --scoring asked for it by name.
+"""
+
+import argparse
+import sys
+
+from common import UserError, atomic_write, read_json, run
+
+DEFAULT_SCORING = "bleu,meteor,rouge,cider"
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Score a results file (JSON list of image_id and caption) against reference captions.",
+    )
+    parser.add_argument("results", metavar="RESULTS.json", help="captions to score, as infer.py writes them")
+    parser.add_argument("--ground_truth", metavar="FILE", required=True, help="reference captions, a COCO caption file")
+    parser.add_argument(
+        "--scoring",
+        metavar="NAMES",
+        help="comma-separated metrics: bleu, meteor, rouge, cider, ciderd, spice; METEOR and SPICE need Java, ciderd "
+        f"needs --cached_words (default: {DEFAULT_SCORING})",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        choices=("auto", "ptb", "python"),
+        default="auto",
+        help="ptb: Stanford's, needs Java; python: the same tokens without; auto: ptb where Java is (default: auto)",
+    )
+    parser.add_argument(
+        "--cached_words", metavar="FILE", help="pickle of document frequencies for ciderd (default: none)"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write the scores as JSON too (default: print them only)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
+
+import json
+
+from scoring import caption_statistics, java_note, load_document_frequencies, parse_metrics, score_captions
+
+
+def read_ground_truth(path: str) -> dict:
+    """image id -> list of captions, of a COCO caption file."""
+    content = read_json(path, "--ground_truth")
+    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+        raise UserError(f"--ground_truth: {path} is no COCO caption file: it has no list 'annotations'")
+    references = {}
+    for i, entry in enumerate(content["annotations"]):
+        image_id, caption = image_and_caption(entry, f"--ground_truth: {path}: annotations[{i}]")
+        references.setdefault(image_id, []).append(caption)
+    if not references:
+        raise UserError(f"--ground_truth: {path} has no captions")
+    return references
+
+
+def read_results(path: str) -> dict:
+    """image id -> caption, of a COCO results list."""
+    content = read_json(path, "results")
+    if not isinstance(content, list):
+        raise UserError(f'results: {path} must be a list of {{"image_id": ..., "caption": ...}}')
+    if not content:
+        raise UserError(f"results: {path} is empty: there are no captions to score")
+    captions, places = {}, {}
+    for i, entry in enumerate(content):
+        image_id, caption = image_and_caption(entry, f"results: {path}: entry [{i}]")
+        if str(image_id) in places:
+            raise UserError(f"results: {path}: image {image_id} has two captions, [{places[str(image_id)]}] and [{i}]")
+        places[str(image_id)] = i
+        captions[image_id] = caption
+    return captions
+
+
+def image_and_caption(entry, place: str) -> tuple:
+    """The two values of an entry; `place` names it where it is malformed."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{place} is not an object with 'image_id' and 'caption'")
+    for name, kinds in (("image_id", (int, str)), ("caption", (str,))):
+        if name not in entry:
+            raise UserError(f"{place} has no '{name}'")
+        if not isinstance(entry[name], kinds) or isinstance(entry[name], bool):
+            wanted = " or ".join("text" if kind is str else "a number" for kind in kinds)
+            raise UserError(f"{place}: '{name}' is {json.dumps(entry[name])[:60]}, it must be {wanted}")
+    return entry["image_id"], entry["caption"]
+
+
+def match_images(captions: dict, references: dict) -> dict:
+    """`captions` under the ids of `references`: "42" and 42 are the same image. Raises UserError for unknown ids."""
+    by_text = {str(image_id): image_id for image_id in references}
+    unknown = [image_id for image_id in captions if str(image_id) not in by_text]
+    if unknown:
+        raise UserError(
+            f"results: {len(unknown)} of {len(captions)} image ids are not in the ground truth, the first is "
+            f"{unknown[0]!r}; is --ground_truth the file of these images?"
+        )
+    return {by_text[str(image_id)]: caption for image_id, caption in captions.items()}
+
+
+def main(args) -> int:
+    metrics = parse_metrics(args.scoring or DEFAULT_SCORING)
+    if args.cached_words and "ciderd" not in metrics:
+        raise UserError("--cached_words is for ciderd, which --scoring does not name")
+    table = load_document_frequencies(args.cached_words) if args.cached_words else None
+    references = read_ground_truth(args.ground_truth)
+    captions = match_images(read_results(args.results), references)
+
+    scores = score_captions(captions, references, metrics, args.tokenizer, table)
+    if note := java_note(metrics, args.tokenizer):
+        print(note, file=sys.stderr)
+    statistics = caption_statistics(captions.values())
+    per_image = sum(len(references[image_id]) for image_id in captions) / len(captions)
+    print(f"{len(captions)} captions, {per_image:.1f} references each, tokenizer {scores.tokenizer}")
+    if missing := len(references.keys() - captions.keys()):
+        print(f"{missing} of {len(references)} images of the ground truth have no result and are left aside")
+    print("\n".join(scores.lines()))
+    print(
+        f"distinct captions {statistics['distinct']:.1%}, mean length {statistics['mean_length']:.1f} words, "
+        f"<unk> {statistics['unk_share']:.1%} of the words"
+    )
+
+    if args.output:
+        report = {
+            "scores": scores.values,
+            "left_out": scores.left_out,
+            "tokenizer": scores.tokenizer,
+            "images": len(captions),
+            "images_without_result": missing,
+            "statistics": statistics,
+        }
+        with atomic_write(args.output) as file:
+            json.dump(report, file, indent=2)
+            file.write("\n")
+        print(f"written to {args.output}")
+    return 1 if not scores.values or (args.scoring and scores.left_out) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ARGS))

@@ -1,0 +1,219 @@
+"""plot_stats.py through its command line: what it reads, what it draws, what it says, and watching."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+import plot_stats
+from plot_stats import History, best, chosen_scores, draw, read_stats, smoothed, watched
+
+EPOCHS = {
+    "1": {"training_loss": 4.0, "validation_loss": 3.9, "validation_cider": 0.1, "validation_bleu_4": 0.05},
+    "2": {"training_loss": 3.5, "validation_loss": 3.4, "learning_rate": 0.001},
+    "3": {"training_loss": 3.2, "validation_loss": 3.3, "validation_cider": 0.4, "validation_bleu_4": 0.12},
+    "10": {"training_loss": 3.0, "validation_loss": 3.5, "validation_cider": 0.3, "validation_bleu_4": 0.11},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_display(monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write(tmp_path / "models" / "mymodel" / "train_stats.json", EPOCHS)
+
+
+def write(path: Path, content) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def history(epochs: dict, position: int = 0) -> History:
+    return History("a", position, {float(key): value for key, value in epochs.items()})
+
+
+def test_writes_beside_the_file_and_says_where(script, model):
+    result = script("plot_stats.py", model)
+    picture = model.with_name("train_stats.png")
+    assert (result.status, result.err) == (0, "")
+    assert result.out == f"mymodel: epoch 10, best epoch 3 (CIDEr 0.400)\nwrote {picture}\n"
+    assert min(Image.open(picture).size) > 600
+    picture.unlink()
+    assert script("plot_stats.py", model.parent).status == 0 and picture.exists()
+
+
+@pytest.mark.parametrize("suffix, start", [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".PDF", b"%PDF")])
+def test_output_formats(script, model, tmp_path, suffix, start):
+    output = tmp_path / f"curves{suffix}"
+    assert script("plot_stats.py", model, model, "--labels", "$a, _b", "--output", output).status == 0
+    assert output.read_bytes().startswith(start)
+
+
+def test_read_stats_takes_what_is_a_number(tmp_path):
+    path = tmp_path / "s.json"
+    path.write_text(
+        '{"2": {"training_loss": NaN, "validation_Bleu_4": 0.2, "time": "late", "val_loss": 3, "done": true},'
+        ' "10": {"validation": {"cider": 0.5, "loss": 2.5, "bleu": [0.6, 0.4, null, 0.2]}},'
+        ' "1": {"training_loss": 4, "validation_cider": null, "validation_rouge": 0.4, "validation_CIDEr": Infinity}}'
+    )
+    stats = read_stats(path)
+    assert list(stats) == [1, 2, 10]
+    assert stats[1] == {"training_loss": 4.0, "rouge_l": 0.4}
+    assert stats[2] == {"bleu_4": 0.2, "validation_loss": 3.0}
+    assert stats[10] == {"cider": 0.5, "validation_loss": 2.5, "bleu_1": 0.6, "bleu_2": 0.4, "bleu_4": 0.2}
+
+
+def test_axes_hold_the_curves(tmp_path):
+    path = write(tmp_path / "a.json", EPOCHS)
+    figure = Figure()
+    draw(figure, [History("a", 0, read_stats(path))], ["cider", "bleu_4"])
+    left, right = figure.axes
+    assert (left.get_ylabel(), right.get_ylabel(), left.get_xlabel()) == ("loss", "CIDEr, BLEU-4", "epoch")
+    curves = [(list(line.get_xdata()), list(line.get_ydata())) for line in left.lines]
+    assert ([1, 2, 3, 10], [4.0, 3.5, 3.2, 3.0]) in curves and ([1, 2, 3, 10], [3.9, 3.4, 3.3, 3.5]) in curves
+    curves = [(list(line.get_xdata()), list(line.get_ydata())) for line in right.lines]
+    assert ([1, 3, 10], [0.1, 0.4, 0.3]) in curves and ([3], [0.4]) in curves  # the curve, its star
+    texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert texts == ["training loss", "validation loss", "CIDEr", "BLEU-4", "best epoch"]
+
+
+def test_one_colour_per_run_and_one_style_per_quantity(tmp_path):
+    stats = read_stats(write(tmp_path / "a.json", EPOCHS))
+    figure = Figure()
+    draw(figure, [History("a", 0, stats), History("b", 1, stats)], ["cider"])
+    curves = [line for axis in figure.axes for line in axis.lines if len(line.get_xdata()) > 2]
+    assert len({line.get_color() for line in curves}) == 2
+    assert len({(line.get_linestyle(), line.get_marker()) for line in curves}) == 3
+    texts = [text.get_text() for text in figure.legends[1].get_texts()]
+    assert texts == ["a, best epoch 3 (CIDEr 0.400)", "b, best epoch 3 (CIDEr 0.400)"]
+
+
+def test_best_epoch():
+    stats = {1: {"validation_loss": 3.0, "cider": 0.2}, 2: {"validation_loss": 2.0, "cider": 0.1}}
+    assert best(history(stats), ["cider"]) == ("cider", 1, 0.2)
+    assert best(history(stats), []) == ("validation_loss", 2, 2.0)
+    assert best(history({1: {"training_loss": 1.0}}), ["cider"]) is None
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 9])
+def test_smoothing_is_a_mean_that_keeps_a_straight_line(window):
+    assert smoothed([3.0, 6.0, 0.0], 3) == [3.0, 3.0, 0.0]
+    assert smoothed([5.0] * 6, window) == [5.0] * 6
+    assert smoothed([], window) == []
+    if window % 2:
+        assert smoothed([1.0, 2.0, 3.0, 4.0, 5.0], window) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert smoothed([0.0] * 5 + [8.0] + [0.0] * 6, 4) == [0.0] * 3 + [2.0] * 4 + [0.0] * 5
+
+
+def test_chosen_scores():
+    runs = [history({1: {"bleu_1": 0.5, "bleu_4": 0.1, "rouge_l": 0.3, "learning_rate": 0.1, "training_loss": 2.0}})]
+    assert chosen_scores(runs, None) == ["bleu_4"]
+    assert chosen_scores(runs, "rouge, bleu") == ["rouge_l", "bleu_1", "bleu_4"]
+    assert chosen_scores(runs, "none") == []
+    assert chosen_scores(runs, "cider", strict=False) == []
+    assert chosen_scores([history({1: {"meteor": 0.1, "seconds": 3.0}})], None) == ["meteor"]
+
+
+@pytest.mark.parametrize(
+    "epochs",
+    [
+        {"1": {"training_loss": 3.0}},
+        {"1": {"validation_cider": 0.3}},
+        {"1": {}, "2": {"training_loss": 3.0, "validation_cider": 0.3}},
+        {str(i): {"training_loss": 1 / i, "validation_cider": i / 100, "my_reward": 1.0} for i in range(1, 101)},
+    ],
+    ids=["one epoch", "scores only", "empty epoch", "long"],
+)
+def test_odd_files_draw(script, tmp_path, epochs):
+    path = write(tmp_path / "x.train_stats.json", epochs)
+    result = script("plot_stats.py", path, "--smooth_cider", 5)
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith("x: epoch") and (tmp_path / "x.train_stats.png").exists()
+
+
+def test_mistakes_are_one_line(script, model, tmp_path):
+    cases = [
+        ([tmp_path / "none.json"], "no such file"),
+        ([tmp_path], "train_stats.json"),
+        ([write(tmp_path / "bad.json", '{"1": {"training_loss": 3.2')], "not valid JSON"),
+        ([write(tmp_path / "empty.json", "{}")], "no numbers yet"),
+        ([write(tmp_path / "list.json", "[1, 2]")], "holds no statistics"),
+        ([write(tmp_path / "other.json", {"images": []})], '"images" is not an epoch'),
+        ([write(tmp_path / "rate.json", {"1": {"learning_rate": 0.1}})], "neither losses nor scores"),
+        ([model, "--labels", "a,b"], "2 labels for 1 files"),
+        ([model, "--metrics", "cider,spice"], "no file has spice; they have cider, bleu_4, learning_rate"),
+        ([model, "--output", tmp_path / "a.jpg"], "must end in"),
+        ([model, "--output", model / "a.png"], "cannot write"),
+        ([model, "--interval", 0, "--watch"], "--interval"),
+        ([model, "--smooth_cider", -1], "--smooth_cider"),
+    ]
+    for arguments, message in cases:
+        result = script("plot_stats.py", *arguments)
+        assert (result.status, result.err.count("\n")) == (2, 1), arguments
+        assert message in result.err
+    assert not model.with_name("train_stats.png").exists()
+
+
+def test_watching_survives_missing_and_half_written_files(model, tmp_path, capsys):
+    other = tmp_path / "late"
+    more = {**EPOCHS, "11": {"training_loss": 2.0}}
+    steps = [
+        lambda: None,  # nothing new: nothing drawn
+        lambda: model.write_text(json.dumps(more)[:50]),  # half written
+        lambda: model.unlink(),
+        lambda: model.write_text(json.dumps(more)),
+        lambda: write(other / "train_stats.json", EPOCHS),  # a folder that was not there at first
+    ]
+
+    def pause():
+        return bool(steps) and (steps.pop(0)(), True)[1]
+
+    seen = [[(run.position, max(run.epochs)) for run in runs] for runs in watched([model, other], ["a", "b"], pause)]
+    assert seen == [[(0, 10)], [(0, 11)], [(0, 11), (1, 10)]]
+    waiting = capsys.readouterr().err.splitlines()
+    assert len(waiting) == 3 and all(line.startswith("waiting: ") for line in waiting)  # each trouble once
+
+
+def test_watching_as_a_program(model):
+    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    command = [sys.executable, "plot_stats.py", str(model.parent), "--watch", "--interval", "0.05"]
+    root = Path(plot_stats.__file__).parent
+    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert [process.stdout.readline() for _ in range(2)][1].startswith("wrote ")
+            model.write_text(json.dumps({**EPOCHS, "11": {"validation_cider": 0.7}}))
+            assert process.stdout.readline() == "mymodel: epoch 11, best epoch 11 (CIDEr 0.700)\n"
+            assert process.stdout.readline().startswith("wrote ")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
+
+
+def test_window(script, model, monkeypatch):
+    """The path with a display, drawn without one: a window is shown, nothing is written, closing it ends --watch."""
+    import matplotlib.pyplot as plt
+
+    shown = []
+    monkeypatch.setattr(plot_stats, "has_display", lambda: True)
+    monkeypatch.setattr(plt, "show", lambda block=True: shown.append(block))
+    plt.switch_backend("agg")
+    try:
+        assert script("plot_stats.py", model).status == 0
+        monkeypatch.setattr(plt, "fignum_exists", lambda number: False)
+        assert script("plot_stats.py", model, "--watch", "--interval", 0.05).status == 0
+    finally:
+        plt.close("all")
+    assert shown == [True, False]
+    assert not model.with_name("train_stats.png").exists()

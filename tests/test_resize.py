@@ -1,0 +1,164 @@
+"""resize.py through its command line: names, sizes, restarts, broken files, zips."""
+
+import csv
+import os
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def photo(width, height, seed=0):
+    """Smooth colours with some texture, a stand-in for a photo."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    return Image.fromarray((np.asarray(coarse) + rng.normal(0, 6, (height, width, 1))).clip(0, 255).astype(np.uint8))
+
+
+def difference(one, other):
+    return float(np.abs(np.asarray(one.convert("RGB"), float) - np.asarray(other.convert("RGB"), float)).mean())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    source = tmp_path / "photos"
+    (source / "more").mkdir(parents=True)
+    for i, name in enumerate(["a.jpg", "B.JPEG", "c.png", "d.webp", "e.bmp", "f.tif", "g.gif", "more/h.jpg"]):
+        image = photo(150, 100, i)
+        (image.quantize(256) if name.endswith("gif") else image).save(source / name)
+    return source
+
+
+def outputs(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_names_formats_and_sizes(script, folder, tmp_path):
+    result = script("resize.py", "--image_dir", folder, "--output_dir", tmp_path / "out", "--image_size", 64)
+    assert result.status == 0, result.err
+    assert "8 images resized (64x64), 0 failed" in result.out
+    assert outputs(tmp_path / "out") == outputs(folder)
+    for name in outputs(folder):
+        before, after = Image.open(folder / name), Image.open(tmp_path / "out" / name)
+        assert (after.size, after.format) == ((64, 64), before.format)
+        plain = before.convert("RGB").resize((64, 64), Image.BILINEAR)
+        assert difference(after, plain) < (6 if name.endswith("gif") else 3), name
+
+
+def test_default_is_256_and_keep_aspect(script, folder, tmp_path):
+    assert script("resize.py", "--image_dir", folder, "--output_dir", tmp_path / "o").status == 0
+    assert Image.open(tmp_path / "o/more/h.jpg").size == (256, 256)
+    arguments = ["--image_dir", folder, "--output_dir", tmp_path / "o", "--image_size", 50, "--keep_aspect"]
+    assert "8 images resized" in script("resize.py", *arguments).out
+    assert Image.open(tmp_path / "o/more/h.jpg").size == (75, 50)
+    assert "8 already there" in script("resize.py", *arguments).out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reduced_scale_decoding_is_close(script, tmp_path, seed):
+    (tmp_path / "in").mkdir()
+    photo(1600, 1200, seed).save(tmp_path / "in/a.jpg", quality=92)
+    arguments = ["--image_dir", tmp_path / "in", "--output_dir", tmp_path / "out", "--image_size", 128]
+    assert script("resize.py", *arguments, "--quality", 100).status == 0
+    full = Image.open(tmp_path / "in/a.jpg").resize((128, 128), Image.BILINEAR)
+    assert difference(Image.open(tmp_path / "out/a.jpg"), full) < 1.5
+
+
+def test_restart_redoes_only_what_is_wrong(script, folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--image_dir", folder, "--output_dir", out, "--image_size", 48, "--num_workers", 2]
+    assert script("resize.py", *arguments).status == 0
+    good = {name: (out / name).stat().st_mtime_ns for name in outputs(out)}
+    (out / "a.jpg").write_bytes((out / "a.jpg").read_bytes()[:-200])  # cut short
+    photo(20, 20).save(out / "c.png")  # of another size
+    (out / "d.webp").unlink()
+    later = (out / "e.bmp").stat().st_mtime + 5
+    os.utime(folder / "e.bmp", (later, later))  # a new original
+    result = script("resize.py", *arguments)
+    assert (result.status, "4 images resized (48x48), 4 already there" in result.out) == (0, True)
+    kept = {name for name in outputs(out) if (out / name).stat().st_mtime_ns == good.get(name)}
+    assert kept == {"B.JPEG", "f.tif", "g.gif", "more/h.jpg"}
+    assert Image.open(out / "c.png").size == (48, 48)
+
+
+def test_broken_images_are_named_counted_and_reported(script, folder, tmp_path):
+    (folder / "bad.jpg").write_bytes((folder / "a.jpg").read_bytes()[:600])
+    (folder / "more/page, saved.jpg").write_text("<html>")
+    report = tmp_path / "report.csv"
+    arguments = ["--image_dir", folder, "--output_dir", tmp_path / "out", "--num_workers", 2, "--report", report]
+    result = script("resize.py", *arguments)
+    assert result.status == 1 and "8 images resized (256x256), 2 failed" in result.out
+    lines = [line for line in result.err.splitlines() if line.startswith("resize.py")]
+    assert len(lines) == 2 and "bad.jpg" in lines[0] and "truncated" in lines[0].lower()
+    rows = list(csv.DictReader(report.open()))
+    assert [row["file"] for row in rows] == ["bad.jpg", "more/page, saved.jpg"]
+    assert "not a JPEG" in rows[1]["reason"]
+    assert "bad.jpg" not in outputs(tmp_path / "out")
+
+
+def test_subset(script, folder, tmp_path):
+    ids = tmp_path / "ids.txt"
+    ids.write_text("a\r\n\ng.gif\r\nh\n")
+    arguments = ["--image_dir", folder, "--output_dir", tmp_path / "out", "--image_size", 32, "--subset", ids]
+    assert script("resize.py", *arguments).status == 0
+    assert outputs(tmp_path / "out") == ["a.jpg", "g.gif", "more/h.jpg"]
+    ids.write_text("a\nnone\n")
+    result = script("resize.py", *arguments)
+    assert result.status == 1 and "none: in --subset" in result.err and "1 failed" in result.out
+    ids.write_text("none\n")
+    result = script("resize.py", *arguments)
+    assert result.status == 2 and "none of the 1 ids" in result.err
+
+
+def test_zip(script, folder, tmp_path):
+    result = script("resize.py", "--image_dir", folder, "--output_dir", tmp_path / "o", "--create_zip")
+    assert result.status == 0 and not (tmp_path / "o").exists()
+    with zipfile.ZipFile(tmp_path / "o.zip") as archive:
+        assert sorted(archive.namelist()) == outputs(folder)
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+        with archive.open("more/h.jpg") as file:
+            assert Image.open(file).size == (256, 256)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.zip", "photos"]
+
+
+def test_output_inside_the_source_is_not_resized_again(script, folder):
+    arguments = ["--image_dir", folder, "--output_dir", folder / "small", "--image_size", 32]
+    assert "8 images resized" in script("resize.py", *arguments).out
+    assert "0 images resized (32x32), 8 already there" in script("resize.py", *arguments).out
+
+
+def test_mistakes_are_one_line(script, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    out = tmp_path / "out"
+    cases = [
+        (["--image_dir", tmp_path / "none", "--output_dir", out], "--image_dir"),
+        (["--image_dir", tmp_path / "empty", "--output_dir", out], "has no images"),
+        (["--image_dir", folder, "--output_dir", folder], "overwritten"),
+        (["--image_dir", folder, "--output_dir", tmp_path], "overwritten"),
+        (["--image_dir", folder, "--output_dir", tmp_path / "file" / "x"], "cannot make"),
+        (["--image_dir", folder, "--output_dir", tmp_path / "file"], "cannot make"),
+        (["--image_dir", folder, "--output_dir", out, "--image_size", 0], "--image_size"),
+        (["--image_dir", folder, "--output_dir", out, "--quality", 101], "--quality"),
+        (["--image_dir", folder, "--output_dir", out, "--num_workers", -1], "--num_workers"),
+        (["--image_dir", folder, "--output_dir", out, "--subset", tmp_path / "none.txt"], "--subset"),
+    ]
+    for arguments, message in cases:
+        result = script("resize.py", *arguments)
+        assert (result.status, result.err.count("\n")) == (2, 1), arguments
+        assert message in result.err
+    assert not out.exists()
+
+
+def test_too_narrow_an_image_fails_alone(script, folder, tmp_path):
+    Image.new("RGB", (30000, 2)).save(folder / "line.jpg")
+    arguments = ["--image_dir", folder, "--output_dir", tmp_path / "out", "--image_size", 64, "--keep_aspect"]
+    result = script("resize.py", *arguments)
+    assert result.status == 1 and "line.jpg" in result.err and "1 failed" in result.out
+
+
+def test_as_a_program(script_alone, folder, tmp_path):
+    result = script_alone("resize.py", "--image_dir", folder, "--output_dir", tmp_path / "out", "--num_workers", 2)
+    assert (result.status, result.err) == (0, "")
+    assert result.out.endswith("8 images resized (256x256), 0 failed\n")

@@ -1,0 +1,375 @@
+"""Words and their ids: tokenising captions, counting words, vocabulary files, ids back to a sentence.
+
+    vocabulary = build_vocabulary(captions, threshold=4)
+    ids = vocabulary.encode("A dog runs.")         # no <start>, no <end>
+    vocabulary.sentence(ids)                       # "A dog runs."
+    vocabulary.save("vocab.json")                  # or .pkl, .txt
+    vocabulary = Vocabulary.load("vocab.json")
+
+Ids 0..3 are `<pad> <start> <end> <unk>`; then come the words in order of their first appearance.
+"""
+
+import io
+import json
+import pickle
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+from common import UserError, atomic_write, read_json
+
+PAD, START, END, UNK = range(4)
+SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+TOKENIZERS = ("treebank", "whitespace", "char", "regex")
+EXTENSIONS = (".json", ".pkl", ".txt")
+FORMAT = 1
+
+# ---------------------------------------------------------------- tokenisers
+
+# Captions of letters, digits, blanks, single hyphens, ", " and a final period: on these the Treebank rules come down to
+# setting the comma and the period apart. 98 captions of 100 are such, and they need neither the 40 regular expressions
+# of nltk nor its import, which takes over a second.
+_PLAIN = re.compile(r"(?:[a-z0-9 ]|-(?!-)|, )*[a-z0-9 ]\.?\s*", re.IGNORECASE)
+_CONTRACTION = re.compile(r"cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
+_WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
+_treebank = None
+
+
+def load_treebank():
+    """Import nltk's TreebankWordTokenizer, which needs no data files, on first use."""
+    global _treebank
+    if _treebank is None:
+        from nltk.tokenize.treebank import TreebankWordTokenizer
+
+        _treebank = TreebankWordTokenizer()
+    return _treebank
+
+
+def _tokenize_treebank(text: str) -> list[str]:
+    if not _PLAIN.fullmatch(text) or _CONTRACTION.search(text):
+        return load_treebank().tokenize(text)
+    text = text.replace(", ", " , ").rstrip()
+    if text.endswith("."):
+        text = text[:-1] + " ."
+    return text.split()
+
+
+def _tokenize_char(text: str) -> list[str]:
+    return list(" ".join(text.split()))
+
+
+_FUNCTIONS: dict[str, Callable[[str], list[str]]] = {
+    "treebank": _tokenize_treebank,
+    "whitespace": str.split,
+    "char": _tokenize_char,
+    "regex": _WORD.findall,
+}
+
+
+def tokenize(text: str, tokenizer: str = "treebank", lowercase: bool = True) -> list[str]:
+    """Tokens of `text`.
+
+    `treebank` is nltk's TreebankWordTokenizer (a final period and commas set apart, "child's" -> child 's),
+    `whitespace` splits at blanks, `char` gives single characters (runs of blanks as one), `regex` gives words with
+    their inner apostrophes and hyphens, and each other sign alone. Raises UserError for an unknown tokenizer.
+    """
+    return _function(tokenizer)(text.lower() if lowercase else text)
+
+
+def _function(tokenizer: str) -> Callable[[str], list[str]]:
+    try:
+        return _FUNCTIONS[tokenizer]
+    except (KeyError, TypeError):
+        raise UserError(f"unknown tokenizer {tokenizer!r}: use one of {', '.join(TOKENIZERS)}") from None
+
+
+# ---------------------------------------------------------------- counting
+
+_CHUNK = 10_000  # captions sent to a worker at a time
+_PARALLEL_FROM = 100_000  # fewer captions than this are counted sooner than a pool starts
+
+
+def count_words(
+    captions: Iterable[str], tokenizer: str = "treebank", lowercase: bool = True, num_workers: int = 1
+) -> Counter:
+    """Word -> occurrences over `captions`, in order of first appearance, whatever `num_workers` (processes) is."""
+    _function(tokenizer)
+    captions = iter(captions)
+    counter: Counter = Counter()
+    if num_workers > 1:
+        first = list(islice(captions, _PARALLEL_FROM))
+        if len(first) < _PARALLEL_FROM:
+            return _count_chunk((first, tokenizer, lowercase))
+        if tokenizer == "treebank":
+            load_treebank()  # once here instead of once in each forked worker
+        with get_context().Pool(num_workers) as pool:
+            for part in pool.imap(_count_chunk, _chunks(first, captions, tokenizer, lowercase)):
+                counter.update(part)
+        return counter
+    for chunk in _chunks([], captions, tokenizer, lowercase):
+        counter.update(_count_chunk(chunk))
+    return counter
+
+
+def _chunks(first: list[str], rest: Iterable[str], tokenizer: str, lowercase: bool):
+    for start in range(0, len(first), _CHUNK):
+        yield first[start : start + _CHUNK], tokenizer, lowercase
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk, tokenizer, lowercase
+
+
+def _count_chunk(job: tuple[list[str], str, bool]) -> Counter:
+    captions, tokenizer, lowercase = job
+    split = _function(tokenizer)
+    counter: Counter = Counter()
+    for caption in captions:
+        counter.update(split(caption.lower() if lowercase else caption))
+    return counter
+
+
+def build_vocabulary(
+    captions: Iterable[str],
+    threshold: int,
+    tokenizer: str = "treebank",
+    lowercase: bool = True,
+    dataset: str = "",
+    num_workers: int = 1,
+) -> "Vocabulary":
+    """The words that occur at least `threshold` times in `captions`, in order of first appearance.
+
+    `dataset` is the name to remember. Raises UserError for an unknown tokenizer.
+    """
+    counter = count_words(captions, tokenizer, lowercase, num_workers)
+    return vocabulary_from_counts(counter, threshold, tokenizer, lowercase, dataset)
+
+
+def vocabulary_from_counts(
+    counter: Counter, threshold: int, tokenizer: str = "treebank", lowercase: bool = True, dataset: str = ""
+) -> "Vocabulary":
+    """As build_vocabulary(), from the result of count_words(). The count of `<unk>` is that of all words left out."""
+    kept = {word: count for word, count in counter.items() if count >= threshold and word not in SPECIALS}
+    left_out = sum(counter.values()) - sum(kept.values())
+    return Vocabulary(
+        [*SPECIALS, *kept],
+        counts=[0, 0, 0, left_out, *kept.values()],
+        tokenizer=tokenizer,
+        lowercase=lowercase,
+        threshold=threshold,
+        dataset=dataset,
+    )
+
+
+# ---------------------------------------------------------------- the vocabulary
+
+
+class Vocabulary:
+    """Words and ids, with the tokenizer that they belong to.
+
+    `words[i]` is the word of id i, `counts` the occurrences of each in the training captions or None. Raises UserError
+    where `words` do not start with the four special tokens, repeat themselves, or `counts` are of another length.
+    """
+
+    def __init__(
+        self,
+        words: Iterable[str],
+        counts: Iterable[int] | None = None,
+        tokenizer: str = "treebank",
+        lowercase: bool = True,
+        threshold: int = 0,
+        dataset: str = "",
+    ):
+        self.words = list(words)
+        self.counts = None if counts is None else list(counts)
+        self.tokenizer, self.lowercase = tokenizer, bool(lowercase)
+        self.threshold, self.dataset = threshold, dataset
+        _function(tokenizer)
+        if tuple(self.words[:4]) != SPECIALS:
+            raise UserError(f"vocabulary: the first words must be {' '.join(SPECIALS)}, not {self.words[:4]}")
+        for word in self.words:
+            if not isinstance(word, str) or not word:
+                raise UserError(f"vocabulary: {word!r} is not a word")
+        self._ids = {word: i for i, word in enumerate(self.words)}
+        if len(self._ids) < len(self.words):
+            word = next(word for i, word in enumerate(self.words) if self._ids[word] != i)
+            raise UserError(f"vocabulary: the word {word!r} stands there twice")
+        if self.counts is not None and (
+            len(self.counts) != len(self.words) or any(type(count) is not int for count in self.counts)
+        ):
+            raise UserError(f"vocabulary: the counts are not {len(self.words)} whole numbers, one for each word")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._ids
+
+    def tokenize(self, text: str) -> list[str]:
+        return tokenize(text, self.tokenizer, self.lowercase)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the tokens of `text`, UNK for words not in the vocabulary; no <start>, no <end>."""
+        ids = self._ids
+        return [ids.get(word, UNK) for word in self.tokenize(text)]
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """Words of `ids` (ints or a tensor) up to <end>, without <pad> and <start>.
+
+        Raises IndexError for an id the vocabulary does not have.
+        """
+        out = []
+        for i in ids:
+            i = int(i)
+            if i == END:
+                break
+            if i not in (PAD, START):
+                if i < 0:
+                    raise IndexError(f"word id {i} is negative")
+                out.append(self.words[i])
+        return out
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The words of `ids` up to <end>, joined by blanks (characters by nothing)."""
+        return ("" if self.tokenizer == "char" else " ").join(self.tokens(ids))
+
+    def sentence(self, ids: Iterable[int], capitalize: bool = True) -> str:
+        """`ids` as a sentence to print: "A man in a red shirt."
+
+        The first letter is capital, commas and periods follow their word, and a missing last period is added. With
+        `capitalize=False` it is what decode() gives. No words give the empty string.
+        """
+        text = self.decode(ids)
+        if not capitalize or not text:
+            return text
+        text = re.sub(r"\s+([.,!?](?:\s|$))", r"\1", text).strip()
+        return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+    # ------------------------------------------------------------ files
+
+    def to_dict(self) -> dict:
+        """The vocabulary as plain types; from_dict() is the way back."""
+        return {
+            "format": FORMAT,
+            "tokenizer": self.tokenizer,
+            "lowercase": self.lowercase,
+            "words": list(self.words),
+            "counts": None if self.counts is None else list(self.counts),
+            "threshold": self.threshold,
+            "dataset": self.dataset,
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict) -> "Vocabulary":
+        """Raises UserError where `state` is not a dict as to_dict() gives it."""
+        if not isinstance(state, dict) or not isinstance(state.get("words"), list):
+            raise UserError('vocabulary: not a table with a list of "words"')
+        if state.get("format", FORMAT) != FORMAT:
+            raise UserError(f"vocabulary: format {state['format']!r} is unknown, this toolkit reads format {FORMAT}")
+        if not isinstance(state.get("counts"), list | None):
+            raise UserError('vocabulary: "counts" is not a list')
+        return cls(
+            state["words"],
+            counts=state.get("counts"),
+            tokenizer=state.get("tokenizer", "treebank"),
+            lowercase=state.get("lowercase", True),
+            threshold=state.get("threshold", 0),
+            dataset=state.get("dataset", ""),
+        )
+
+    def save(self, path) -> None:
+        """Write .json, .pkl (a pickle of the same plain dict) or .txt (a word a line), by the ending of `path`."""
+        extension = _extension(path)
+        if extension == ".txt" and (self.tokenizer != "treebank" or not self.lowercase):
+            raise UserError(f"{path}: a .txt file cannot keep the tokenizer ({self.tokenizer}): use .json or .pkl")
+        with atomic_write(path, "wb") as file:
+            if extension == ".json":
+                file.write((json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n").encode())
+            elif extension == ".pkl":
+                pickle.dump(self.to_dict(), file, protocol=4)
+            else:
+                file.writelines(f"{word}\n".encode() for word in self.words)
+
+    @classmethod
+    def load(cls, path) -> "Vocabulary":
+        """Read a vocabulary file of any of the three kinds, or a vocabulary pickle of DeepCaption.
+
+        Raises UserError naming the file where it is missing, of an unknown ending, or malformed.
+        """
+        extension = _extension(path)
+        try:
+            if extension == ".json":
+                return cls.from_dict(read_json(path, "vocabulary"))
+            data = Path(path).read_bytes()
+            if extension == ".pkl":
+                state = read_pickle(data)
+                return cls(**_from_deepcaption(state)) if isinstance(state, _DeepCaption) else cls.from_dict(state)
+            return cls(_words_of_text(data.decode("utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"vocabulary: no such file: {path}; build_vocab.py makes one") from None
+        except OSError as error:
+            raise UserError(f"vocabulary: cannot read {path}: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"vocabulary: {path} is not UTF-8 text (byte {error.start})") from error
+        except UserError as error:
+            if str(path) in str(error):
+                raise
+            raise UserError(f"{path}: {error}") from error
+
+
+def _extension(path) -> str:
+    extension = Path(path).suffix.lower()
+    if extension not in EXTENSIONS:
+        raise UserError(f"vocabulary: unknown ending of {str(path)!r}: use one of {', '.join(EXTENSIONS)}")
+    return extension
+
+
+def _words_of_text(text: str) -> list[str]:
+    words = text.split()  # also reads several words a line
+    if not words:
+        raise UserError("vocabulary: the file holds no words")
+    return words if set(words) & set(SPECIALS) else [*SPECIALS, *words]
+
+
+class _DeepCaption:
+    """Takes the attributes of DeepCaption's pickled vocabulary.Vocabulary; has no behaviour of its own."""
+
+
+class _Reader(pickle.Unpickler):
+    """Builds plain types and _DeepCaption only: a pickle that names any other class or function is refused."""
+
+    def find_class(self, module: str, name: str):
+        if (module, name) == ("vocabulary", "Vocabulary"):
+            return _DeepCaption
+        raise UserError(f"the pickle asks for {module}.{name}: only plain vocabularies are read")
+
+
+def read_pickle(data: bytes):
+    """The plain object in a vocabulary pickle. Raises UserError for a damaged one or one that builds a class."""
+    try:
+        return _Reader(io.BytesIO(data)).load()
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle may raise nearly anything
+        raise UserError(f"vocabulary: not a readable pickle ({type(error).__name__}: {error})") from error
+
+
+def _from_deepcaption(state: _DeepCaption) -> dict:
+    """Arguments of Vocabulary() from `word2idx`, and `metadata` and `freq` (by word or id) where they are there."""
+    ids, metadata, freq = (getattr(state, name, None) or {} for name in ("word2idx", "metadata", "freq"))
+    if not all(isinstance(table, dict) for table in (ids, metadata, freq)):
+        raise UserError("vocabulary: the DeepCaption pickle has no readable word table")
+    words = sorted(ids, key=lambda word: (type(ids[word]).__name__, ids[word]))
+    if not words or [ids[word] for word in words] != list(range(len(words))):
+        raise UserError("vocabulary: the ids in the DeepCaption pickle are not 0, 1, 2, ...")
+    counts = [freq.get(word, freq.get(i, 0)) for i, word in enumerate(words)] if freq else None
+    plain = not metadata.get("no_tokenize", False)  # without tokenising it did not lower-case either
+    return {
+        "words": words,
+        "counts": counts,
+        "tokenizer": "treebank" if plain else "whitespace",
+        "lowercase": plain,
+        "threshold": metadata.get("vocab_threshold", 0),
+        "dataset": metadata.get("dataset", ""),
+    }
