@@ -79,6 +79,12 @@ class _Numbered:
 # ---------------------------------------------------------------- what a batch is made from
 
 
+def feature_path(part: CaptionDataset, name: str) -> str:
+    """Where the feature file `name` of `part` should lie: without a features_path, in the working directory."""
+    path = os.path.expanduser(name)
+    return path if os.path.isabs(path) or not part.features_path else os.path.join(part.features_path, path)
+
+
 class FeatureSource:
     """One external name of --features: the feature file of each part of the dataset, looked up in its features_path.
 
@@ -90,10 +96,7 @@ class FeatureSource:
         self.name = name
         self.readers = []
         for part in dataset.parts:
-            path = os.path.expanduser(name)
-            if not os.path.isabs(path) and part.features_path:
-                path = os.path.join(part.features_path, path)
-            # Without a features_path a relative name is one in the working directory.
+            path = feature_path(part, name)
             try:
                 reader = open_features(path, [item.key for item in part.items])
             except UserError as error:

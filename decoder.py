@@ -50,9 +50,9 @@ class Memory:
         return next(len(x) for x in vars(self).values() if x is not None)
 
 
-def select_state(state: State, index: Tensor) -> State:
-    """The decoder state of rows `index`."""
-    return tuple(part.index_select(1, index) for part in state)
+def first_states(state: State, n: int) -> State:
+    """The decoder state of the first n rows, contiguous as cuDNN demands."""
+    return tuple(part[:, :n].contiguous() for part in state)
 
 
 class Attention(nn.Module):
@@ -287,7 +287,7 @@ class SentenceDecoder(nn.Module):
         for inputs in embedded.split(packing.active):
             n = len(inputs)
             if n < len(memory):
-                memory, state = memory.first_rows(n), tuple(part[:, :n] for part in state)
+                memory, state = memory.first_rows(n), first_states(state, n)
             state, context, weights = self._advance(inputs, state, memory)
             outputs.append((state[0][-1], context, weights))
         hidden, context, weights = (torch.cat(parts) for parts in zip(*outputs))

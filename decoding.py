@@ -1,8 +1,8 @@
 """Writing sentences: greedy, sampling and beam search over `start()` and `step()` of any decoder.
 
 A decoder is anything with `start(memory) -> state`, `step(tokens, state, memory) -> logits, state, weights`, where
-state is a tuple of tensors with the rows in dimension 1 and memory has `select(index)` and `len()`. Rows or images that
-are finished leave the batch.
+state is a tuple of tensors with the rows in dimension 1 and memory has `select(index)`, `len()` and tensors as
+attributes. Rows or images that are finished leave the batch.
 
 Shapes: B images, N rows, K beams, T tokens, V vocabulary.
 """
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoder import select_state
 from vocabulary import END, PAD, START, UNK
 
 
@@ -22,7 +21,7 @@ class Search:
 
     beam_size: 1 is greedy (or sampling with `sample`). max_length: most words before <end>.
     length_penalty a: beams are ranked by log-probability / (number of tokens with <end>) ** a (Wu et al. 2016 without its offset; 0: by
-    log-probability). n_best: sentences kept per image, at most beam_size.
+    log-probability). n_best: sentences kept per image, at most beam_size (or as many samples).
     temperature, top_k, top_p (nucleus, Holtzman et al. 2020; 0 or 1.0: off): for sampling. allow_unk: whether <unk> may be written.
     block_trigrams: never write a trigram twice in a sentence (Paulus et al. 2018).
     """
@@ -51,7 +50,19 @@ def generate(decoder, memory, search: Search) -> Sentences:
     """Sentences for every row of `memory`, by the method that `search` names; best first."""
     if search.beam_size > 1 and not search.sample:
         return beam_search(decoder, memory, search)
+    if search.sample and search.n_best > 1:
+        return sample_several(decoder, memory, search)
     return generate_rows(decoder, memory, search)
+
+
+def sample_several(decoder, memory, search: Search) -> Sentences:
+    """`n_best` samples for each row of `memory`, the likeliest first."""
+    n = search.n_best
+    images = torch.arange(len(memory), device=memory_device(memory))
+    drawn = generate_rows(decoder, memory.select(images.repeat_interleave(n)), search)
+    log_prob, order = drawn.log_prob.view(-1, n).sort(1, descending=True)
+    tokens = drawn.tokens.view(len(images), n, -1)
+    return Sentences(tokens.gather(1, order.unsqueeze(2).expand_as(tokens)), log_prob)
 
 
 def generate_rows(decoder, memory, search: Search) -> Sentences:
@@ -149,6 +160,11 @@ class _Ended:
 
     def best(self, n: int) -> Sentences:
         return Sentences(self.tokens[:, :n], self.log_prob[:, :n])
+
+
+def select_state(state: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
+    """The decoder state of rows `index`."""
+    return tuple(part.index_select(1, index) for part in state)
 
 
 def memory_device(memory) -> torch.device:

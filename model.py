@@ -19,7 +19,7 @@ from decoding import Search, generate
 from encoder import Extractor, build_extractor, image_transform
 from recurrence import Packing
 from teacher_forcing import mixed_pass
-from vocabulary import END, PAD, Vocabulary
+from vocabulary import END, PAD, START, Vocabulary
 
 
 @dataclass
@@ -169,7 +169,10 @@ class CaptionModel(nn.Module):
         `teacher_forcing.mixed_pass`, the truth's probability and the generator of its coins.
         Returns logits (M, V), targets (M,), attention weights (M, R) or None, the row of each token (M,).
         """
-        memory = self.encode(pixels, inputs)
+        return self.decode(self.encode(pixels, inputs), captions, lengths, row_image, forcing)
+
+    def decode(self, memory: Memory, captions: Tensor, lengths: Tensor, row_image: Tensor, forcing=None):
+        """`forward` from what `encode` gave."""
         packing = Packing.of(lengths - 1, captions.device)
         if forcing is None:
             logits, weights = self.decoder(memory, captions, packing, row_image)
@@ -238,19 +241,32 @@ def make_extractor(spec: FeatureSpec, weights: str | None = None, pretrained: bo
     return extractor
 
 
+def internal_spec(name: str, extractor: Extractor) -> FeatureSpec:
+    """The spec of an encoder that runs within the model."""
+    shape = (extractor.dim, *extractor.grid) if extractor.spatial else (extractor.dim,)
+    maker = {"extractor": name, "weights_sha256": extractor.weights_sha256, "transform": extractor.transform}
+    return FeatureSpec(name, shape, False, {**maker, "feature_type": "plain"})
+
+
 def build_model(
-    config: ModelConfig, vocabulary: Vocabulary, weights: str | None = None, pretrained: bool = True
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    weights: str | None = None,
+    pretrained: bool = True,
+    extractors: dict[str, Extractor] | None = None,
 ) -> CaptionModel:
-    """A model with fresh decoder weights. Encoders get their pretrained weights, from `weights` where given."""
-    built: dict[str, Extractor] = {}
-    extractors: list[Extractor | None] = []
+    """A model with fresh decoder weights. Encoders get their pretrained weights, from `weights` where given.
+
+    extractors: encoders that are built already, by name.
+    """
+    built = dict(extractors or {})
     for spec in config.specs:
         if not spec.external and spec.name not in built:
             built[spec.name] = make_extractor(spec, weights, pretrained)
-            if config.finetune_encoder:
-                built[spec.name].unfreeze(None if config.finetune_encoder < 0 else config.finetune_encoder)
-        extractors.append(built.get(spec.name))
-    return CaptionModel(config, len(vocabulary), extractors)
+    if config.finetune_encoder:
+        for extractor in built.values():
+            extractor.unfreeze(None if config.finetune_encoder < 0 else config.finetune_encoder)
+    return CaptionModel(config, len(vocabulary), [built.get(spec.name) for spec in config.specs])
 
 
 # ---- captioning ----
@@ -294,10 +310,16 @@ class Captioner:
         self.external = [False] * len(self.external)
 
     @torch.inference_mode()
-    def caption(self, pixels: Tensor | None, inputs: list[Tensor | None], search: Search) -> list[list[Caption]]:
-        """Captions of B images, `search.n_best` each, best first; arguments as for `CaptionModel.encode`."""
+    def encode(self, pixels: Tensor | None, inputs: list[Tensor | None]) -> Memory:
+        """`CaptionModel.encode` in eval mode, without gradients."""
         self.model.eval()
-        found = generate(self.model.decoder, self.model.encode(pixels, inputs), search)
+        return self.model.encode(pixels, inputs)
+
+    @torch.inference_mode()
+    def caption(self, memory: Memory, search: Search) -> list[list[Caption]]:
+        """Captions of the B images of `memory`, `search.n_best` each, best first."""
+        self.model.eval()
+        found = generate(self.model.decoder, memory, search)
         return [
             [self._caption(*pair) for pair in zip(tokens, log_prob) if pair[1] > -float("inf")]
             for tokens, log_prob in zip(found.tokens.tolist(), found.log_prob.tolist())
@@ -307,20 +329,44 @@ class Captioner:
         words = tokens[: tokens.index(END)] if END in tokens else [t for t in tokens if t != PAD]
         return Caption(self.vocabulary.sentence(words), words, log_prob)
 
+    @torch.inference_mode()
+    def explain(self, memory: Memory, captions: list[Caption]) -> list[tuple[Tensor | None, Tensor]]:
+        """Where the model looked for each word, and how sure it was: one caption for each of the B images of `memory`.
+
+        Gives for each image attention weights (T, R), None without attention, and log-probabilities (T,), natural;
+        T counts the words and <end>. Both on the CPU, float32.
+        """
+        self.model.eval()
+        lengths = torch.tensor([len(caption.tokens) + 2 for caption in captions])
+        rows = [torch.tensor([START, *caption.tokens, END]) for caption in captions]
+        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(self.device)
+        images = torch.arange(len(captions), device=self.device)
+        logits, targets, weights, row = self.model.decode(memory, tokens, lengths, images)
+        log_probs = logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1).cpu()
+        row = row.cpu()
+        weights = None if weights is None else weights.float().cpu()
+        # the tokens of a row come in order of time
+        masks = [row == image for image in range(len(captions))]
+        return [(None if weights is None else weights[mask], log_probs[mask]) for mask in masks]
+
     def caption_images(self, images: list, search: Search | None = None) -> list[list[Caption]]:
         """Captions of PIL images, greedy unless `search` says otherwise."""
         if any(self.external):
             self.prepare_for_photos()
         pixels = torch.stack([self.transform(image.convert("RGB"), None) for image in images]).to(self.device)
-        return self.caption(pixels, [None] * len(self.external), search or Search())
+        return self.caption(self.encode(pixels, [None] * len(self.external)), search or Search())
 
 
-def caption_loader(captioner: Captioner, loader: Iterable, search: Search) -> Iterator[tuple[object, list[Caption]]]:
-    """(item, its captions) for every image of `loader`'s batches: the loop behind validation and inference alike."""
+def caption_loader(captioner: Captioner, loader: Iterable, search: Search | None, amp: str = "off") -> Iterator[tuple]:
+    """(batch, memory, captions of each of its images) for `loader`'s batches: the loop behind validation and inference alike.
+
+    search None: no captions are written (None in their place). amp: "bf16" for mixed precision.
+    """
     for batch in loader:
-        if batch.items:
-            captions = captioner.caption(*batch_inputs(captioner, batch), search)
-            yield from zip(batch.items, captions)
+        with torch.autocast(captioner.device.type, torch.bfloat16, enabled=amp == "bf16"):
+            memory = captioner.encode(*batch_inputs(captioner, batch))
+            captions = None if search is None else captioner.caption(memory, search)
+        yield batch, memory, captions
 
 
 def batch_inputs(captioner: Captioner, batch) -> tuple[Tensor | None, list[Tensor | None]]:

@@ -58,9 +58,9 @@ def attention_lstm(
     """
     w = weights
     recurrent = torch.cat([w["hidden"], w["query"], w["gate"].unsqueeze(0)])  # (4H + A + 1, H): one product a step
-    return _AttentionLSTM.apply(
-        inputs, hidden, cell, keys, values, recurrent, w["context"], w["score"], w["gate_bias"], packing
-    )
+    tensors = [inputs, hidden, cell, keys, values, recurrent, w["context"], w["score"], w["gate_bias"]]
+    with torch.autocast(inputs.device.type, enabled=False):  # under mixed precision the recurrence stays in one type
+        return _AttentionLSTM.apply(*(x.to(w["hidden"].dtype) for x in tensors), packing)
 
 
 class _AttentionLSTM(torch.autograd.Function):

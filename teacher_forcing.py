@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from decoder import first_states
+
 MODES = ("always", "sampled", "additive", "additive_sampled")
 
 
@@ -32,7 +34,7 @@ def mixed_pass(decoder, memory, tokens: Tensor, packing, row_image: Tensor, mode
     outputs, attention, previous = [], [], None
     for t, n in enumerate(packing.active):
         if n < len(memory):
-            memory, state = memory.first_rows(n), tuple(part[:, :n] for part in state)
+            memory, state = memory.first_rows(n), first_states(state, n)
         inputs = truth[t][:n]
         if previous is not None:
             own = decoder.embed(previous[:n])

@@ -1,0 +1,50 @@
+"""The device to compute on, and the processes that torchrun starts."""
+
+import os
+
+import torch
+
+from common import UserError
+
+
+def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
+    """The device named, or the best there is: CUDA, then Apple's MPS, then the CPU. Raises UserError where it is not there."""
+    if cpu:
+        return torch.device("cpu")
+    if name is None:
+        if torch.cuda.is_available():
+            local = int(os.environ.get("LOCAL_RANK", 0))
+            return torch.device("cuda", local % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def start_processes(device: torch.device) -> torch.device:
+    """Join the other processes where torchrun started this one; otherwise nothing."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+    return device
+
+
+def end_processes() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def process() -> tuple[int, int]:
+    """This process' number and how many there are."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return process()[0] == 0

@@ -1,0 +1,453 @@
+#!/usr/bin/env python3
+"""Train a captioner, validate it, save it, resume it.
+
+    ./train.py --dataset coco:train2014 --vocab vocab.pkl --model_name mymodel
+    ./train.py --dataset coco:train2014 --validate coco:val2014 --validation_scoring cider --model_name mymodel
+    ./train.py --dataset coco:train2014 --features lite0-conv.lmdb --attention soft --dropout 0.5 --model_name attentive
+    ./train.py --dataset coco:train2014 --model_name mymodel --resume            # after an interruption, exactly
+    ./train.py --validate coco:val2014 --validate_only --load_model models/mymodel/ep*.model
+    torchrun --nproc_per_node 4 train.py ...                                     # several GPUs or machines
+
+Writes models/NAME/epN.model and best.model, which infer.py takes, last.model, which --resume takes, and
+train_stats.json, which plot_stats.py draws.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+from common import UserError, atomic_write, run
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", help="training data: sections of datasets.conf, several joined by +")
+    add("--dataset_config_file", help="the datasets.conf to use (default: see README)")
+    add("--validate", metavar="DATASET", help="validation data, like --dataset (default: no validation)")
+    add("--validation_step", type=int, default=1, metavar="N", help="validate every N epochs (default 1)")
+    add("--validation_scoring", default="cider,bleu", metavar="METRICS",
+        help="metrics of the captions written at validation: cider,bleu,rouge,meteor,spice, or none (default cider,bleu)")
+    add("--validation_beam_size", type=int, default=1, metavar="K", help="beams at validation (default 1: greedy)")
+    add("--validate_only", action="store_true", help="only validate the models of --load_model")
+    add("--num_workers", type=int, help="processes that load images (default: all cores; none for feature files)")
+    add("--batch_size", type=int, default=128, help="captions in a batch (default 128)")
+    add("--captions_per_image", type=int, default=5, metavar="C",
+        help="captions that share an image in a batch; 1 gives independent pairs (default 5)")
+    add("--num_batches", type=int, default=0, metavar="N", help="end each epoch after N batches (default 0: never)")
+    add("--crop_size", type=int, help="pixels of an image's side (default: the encoder's own)")
+    add("--no_augment", action="store_true",
+        help="train on whole images instead of random crops and mirror images (captions that say left and right)")
+    add = parser.add_argument_group("vocabulary").add_argument
+    add("--vocab", default="AUTO", help="vocabulary file, or AUTO (make it once, keep it), or REGEN (make it anew); default AUTO")
+    add("--vocab_root", default="vocab_cache", help="where AUTO and REGEN keep vocabularies (default vocab_cache)")
+    add("--vocab_threshold", type=int, default=4, help="AUTO, REGEN: times a word must occur (default 4)")
+    add("--no_tokenize", action="store_true", help="AUTO, REGEN: captions are tokens already, split at spaces")
+    add("--show_tokens", action="store_true", help="print the tokens of the first captions")
+    add("--skip_start_token", action="store_true", help="the image takes the place of <start> instead of coming before it")
+    add = parser.add_argument_group("model").add_argument
+    add("--features", default="resnet152", metavar="NAMES",
+        help="encoders or feature files, comma separated, that start the sentence (default resnet152)")
+    add("--persist_features", default="", metavar="NAMES", help="encoders or feature files fed at every step")
+    add("--weights", metavar="FILE", help="local file with the encoder's weights, instead of a download")
+    add("--attention", choices=["soft", "spatial"],
+        help="attend to the -conv map: soft (Xu et al. 2015) or spatial (Lu et al. 2017); default none")
+    add("--attention_size", type=int, default=256, help="size of the attention's hidden layer (default 256)")
+    add("--value_size", type=int, default=512, help="size that the map's regions are projected to (default 512)")
+    add("--regularize_attn", type=float, nargs="?", const=1.0, default=0.0, metavar="FACTOR",
+        help="doubly stochastic attention (default 0: off; 1 when no factor is given)")
+    add("--embed_size", type=int, default=256, help="size of word embeddings (default 256)")
+    add("--hidden_size", type=int, default=512, help="size of the RNN's state (default 512)")
+    add("--num_layers", type=int, default=1, help="layers of the RNN (default 1)")
+    add("--rnn_arch", choices=["LSTM", "GRU"], default="LSTM", help="kind of RNN (default LSTM)")
+    add("--rnn_hidden_init", choices=["from_features"], help="compute the initial state from the features (default: zero, the image is read first)")
+    add("--dropout", type=float, default=0.0, help="on embeddings, between layers and before the output (default 0)")
+    add("--encoder_dropout", type=float, default=0.0, help="on the projected image or the map (default 0)")
+    add("--encoder_non_lin", action="store_true", help="SELU after projecting the image")
+    add("--share_embedding_weights", action="store_true", help="one matrix for input and output embeddings")
+    add("--finetune_encoder", type=int, nargs="?", const=-1, default=0, metavar="BLOCKS",
+        help="train the encoder's last BLOCKS blocks too (all when no number is given; default: frozen)")
+    add = parser.add_argument_group("optimiser").add_argument
+    add("--optimizer", default="rmsprop", choices=["rmsprop", "adam", "adamw", "sgd"], help="default rmsprop")
+    add("--learning_rate", type=float, default=1e-3, help="default 0.001")
+    add("--weight_decay", type=float, default=1e-6, help="default 1e-6")
+    add("--grad_clip", type=float, metavar="VALUE", help="clip every gradient value to +-VALUE (default: no clipping)")
+    add("--lr_scheduler", choices=["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine"], help="default: constant")
+    add("--lr_step_size", type=int, default=1, metavar="EPOCHS",
+        help="StepLR: epochs to a tenth; CyclicalLR: epochs up and down; ReduceLROnPlateau: patience (default 1)")
+    add("--lr_cyclical_min", type=float, default=1e-4, help="default 0.0001")
+    add("--lr_cyclical_max", type=float, default=1e-3, help="default 0.001")
+    add("--warmup_steps", type=int, default=0, help="steps of linear warm-up (default 0)")
+    add("--label_smoothing", type=float, default=0.0, help="default 0")
+    add("--ema", type=float, default=0.0, metavar="DECAY",
+        help="validate and save an exponential moving average of the weights, 0.999 say (default 0: off)")
+    add = parser.add_argument_group("teacher forcing").add_argument
+    add("--teacher_forcing", default="always", choices=["always", "sampled", "additive", "additive_sampled"],
+        help="when the decoder sees the true previous word (default always)")
+    add("--teacher_forcing_k", type=float, default=6500, help="p(i) = k / (k + exp(i * beta / k)); default 6500")
+    add("--teacher_forcing_beta", type=float, default=0.3, help="default 0.3")
+    add = parser.add_argument_group("run").add_argument
+    add("--model_name", help="folder of the run under --model_path (default: made from --model_basename and the settings)")
+    add("--model_basename", default="model", help="first part of the default name (default model)")
+    add("--output_root", default="", help="put before --model_path (default none)")
+    add("--model_path", default="models/", help="folder of all runs (default models/)")
+    add("--load_model", nargs="+", metavar="FILE", help="start from this model; several with --validate_only")
+    add("--optimizer_reset", action="store_true", help="--load_model: do not take over the optimizer's state")
+    add("--force_epoch", type=int, metavar="N", help="--load_model: count on from epoch N")
+    add("--replace", action="store_true", help="write over a run of the same name")
+    add("--resume", action="store_true", help="go on from the run's last.model, exactly; start afresh where there is none")
+    add("--num_epochs", type=int, default=5, help="default 5")
+    add("--save_every", type=int, default=0, metavar="STEPS", help="write last.model every STEPS too (default 0: each epoch)")
+    add("--early_stopping", type=int, default=0, metavar="EPOCHS", help="stop when validation has not improved so long")
+    add("--log_step", type=int, default=10, help="steps between updates of the loss shown (default 10)")
+    add("--verbose", action="store_true", help="also print the model and its parameters")
+    add("--seed", type=int, default=42, help="default 42")
+    add("--deterministic", action="store_true", help="only deterministic algorithms (slower on a GPU)")
+    add("--amp", choices=["off", "bf16"], default="off", help="mixed precision (default off)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    args = parser.parse_args(argv)
+    check(parser, args)
+    return args
+
+
+def check(parser, args) -> None:
+    """Settings that contradict each other are told before anything is loaded."""
+    if args.validate_only and not (args.load_model and args.validate):
+        parser.error("--validate_only needs --load_model and --validate")
+    if not args.dataset and not args.validate_only:
+        parser.error("--dataset is required: sections of datasets.conf, such as coco:train2014")
+    if args.load_model and len(args.load_model) > 1 and not args.validate_only:
+        parser.error("--load_model takes several models with --validate_only alone")
+    for name in ("batch_size", "captions_per_image", "num_epochs", "hidden_size", "embed_size", "num_layers", "log_step",
+                 "validation_step", "validation_beam_size", "lr_step_size", "attention_size", "value_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: at least 1")
+    for name in ("dropout", "encoder_dropout", "label_smoothing", "ema"):
+        if not 0 <= getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: from 0 to below 1")
+    if args.learning_rate <= 0 or (args.grad_clip is not None and args.grad_clip <= 0):
+        parser.error("--learning_rate and --grad_clip must be above 0")
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
+
+import torch
+from tqdm import tqdm
+
+from data_loader import FeatureSource, get_eval_loader, get_loader, open_dataset
+from decoding import Search
+from devices import choose_device, end_processes, is_main, process, start_processes
+from encoder import build_extractor, image_transform
+from features import is_feature_file
+from model import Captioner, FeatureSpec, ModelConfig, build_model, internal_spec, load_captioner
+from run_folder import RunFolder
+from scoring import parse_metrics
+from training import Settings, Trainer, validate
+from vocabulary import Vocabulary, build_vocabulary
+
+
+# ---- data, vocabulary, model ----
+
+
+def get_vocabulary(args, dataset) -> Vocabulary:
+    """The vocabulary file that --vocab names, or one made from the training captions and kept under --vocab_root."""
+    if args.vocab not in ("AUTO", "REGEN"):
+        return Vocabulary.load(args.vocab)
+    tokenizer = "whitespace" if args.no_tokenize else "treebank"
+    name = args.dataset.replace(":", "-").replace("+", "_").replace("/", "-")
+    path = Path(args.vocab_root) / f"{name}-{tokenizer}-{args.vocab_threshold}.json"
+    if args.vocab == "AUTO" and path.exists():
+        print(f"vocabulary from {path} (--vocab REGEN makes it anew)")
+        return Vocabulary.load(path)
+    captions = (caption for item in dataset.items for caption in item.captions)
+    vocabulary = build_vocabulary(captions, args.vocab_threshold, tokenizer, dataset=args.dataset)
+    if is_main():
+        vocabulary.save(path)
+        print(f"vocabulary written to {path}")
+    return vocabulary
+
+
+def feature_specs(names: str, dataset, weights: str | None, extractors: dict) -> list[FeatureSpec]:
+    """What --features or --persist_features name; internal encoders are built and put into `extractors`."""
+    specs = []
+    for name in [name.strip() for name in names.split(",") if name.strip()]:
+        if is_feature_file(name):
+            source = FeatureSource(dataset, name)
+            specs.append(FeatureSpec(name, tuple(source.shape), True, source.maker))
+        else:
+            if name not in extractors:
+                extractors[name] = build_extractor(name, weights=weights)
+            specs.append(internal_spec(name, extractors[name]))
+    return specs
+
+
+def make_captioner(args, dataset) -> Captioner:
+    """A fresh captioner with the architecture of the flags, or the one of --load_model."""
+    if args.load_model:
+        captioner = load_captioner(args.load_model[0], weights=args.weights, photos=False)
+        print(f"architecture and vocabulary from {args.load_model[0]}")
+        return captioner
+    vocabulary = get_vocabulary(args, dataset)
+    extractors: dict = {}
+    same = ("embed_size", "hidden_size", "num_layers", "rnn_arch", "rnn_hidden_init", "dropout", "encoder_dropout")
+    same += ("encoder_non_lin", "attention", "attention_size", "value_size", "share_embedding_weights")
+    same += ("skip_start_token", "finetune_encoder", "crop_size")
+    config = ModelConfig(
+        features=feature_specs(args.features, dataset, args.weights, extractors),
+        persist_features=feature_specs(args.persist_features, dataset, args.weights, extractors),
+        **{name: getattr(args, name) for name in same},
+    )
+    if not config.specs:
+        raise UserError("--features names nothing: the decoder would see no image")
+    return Captioner(build_model(config, vocabulary, args.weights, extractors=extractors), vocabulary, args.weights)
+
+
+def loader_settings(captioner: Captioner, args, train: bool) -> dict:
+    """Arguments of get_loader and get_eval_loader that follow from the model."""
+    config = captioner.config
+    pixels = not all(captioner.external)
+    transform = captioner.transform
+    if pixels and train and not args.no_augment:
+        transform = image_transform(transform.size, transform.interpolation, train=True)
+    return {
+        "features": [spec.name for spec in config.features if spec.external],
+        "persist_features": [spec.name for spec in config.persist_features if spec.external],
+        "transform": transform if pixels else None,
+        "num_workers": args.num_workers,
+    }
+
+
+def open_validation(captioner: Captioner, args):
+    dataset = open_dataset(args.validate, args.dataset_config_file)
+    settings = loader_settings(captioner, args, train=False)
+    return get_eval_loader(dataset, captioner.vocabulary, batch_size=64, with_captions=True, **settings)
+
+
+def model_name(args) -> str:
+    """The run's name: --model_name, or one made of the settings that people vary."""
+    if args.model_name:
+        return args.model_name
+    features = "-".join(Path(name).stem if is_feature_file(name) else name for name in args.features.split(","))
+    parts = [args.model_basename, features.replace(":", "-"), args.attention, args.rnn_arch.lower(), str(args.hidden_size)]
+    return "-".join(part for part in parts if part)
+
+
+# ---- reports ----
+
+
+def describe(captioner: Captioner, loader, validation) -> None:
+    """What a person wants to see before a long run."""
+    config = captioner.config
+    total = sum(p.numel() for p in captioner.model.parameters())
+    trained = sum(p.numel() for p in captioner.model.parameters() if p.requires_grad)
+    print(f"training:   {len(loader.items):,} images, {loader.num_captions:,} captions, {len(loader):,} batches an epoch")
+    if validation is not None:
+        print(f"validation: {len(validation.items):,} images, {validation.num_captions:,} captions")
+    vocabulary = captioner.vocabulary
+    print(f"vocabulary: {len(vocabulary):,} words")
+    shapes = [f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in config.specs]
+    kind = f"{config.num_layers}-layer {config.rnn_arch} {config.hidden_size}"
+    kind += f", {config.attention} attention" if config.attention else ""
+    print(f"model:      {', '.join(shapes)} -> {kind}; {total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained")
+    print(f"device:     {captioner.device}")
+
+
+def show_tokens(dataset, vocabulary: Vocabulary, n: int = 5) -> None:
+    for item in dataset.items[:n]:
+        for caption in item.captions[:1]:
+            print(f"tokens: {' '.join(vocabulary.tokens(vocabulary.encode(caption)))}")
+
+
+def epoch_line(epoch: int, num_epochs: int, row: dict, speed: float, note: str = "") -> str:
+    short = {"training_loss": "loss", "validation_loss": "val loss", "validation_cider": "CIDEr", "validation_bleu_4": "BLEU-4"}
+    shown = {**short, **{f"validation_{name}": name for name in ("meteor", "rouge_l", "spice")}}
+    figures = [f"{label} {row[name]:.3f}" for name, label in shown.items() if row.get(name) is not None]
+    return f"epoch {epoch}/{num_epochs}: {', '.join(figures)} ({speed:.0f} captions/s){note}"
+
+
+# ---- training ----
+
+
+class Stop:
+    """SIGTERM (a cluster's queue) and a first Ctrl-C end the run after the step at hand, with last.model written."""
+
+    def __init__(self):
+        self.signal = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.note)
+
+    def note(self, number, frame) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def train_one_epoch(trainer: Trainer, loader, folder: RunFolder, args, epoch: int, resumed: dict | None, stop: Stop):
+    """-> the epoch's Progress, or None where the run was stopped (last.model then says where)."""
+    position = start = resumed["batch"] if resumed else 0
+    n_batches = min(len(loader), args.num_batches) if args.num_batches else len(loader)
+    loader.set_position(epoch, start)
+    bar = tqdm(total=n_batches, initial=start, desc=f"epoch {epoch}", unit="batch", disable=None, leave=False)
+
+    def on_step(progress, index: int) -> bool:
+        nonlocal position
+        bar.update(index + 1 - position)
+        position = index + 1
+        if trainer.step % args.log_step == 0 or stop.signal:
+            loss = progress.loss
+            if loss != loss:
+                raise UserError(f"the loss is not a number at step {trainer.step}: lower --learning_rate or set --grad_clip")
+            bar.set_postfix_str(f"loss {loss:.3f}, {progress.speed:.0f} captions/s")
+        last = position >= n_batches
+        due = args.save_every and trainer.step % args.save_every == 0
+        if is_main() and not last and (due or stop.signal):
+            folder.save_last(trainer.captioner, trainer, epoch, position, progress.state())
+        return last or stop.signal is not None
+
+    progress = trainer.train_epoch(loader, on_step, resumed and resumed["progress"])
+    bar.close()
+    return progress if stop.signal is None or position >= n_batches else None
+
+
+def run_epochs(trainer: Trainer, loader, validation, folder: RunFolder, args, first: int, resumed: dict | None) -> int:
+    """Train from epoch `first` to --num_epochs. Returns the exit status."""
+    captioner, metrics = trainer.captioner, parse_metrics_or_none(args.validation_scoring)
+    search = Search(beam_size=args.validation_beam_size)
+    stop = Stop()
+    for epoch in range(first, args.num_epochs + 1):
+        progress = train_one_epoch(trainer, loader, folder, args, epoch, resumed, stop)
+        resumed = None
+        if progress is None:
+            print(f"stopped in epoch {epoch}; {folder.file('last.model')} holds the state: go on with --resume")
+            return 128 + stop.signal
+        row = {"training_loss": progress.loss, "learning_rate": trainer.optimizer.param_groups[0]["lr"]}
+        with trainer.averaged_weights():
+            if validation is not None and (epoch % args.validation_step == 0 or epoch == args.num_epochs):
+                bar = tqdm(total=len(validation.items), desc="validation", unit="image", disable=None, leave=False)
+                row |= validate(captioner, validation, metrics, search, args.amp, bar)
+                bar.close()
+            trainer.epoch_ended(row.get("validation_loss", row["training_loss"]))
+            if is_main():
+                folder.add_epoch(epoch, row)
+                folder.save_epoch(captioner, epoch)
+        if is_main():
+            folder.save_last(captioner, trainer, epoch + 1, 0, None)
+            note = "  best" if folder.best_epoch() == epoch else ""
+            print(epoch_line(epoch, args.num_epochs, row, progress.speed, note), flush=True)
+        best = folder.best_epoch() or epoch
+        if args.early_stopping and epoch - best >= args.early_stopping:
+            print(f"no better {folder.criterion()} for {args.early_stopping} epochs: stopped early")
+            break
+        if stop.signal:
+            print(f"stopped after epoch {epoch}; go on with --resume")
+            return 128 + stop.signal
+    report_end(folder, loader)
+    return 1 if loader.bad_items else 0
+
+
+def report_end(folder: RunFolder, loader) -> None:
+    best = folder.best_epoch()
+    if best is not None:
+        name = folder.criterion()
+        print(f"best epoch {best} ({name} {folder.stats[best][name]:.3f}): {folder.file('best.model')}")
+    print(f"statistics: {folder.file('train_stats.json')}")
+    if loader.bad_items:
+        print(f"{len(loader.bad_items)} images could not be read and were left out", file=sys.stderr)
+
+
+def validate_models(args) -> int:
+    """--validate_only: the figures of each model, printed and kept in validation_stats.json beside the first."""
+    results = {}
+    for path in args.load_model:
+        captioner = load_captioner(path, choose_device(args.device, args.cpu), args.weights, photos=False)
+        validation = open_validation(captioner, args)
+        metrics = parse_metrics_or_none(args.validation_scoring)
+        results[str(path)] = validate(captioner, validation, metrics, Search(beam_size=args.validation_beam_size), args.amp)
+        print(f"{path}: " + ", ".join(f"{k.removeprefix('validation_')} {v:.4f}" for k, v in results[str(path)].items()))
+    file_name = Path(args.load_model[0]).with_name("validation_stats.json")
+    with atomic_write(file_name) as file:
+        json.dump(results, file, indent=2)
+    print(f"statistics: {file_name}")
+    return 0
+
+
+def parse_metrics_or_none(text: str) -> tuple[str, ...]:
+    return () if text.lower() in ("", "none") else parse_metrics(text)
+
+
+def start_training(args, captioner: Captioner, folder: RunFolder, contents: dict | None, trainer: Trainer) -> tuple[int, dict | None]:
+    """Take over state from last.model or --load_model. Returns the first epoch and, mid-epoch, where to go on."""
+    if contents is not None:
+        saved, own = contents["config"], captioner.config.to_dict()
+        for name in own:
+            if saved.get(name) != own[name]:
+                raise UserError(f"--resume: the run was started with {name} {saved.get(name)!r}, now it is {own[name]!r}")
+        if contents["vocabulary"] != captioner.vocabulary.to_dict():
+            raise UserError("--resume: the run was started with another vocabulary")
+        captioner.model.load_trained_state(contents["state"], folder.file("last.model"))
+        position = contents["training"]
+        trainer.load_state_dict(position["trainer"])
+        print(f"resumed at epoch {position['epoch']}, batch {position['batch']}")
+        return position["epoch"], position if position["batch"] else None
+    first = 1
+    if args.load_model:
+        first = int(captioner.info.get("epoch", 0)) + 1
+        training = captioner.info.get("training")
+        if training and not args.optimizer_reset:
+            trainer.load_state_dict({**training["trainer"], "step": 0})
+            first = training["epoch"]
+        if args.force_epoch is not None:
+            first = args.force_epoch
+    return first, None
+
+
+def main(args) -> int:
+    parse_metrics_or_none(args.validation_scoring)
+    if args.validate_only:
+        return validate_models(args)
+    device = start_processes(choose_device(args.device, args.cpu))
+    torch.manual_seed(args.seed)
+    torch.use_deterministic_algorithms(args.deterministic)
+    dataset = open_dataset(args.dataset, args.dataset_config_file)
+    dataset.require_captions()
+    folder = RunFolder(Path(args.output_root) / args.model_path / model_name(args), sys.argv)
+    contents = folder.prepare(args.resume, args.replace, is_main())
+    captioner = make_captioner(args, dataset)
+    captioner.model.to(device)
+    if args.show_tokens:
+        show_tokens(dataset, captioner.vocabulary)
+    rank, world = process()
+    loader = get_loader(
+        dataset,
+        captioner.vocabulary,
+        batch_size=args.batch_size,
+        captions_per_image=args.captions_per_image,
+        seed=args.seed,
+        rank=rank,
+        world_size=world,
+        **loader_settings(captioner, args, train=True),
+    )
+    validation = open_validation(captioner, args) if args.validate and is_main() else None
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    trainer = Trainer(captioner, settings, args.num_batches or len(loader), args.num_epochs)
+    first, resumed = start_training(args, captioner, folder, contents, trainer)
+    if first > args.num_epochs:
+        print(f"nothing to do: epoch {first - 1} of --num_epochs {args.num_epochs} is done already")
+        return 0
+    if is_main():
+        describe(captioner, loader, validation)
+        if args.verbose:
+            print(captioner.model)
+    try:
+        return run_epochs(trainer, loader, validation, folder, args, first, resumed)
+    finally:
+        loader.close()
+        end_processes()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ARGS))
