@@ -8,7 +8,10 @@ from common import UserError
 
 
 def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
-    """The device named, or the best there is: CUDA, then Apple's MPS, then the CPU. Raises UserError where it is not there."""
+    """The device named, or the best there is: CUDA, then Apple's MPS, then the CPU.
+
+    Raises UserError where it is not there.
+    """
     if cpu:
         return torch.device("cpu")
     if name is None:

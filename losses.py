@@ -3,7 +3,6 @@
 Shapes: M real tokens, V vocabulary, N rows, R regions.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -1,9 +1,9 @@
 """The folder of a training run: its models, its statistics, which epoch was best, and exact resuming.
 
-    models/NAME/ep1.model ...   the captioner after each epoch, for inference
-    models/NAME/best.model      the one that validation liked best
-    models/NAME/last.model      weights, optimizer and position, for --resume
-    models/NAME/train_stats.json
+models/NAME/ep1.model ...   the captioner after each epoch, for inference
+models/NAME/best.model      the one that validation liked best
+models/NAME/last.model      weights, optimizer and position, for --resume
+models/NAME/train_stats.json
 """
 
 import json
@@ -29,7 +29,10 @@ CRITERIA = {
 
 
 class RunFolder:
-    """path: the folder; stats: {epoch: {name: value}} as in train_stats.json; command: what was typed, kept in the models."""
+    """path: the folder; stats: {epoch: {name: value}} as in train_stats.json.
+
+    command: what was typed, kept in the models.
+    """
 
     def __init__(self, path, command: list[str]):
         self.path, self.command = Path(path), command
@@ -55,7 +58,8 @@ class RunFolder:
         old = [*self.path.glob("*.model"), *self.path.glob("train_stats.json")] if self.path.exists() else []
         if old and not (replace or resume):
             raise UserError(
-                f"{self.path} holds a run already ({old[0].name}): give another --model_name, --resume to go on, or --replace"
+                f"{self.path} holds a run already ({old[0].name}): "
+                "give another --model_name, --resume to go on, or --replace"
             )
         for file in old:
             file.unlink()
@@ -69,7 +73,7 @@ class RunFolder:
             self.stats = {int(epoch): row for epoch, row in stats.items() if int(epoch) < unfinished_epoch}
 
     def add_epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """Note an epoch's figures and write train_stats.json. Numbers that are not finite become null, as JSON has none."""
+        """Note an epoch's figures and write train_stats.json. Numbers that are not finite become null."""
         self.stats[epoch] = {k: v if math.isfinite(v) else None for k, v in row.items()}
         with atomic_write(self.file("train_stats.json")) as file:
             json.dump({str(epoch): row for epoch, row in self.stats.items()}, file, indent=2)

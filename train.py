@@ -21,6 +21,7 @@ from pathlib import Path
 from common import UserError, atomic_write, run
 
 
+# fmt: off
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("data").add_argument
@@ -29,7 +30,7 @@ def parse_args(argv=None):
     add("--validate", metavar="DATASET", help="validation data, like --dataset (default: no validation)")
     add("--validation_step", type=int, default=1, metavar="N", help="validate every N epochs (default 1)")
     add("--validation_scoring", default="cider,bleu", metavar="METRICS",
-        help="metrics of the captions written at validation: cider,bleu,rouge,meteor,spice, or none (default cider,bleu)")
+        help="metrics at validation: cider,bleu,rouge,meteor,spice, or none (default cider,bleu)")
     add("--validation_beam_size", type=int, default=1, metavar="K", help="beams at validation (default 1: greedy)")
     add("--validate_only", action="store_true", help="only validate the models of --load_model")
     add("--num_workers", type=int, help="processes that load images (default: all cores; none for feature files)")
@@ -41,12 +42,12 @@ def parse_args(argv=None):
     add("--no_augment", action="store_true",
         help="train on whole images instead of random crops and mirror images (captions that say left and right)")
     add = parser.add_argument_group("vocabulary").add_argument
-    add("--vocab", default="AUTO", help="vocabulary file, or AUTO (make it once, keep it), or REGEN (make it anew); default AUTO")
+    add("--vocab", default="AUTO", help="vocabulary file, AUTO (make it once, keep it) or REGEN (anew); default AUTO")
     add("--vocab_root", default="vocab_cache", help="where AUTO and REGEN keep vocabularies (default vocab_cache)")
     add("--vocab_threshold", type=int, default=4, help="AUTO, REGEN: times a word must occur (default 4)")
     add("--no_tokenize", action="store_true", help="AUTO, REGEN: captions are tokens already, split at spaces")
     add("--show_tokens", action="store_true", help="print the tokens of the first captions")
-    add("--skip_start_token", action="store_true", help="the image takes the place of <start> instead of coming before it")
+    add("--skip_start_token", action="store_true", help="read the image in place of <start>, not before it")
     add = parser.add_argument_group("model").add_argument
     add("--features", default="resnet152", metavar="NAMES",
         help="encoders or feature files, comma separated, that start the sentence (default resnet152)")
@@ -62,7 +63,8 @@ def parse_args(argv=None):
     add("--hidden_size", type=int, default=512, help="size of the RNN's state (default 512)")
     add("--num_layers", type=int, default=1, help="layers of the RNN (default 1)")
     add("--rnn_arch", choices=["LSTM", "GRU"], default="LSTM", help="kind of RNN (default LSTM)")
-    add("--rnn_hidden_init", choices=["from_features"], help="compute the initial state from the features (default: zero, the image is read first)")
+    add("--rnn_hidden_init", choices=["from_features"],
+        help="compute the initial state from the features (default: zero, and the image is read first)")
     add("--dropout", type=float, default=0.0, help="on embeddings, between layers and before the output (default 0)")
     add("--encoder_dropout", type=float, default=0.0, help="on the projected image or the map (default 0)")
     add("--encoder_non_lin", action="store_true", help="SELU after projecting the image")
@@ -89,7 +91,7 @@ def parse_args(argv=None):
     add("--teacher_forcing_k", type=float, default=6500, help="p(i) = k / (k + exp(i * beta / k)); default 6500")
     add("--teacher_forcing_beta", type=float, default=0.3, help="default 0.3")
     add = parser.add_argument_group("run").add_argument
-    add("--model_name", help="folder of the run under --model_path (default: made from --model_basename and the settings)")
+    add("--model_name", help="folder of the run under --model_path (default: from --model_basename and settings)")
     add("--model_basename", default="model", help="first part of the default name (default model)")
     add("--output_root", default="", help="put before --model_path (default none)")
     add("--model_path", default="models/", help="folder of all runs (default models/)")
@@ -97,9 +99,10 @@ def parse_args(argv=None):
     add("--optimizer_reset", action="store_true", help="--load_model: do not take over the optimizer's state")
     add("--force_epoch", type=int, metavar="N", help="--load_model: count on from epoch N")
     add("--replace", action="store_true", help="write over a run of the same name")
-    add("--resume", action="store_true", help="go on from the run's last.model, exactly; start afresh where there is none")
+    add("--resume", action="store_true", help="go on from the run's last.model, exactly, if there is one")
     add("--num_epochs", type=int, default=5, help="default 5")
-    add("--save_every", type=int, default=0, metavar="STEPS", help="write last.model every STEPS too (default 0: each epoch)")
+    add("--save_every", type=int, default=0, metavar="STEPS",
+        help="write last.model every STEPS too (default 0: each epoch)")
     add("--early_stopping", type=int, default=0, metavar="EPOCHS", help="stop when validation has not improved so long")
     add("--log_step", type=int, default=10, help="steps between updates of the loss shown (default 10)")
     add("--verbose", action="store_true", help="also print the model and its parameters")
@@ -113,6 +116,9 @@ def parse_args(argv=None):
     return args
 
 
+# fmt: on
+
+
 def check(parser, args) -> None:
     """Settings that contradict each other are told before anything is loaded."""
     if args.validate_only and not (args.load_model and args.validate):
@@ -121,8 +127,9 @@ def check(parser, args) -> None:
         parser.error("--dataset is required: sections of datasets.conf, such as coco:train2014")
     if args.load_model and len(args.load_model) > 1 and not args.validate_only:
         parser.error("--load_model takes several models with --validate_only alone")
-    for name in ("batch_size", "captions_per_image", "num_epochs", "hidden_size", "embed_size", "num_layers", "log_step",
-                 "validation_step", "validation_beam_size", "lr_step_size", "attention_size", "value_size"):
+    counts = ("batch_size", "captions_per_image", "num_epochs", "hidden_size", "embed_size", "num_layers", "log_step")
+    counts += ("validation_step", "validation_beam_size", "lr_step_size", "attention_size", "value_size")
+    for name in counts:
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: at least 1")
     for name in ("dropout", "encoder_dropout", "label_smoothing", "ema"):
@@ -136,7 +143,6 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
 import torch
-from tqdm import tqdm
 
 from data_loader import FeatureSource, get_eval_loader, get_loader, open_dataset
 from decoding import Search
@@ -144,11 +150,11 @@ from devices import choose_device, end_processes, is_main, process, start_proces
 from encoder import build_extractor, image_transform
 from features import is_feature_file
 from model import Captioner, FeatureSpec, ModelConfig, build_model, internal_spec, load_captioner
+from reports import Bar, describe, epoch_line, report_end, show_tokens
 from run_folder import RunFolder
 from scoring import parse_metrics
 from training import Settings, Trainer, validate
 from vocabulary import Vocabulary, build_vocabulary
-
 
 # ---- data, vocabulary, model ----
 
@@ -232,41 +238,9 @@ def model_name(args) -> str:
     if args.model_name:
         return args.model_name
     features = "-".join(Path(name).stem if is_feature_file(name) else name for name in args.features.split(","))
-    parts = [args.model_basename, features.replace(":", "-"), args.attention, args.rnn_arch.lower(), str(args.hidden_size)]
+    parts = [args.model_basename, features.replace(":", "-"), args.attention, args.rnn_arch.lower()]
+    parts.append(str(args.hidden_size))
     return "-".join(part for part in parts if part)
-
-
-# ---- reports ----
-
-
-def describe(captioner: Captioner, loader, validation) -> None:
-    """What a person wants to see before a long run."""
-    config = captioner.config
-    total = sum(p.numel() for p in captioner.model.parameters())
-    trained = sum(p.numel() for p in captioner.model.parameters() if p.requires_grad)
-    print(f"training:   {len(loader.items):,} images, {loader.num_captions:,} captions, {len(loader):,} batches an epoch")
-    if validation is not None:
-        print(f"validation: {len(validation.items):,} images, {validation.num_captions:,} captions")
-    vocabulary = captioner.vocabulary
-    print(f"vocabulary: {len(vocabulary):,} words")
-    shapes = [f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in config.specs]
-    kind = f"{config.num_layers}-layer {config.rnn_arch} {config.hidden_size}"
-    kind += f", {config.attention} attention" if config.attention else ""
-    print(f"model:      {', '.join(shapes)} -> {kind}; {total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained")
-    print(f"device:     {captioner.device}")
-
-
-def show_tokens(dataset, vocabulary: Vocabulary, n: int = 5) -> None:
-    for item in dataset.items[:n]:
-        for caption in item.captions[:1]:
-            print(f"tokens: {' '.join(vocabulary.tokens(vocabulary.encode(caption)))}")
-
-
-def epoch_line(epoch: int, num_epochs: int, row: dict, speed: float, note: str = "") -> str:
-    short = {"training_loss": "loss", "validation_loss": "val loss", "validation_cider": "CIDEr", "validation_bleu_4": "BLEU-4"}
-    shown = {**short, **{f"validation_{name}": name for name in ("meteor", "rouge_l", "spice")}}
-    figures = [f"{label} {row[name]:.3f}" for name, label in shown.items() if row.get(name) is not None]
-    return f"epoch {epoch}/{num_epochs}: {', '.join(figures)} ({speed:.0f} captions/s){note}"
 
 
 # ---- training ----
@@ -288,29 +262,28 @@ class Stop:
 
 def train_one_epoch(trainer: Trainer, loader, folder: RunFolder, args, epoch: int, resumed: dict | None, stop: Stop):
     """-> the epoch's Progress, or None where the run was stopped (last.model then says where)."""
-    position = start = resumed["batch"] if resumed else 0
+    start = resumed["batch"] if resumed else 0
     n_batches = min(len(loader), args.num_batches) if args.num_batches else len(loader)
     loader.set_position(epoch, start)
-    bar = tqdm(total=n_batches, initial=start, desc=f"epoch {epoch}", unit="batch", disable=None, leave=False)
+    bar = Bar(n_batches, f"epoch {epoch}", "batch", start)
 
     def on_step(progress, index: int) -> bool:
-        nonlocal position
-        bar.update(index + 1 - position)
-        position = index + 1
+        bar.move_to(index + 1)
         if trainer.step % args.log_step == 0 or stop.signal:
             loss = progress.loss
             if loss != loss:
-                raise UserError(f"the loss is not a number at step {trainer.step}: lower --learning_rate or set --grad_clip")
-            bar.set_postfix_str(f"loss {loss:.3f}, {progress.speed:.0f} captions/s")
-        last = position >= n_batches
+                advice = "lower --learning_rate or set --grad_clip"
+                raise UserError(f"the loss is not a number at step {trainer.step}: {advice}")
+            bar.say(f"loss {loss:.3f}, {progress.speed:.0f} captions/s")
+        last = bar.done >= n_batches
         due = args.save_every and trainer.step % args.save_every == 0
         if is_main() and not last and (due or stop.signal):
-            folder.save_last(trainer.captioner, trainer, epoch, position, progress.state())
+            folder.save_last(trainer.captioner, trainer, epoch, bar.done, progress.state())
         return last or stop.signal is not None
 
     progress = trainer.train_epoch(loader, on_step, resumed and resumed["progress"])
     bar.close()
-    return progress if stop.signal is None or position >= n_batches else None
+    return progress if stop.signal is None or bar.done >= n_batches else None
 
 
 def run_epochs(trainer: Trainer, loader, validation, folder: RunFolder, args, first: int, resumed: dict | None) -> int:
@@ -327,7 +300,7 @@ def run_epochs(trainer: Trainer, loader, validation, folder: RunFolder, args, fi
         row = {"training_loss": progress.loss, "learning_rate": trainer.optimizer.param_groups[0]["lr"]}
         with trainer.averaged_weights():
             if validation is not None and (epoch % args.validation_step == 0 or epoch == args.num_epochs):
-                bar = tqdm(total=len(validation.items), desc="validation", unit="image", disable=None, leave=False)
+                bar = Bar(len(validation.items), "validation", "image")
                 row |= validate(captioner, validation, metrics, search, args.amp, bar)
                 bar.close()
             trainer.epoch_ended(row.get("validation_loss", row["training_loss"]))
@@ -336,8 +309,8 @@ def run_epochs(trainer: Trainer, loader, validation, folder: RunFolder, args, fi
                 folder.save_epoch(captioner, epoch)
         if is_main():
             folder.save_last(captioner, trainer, epoch + 1, 0, None)
-            note = "  best" if folder.best_epoch() == epoch else ""
-            print(epoch_line(epoch, args.num_epochs, row, progress.speed, note), flush=True)
+            best = folder.best_epoch() == epoch
+            print(epoch_line(epoch, args.num_epochs, row, progress.speed, best), flush=True)
         best = folder.best_epoch() or epoch
         if args.early_stopping and epoch - best >= args.early_stopping:
             print(f"no better {folder.criterion()} for {args.early_stopping} epochs: stopped early")
@@ -345,18 +318,8 @@ def run_epochs(trainer: Trainer, loader, validation, folder: RunFolder, args, fi
         if stop.signal:
             print(f"stopped after epoch {epoch}; go on with --resume")
             return 128 + stop.signal
-    report_end(folder, loader)
+    report_end(folder, loader.bad_items)
     return 1 if loader.bad_items else 0
-
-
-def report_end(folder: RunFolder, loader) -> None:
-    best = folder.best_epoch()
-    if best is not None:
-        name = folder.criterion()
-        print(f"best epoch {best} ({name} {folder.stats[best][name]:.3f}): {folder.file('best.model')}")
-    print(f"statistics: {folder.file('train_stats.json')}")
-    if loader.bad_items:
-        print(f"{len(loader.bad_items)} images could not be read and were left out", file=sys.stderr)
 
 
 def validate_models(args) -> int:
@@ -366,8 +329,9 @@ def validate_models(args) -> int:
         captioner = load_captioner(path, choose_device(args.device, args.cpu), args.weights, photos=False)
         validation = open_validation(captioner, args)
         metrics = parse_metrics_or_none(args.validation_scoring)
-        results[str(path)] = validate(captioner, validation, metrics, Search(beam_size=args.validation_beam_size), args.amp)
-        print(f"{path}: " + ", ".join(f"{k.removeprefix('validation_')} {v:.4f}" for k, v in results[str(path)].items()))
+        row = validate(captioner, validation, metrics, Search(beam_size=args.validation_beam_size), args.amp)
+        results[str(path)] = row
+        print(f"{path}: " + ", ".join(f"{k.removeprefix('validation_')} {v:.4f}" for k, v in row.items()))
     file_name = Path(args.load_model[0]).with_name("validation_stats.json")
     with atomic_write(file_name) as file:
         json.dump(results, file, indent=2)
@@ -379,13 +343,15 @@ def parse_metrics_or_none(text: str) -> tuple[str, ...]:
     return () if text.lower() in ("", "none") else parse_metrics(text)
 
 
-def start_training(args, captioner: Captioner, folder: RunFolder, contents: dict | None, trainer: Trainer) -> tuple[int, dict | None]:
+def start_training(args, trainer: Trainer, folder: RunFolder, contents: dict | None) -> tuple[int, dict | None]:
     """Take over state from last.model or --load_model. Returns the first epoch and, mid-epoch, where to go on."""
+    captioner = trainer.captioner
     if contents is not None:
         saved, own = contents["config"], captioner.config.to_dict()
         for name in own:
             if saved.get(name) != own[name]:
-                raise UserError(f"--resume: the run was started with {name} {saved.get(name)!r}, now it is {own[name]!r}")
+                was = f"the run was started with {name} {saved.get(name)!r}"
+                raise UserError(f"--resume: {was}, now it is {own[name]!r}")
         if contents["vocabulary"] != captioner.vocabulary.to_dict():
             raise UserError("--resume: the run was started with another vocabulary")
         captioner.model.load_trained_state(contents["state"], folder.file("last.model"))
@@ -434,7 +400,7 @@ def main(args) -> int:
     validation = open_validation(captioner, args) if args.validate and is_main() else None
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     trainer = Trainer(captioner, settings, args.num_batches or len(loader), args.num_epochs)
-    first, resumed = start_training(args, captioner, folder, contents, trainer)
+    first, resumed = start_training(args, trainer, folder, contents)
     if first > args.num_epochs:
         print(f"nothing to do: epoch {first - 1} of --num_epochs {args.num_epochs} is done already")
         return 0

@@ -99,11 +99,12 @@ class Trainer:
         if settings.lr_scheduler == "ReduceLROnPlateau":
             # a stand-in optimizer: only the factor it reaches is used
             stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-            self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(stand_in, factor=0.1, patience=settings.lr_step_size)
+            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau
+            self.plateau = schedule(stand_in, factor=0.1, patience=settings.lr_step_size)
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema else None
         self.step = 0
 
-    def train_epoch(self, loader, on_step: Callable[["Progress", int], bool], resumed: dict | None = None) -> "Progress":
+    def train_epoch(self, loader, on_step: Callable, resumed: dict | None = None) -> "Progress":
         """Train over the batches of `loader` from the position it is set to.
 
         on_step(progress, index of the batch) is called after each step; True ends the epoch early. resumed: what
@@ -241,8 +242,10 @@ class Progress:
         return {"loss_sum": float(self.loss_sum), "tokens": self.tokens, "captions": self.captions}
 
 
-def validate(captioner: Captioner, loader, metrics: tuple[str, ...], search: Search, amp: str = "off", bar=None) -> dict:
-    """Validation loss under teacher forcing and scores of free-running captions, over `loader`'s batches with captions.
+def validate(
+    captioner: Captioner, loader, metrics: tuple[str, ...], search: Search, amp: str = "off", bar=None
+) -> dict[str, float]:
+    """Validation loss under teacher forcing and scores of free-running captions over `loader`, whose batches have captions.
 
     Returns `validation_loss` (nats per token), `validation_METRIC`, and what warns of collapse: the share of distinct
     captions, their mean length in words, the share of <unk>. Tokens by the Python tokenizer: the same everywhere.

@@ -280,7 +280,7 @@ class Vocabulary:
 
     def save(self, path) -> None:
         """Write .json, .pkl (a pickle of the same plain dict) or .txt (a word a line), by the ending of `path`."""
-        extension = _extension(path)
+        extension = file_kind(path)
         if extension == ".txt" and (self.tokenizer != "treebank" or not self.lowercase):
             raise UserError(f"{path}: a .txt file cannot keep the tokenizer ({self.tokenizer}): use .json or .pkl")
         with atomic_write(path, "wb") as file:
@@ -297,7 +297,7 @@ class Vocabulary:
 
         Raises UserError naming the file where it is missing, of an unknown ending, or malformed.
         """
-        extension = _extension(path)
+        extension = file_kind(path)
         try:
             if extension == ".json":
                 return cls.from_dict(read_json(path, "vocabulary"))
@@ -318,7 +318,8 @@ class Vocabulary:
             raise UserError(f"{path}: {error}") from error
 
 
-def _extension(path) -> str:
+def file_kind(path) -> str:
+    """The ending of a vocabulary file, in lower case. Raises UserError for one that is none of EXTENSIONS."""
     extension = Path(path).suffix.lower()
     if extension not in EXTENSIONS:
         raise UserError(f"vocabulary: unknown ending of {str(path)!r}: use one of {', '.join(EXTENSIONS)}")

@@ -271,6 +271,21 @@ def make_picture(task: tuple, folder: str, seed: int) -> None:
     picture.save(Path(folder) / "images" / scene["split"] / scene["file_name"], quality=90)
 
 
+def clear(folder: Path, scenes: list[dict]) -> None:
+    """Make the folders, and remove the pictures that an earlier set left there."""
+    try:
+        (folder / "scenes.json").unlink(missing_ok=True)  # written again last: where it is, the set is whole
+        for split in SPLITS:
+            images = folder / "images" / split
+            images.mkdir(parents=True, exist_ok=True)
+            kept = {scene["file_name"] for scene in scenes if scene["split"] == split}
+            for path in images.glob("[0-9][0-9][0-9][0-9][0-9][0-9].jpg"):
+                if path.name not in kept:
+                    path.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}; name another folder") from error
+
+
 def make(args) -> None:
     """Write the set into args.folder."""
     folder = Path(args.folder)
@@ -288,12 +303,7 @@ def make(args) -> None:
         for number, caption in enumerate(captions):
             annotation = {"id": 5 * index + number + 1, "image_id": index + 1, "caption": caption}
             content["annotations"].append(annotation)
-    try:
-        (folder / "scenes.json").unlink(missing_ok=True)  # written again last: where it is, the set is whole
-        for split in SPLITS:
-            (folder / "images" / split).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror or error}; name another folder") from error
+    clear(folder, scenes)
     draw = partial(make_picture, folder=str(folder), seed=args.seed)
     if args.num_workers == 1:
         for task in enumerate(scenes):

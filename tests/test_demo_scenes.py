@@ -63,7 +63,12 @@ def test_same_seed_same_set_and_workers_do_not_matter(made, tmp_path):
     assert len(files) == 18 + 5
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (made / name).read_bytes(), name
+    (tmp_path / "b" / "images" / "val").mkdir(parents=True)
+    for name in ("000999.jpg", "mine.jpg"):
+        (tmp_path / "b" / "images" / "val" / name).write_bytes(b"")
     run_here("demo_scenes.py", "make", tmp_path / "b", *SMALL, "--seed", 7)
+    left = {path.name for path in (tmp_path / "b" / "images" / "val").iterdir()}
+    assert left == {"000005.jpg", "000006.jpg", "mine.jpg"}  # an older set's picture is gone, a stranger's is not
     assert (tmp_path / "b" / "scenes.json").read_bytes() != (made / "scenes.json").read_bytes()
 
 

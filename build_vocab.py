@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Make a vocabulary from the captions of a dataset.
+
+    ./build_vocab.py --dataset coco:train2014 --vocab_output_path vocab.pkl
+    ./build_vocab.py --dataset coco:train2014 --vocab_output_path vocab.json --vocab_threshold 5 --keep_frequency
+    ./build_vocab.py --leftovers_from_vocabulary vocab.pkl --dataset coco:val2014      # words that vocab.pkl lacks
+
+Words that occur at least --vocab_threshold times are kept, in order of first appearance, after <pad> <start> <end>
+<unk>. The files beside X.pkl are X-leftovers.txt and X-vocab_stats.txt: "word count" lines, the most frequent first.
+"""
+
+import argparse
+import sys
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", metavar="NAME", help="section of the dataset file whose captions to use; several: a:x+b:y")
+    add(
+        "--dataset_config_file", default="datasets/datasets.conf", help="dataset file (default: datasets/datasets.conf)"
+    )
+    add("--vocab_output_path", metavar="FILE", help="vocabulary to write: .json, .pkl or .txt")
+    add("--vocab_threshold", type=int, default=4, metavar="N", help="times a word must occur to be kept (default: 4)")
+    add("--tokenizer", default="treebank", choices=("treebank", "whitespace", "char", "regex"), help="how captions are "
+        "split: the Penn Treebank's rules (default), at blanks, into characters, or into words and signs")  # fmt: skip
+    add("--no_tokenize", action="store_true", help="captions are tokenised already: split at blanks, keep the case")
+    add("--show_tokens", action="store_true", help="print each caption with its tokens, and whether they are the SAME")
+    add("--keep_frequency", action="store_true", help="keep the number of occurrences of each word in the file")
+    add("--create_vocab_stats_file", action="store_true", help="also write all words with their counts")
+    add("--create_leftovers_file", action="store_true", help="also write the words below the threshold with counts")
+    add("--leftovers_from_vocabulary", metavar="FILE", help="write only leftovers: words of --dataset (default: the "
+        "one the vocabulary was made from) that are not in this vocabulary")  # fmt: skip
+    add("--leftovers_from_dataset", metavar="NAME", help="write only leftovers: words of this dataset below the "
+        "threshold, or with --dataset the words of that which this dataset's vocabulary would lack")  # fmt: skip
+    add("--dont_create_vocab", action="store_true", help="write no vocabulary, only the other files asked for")
+    add("--num_workers", type=int, metavar="N", help="parallel processes for large datasets (default: one per core)")
+    add("--force", action="store_true", help="replace files that exist")
+    add("--verbose", action="store_true", help="print the words")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from caption_datasets import CaptionDataset, open_dataset
+from common import UserError, atomic_write, run
+from vocabulary import SPECIALS, Vocabulary, count_words, file_kind, tokenize, vocabulary_from_counts
+
+
+def check(args) -> None:
+    if args.vocab_threshold < 1:
+        raise UserError(f"--vocab_threshold: {args.vocab_threshold} is no number of occurrences; give 1 or more")
+    if args.num_workers is not None and args.num_workers < 0:
+        raise UserError(f"--num_workers: {args.num_workers} is no number of processes; give 0 or more")
+    if args.no_tokenize and args.tokenizer != "treebank":
+        raise UserError(f"--no_tokenize and --tokenizer {args.tokenizer} exclude each other")
+    if args.leftovers_from_vocabulary and args.leftovers_from_dataset:
+        raise UserError("--leftovers_from_vocabulary and --leftovers_from_dataset exclude each other")
+    if args.leftovers_from_vocabulary or args.leftovers_from_dataset:
+        return
+    if not args.dataset:
+        raise UserError("--dataset: name a section of the dataset file, such as coco:train2014")
+    if args.dont_create_vocab:
+        return
+    if not args.vocab_output_path:
+        raise UserError("--vocab_output_path: name the vocabulary to write, such as vocab.json")
+    split_otherwise = args.no_tokenize or args.tokenizer != "treebank"
+    if file_kind(args.vocab_output_path) == ".txt" and split_otherwise:
+        raise UserError("--vocab_output_path: a .txt file cannot keep how captions are split: use .json or .pkl")
+
+
+def refuse_existing(paths: list[Path], force: bool) -> None:
+    for path in paths:
+        if path.exists() and not force:
+            raise UserError(f"{path} exists: --force replaces it")
+
+
+def beside(path: str, ending: str) -> Path:
+    """vocab.pkl, "leftovers" -> vocab-leftovers.txt; also for the name of a dataset."""
+    stem = Path(path).with_suffix("") if Path(path).suffix in (".json", ".pkl", ".txt") else Path(path)
+    return stem.with_name(f"{stem.name}-{ending}.txt")
+
+
+def write_counts(path: Path, counter: Counter) -> None:
+    with atomic_write(path) as file:
+        for word, count in sorted(counter.items(), key=lambda pair: (-pair[1], pair[0])):
+            file.write(f"{word} {count}\n")
+    print(f"{len(counter)} words with their counts written to {path}")
+
+
+def read_captions(name: str, config_file: str) -> CaptionDataset:
+    dataset = open_dataset(name, config_file)
+    dataset.require_captions("a vocabulary")
+    return dataset
+
+
+def show_tokens(dataset: CaptionDataset, tokenizer: str, lowercase: bool) -> None:
+    for caption in dataset.captions():
+        joined = " ".join(tokenize(caption, tokenizer, lowercase))
+        print("SAME" if joined == caption else "DIFF", caption, "=>", joined)
+
+
+def core_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def leftovers(args, workers: int) -> None:
+    """What --leftovers_from_vocabulary and --leftovers_from_dataset ask for."""
+    settings = ("whitespace", False) if args.no_tokenize else (args.tokenizer, True)
+    if args.leftovers_from_vocabulary:
+        reference = Vocabulary.load(args.leftovers_from_vocabulary)
+        name = args.dataset or reference.dataset
+        if not name:
+            raise UserError(f"--dataset: {args.leftovers_from_vocabulary} does not say what it was made from; name one")
+        settings = (reference.tokenizer, reference.lowercase)
+        target = beside(args.vocab_output_path or args.leftovers_from_vocabulary, "leftovers")
+    else:
+        name = args.dataset or args.leftovers_from_dataset
+        target = beside(args.vocab_output_path or args.leftovers_from_dataset, "leftovers")
+    refuse_existing([target], args.force)
+    counter = count_words(read_captions(name, args.dataset_config_file).captions(), *settings, workers)
+    if args.leftovers_from_dataset:
+        other = counter
+        if args.dataset:
+            dataset = read_captions(args.leftovers_from_dataset, args.dataset_config_file)
+            other = count_words(dataset.captions(), *settings, workers)
+        reference = vocabulary_from_counts(other, args.vocab_threshold, *settings)
+    write_counts(target, Counter({word: count for word, count in counter.items() if word not in reference}))
+
+
+def print_sizes(dataset: CaptionDataset, counter: Counter, vocabulary: Vocabulary) -> None:
+    tokens = sum(counter.values())
+    kept = sum(vocabulary.counts[len(SPECIALS) :])
+    words = len(vocabulary) - len(SPECIALS)
+    print(f"{dataset.name}: {dataset.num_captions} captions of {len(dataset)} images, {tokens} tokens")
+    print(f"{words} of {len(counter)} distinct words kept (at least {vocabulary.threshold} times each)", end=", ")
+    print(f"which is {100 * kept / max(tokens, 1):.2f}% of the tokens; {len(vocabulary)} with the special ones")
+
+
+def main(args) -> None:
+    check(args)
+    workers = core_count() if args.num_workers is None else args.num_workers
+    if args.leftovers_from_vocabulary or args.leftovers_from_dataset:
+        leftovers(args, workers)
+        return
+    base = args.vocab_output_path or args.dataset
+    outputs = {
+        "vocabulary": None if args.dont_create_vocab else Path(args.vocab_output_path),
+        "leftovers": beside(base, "leftovers") if args.create_leftovers_file else None,
+        "stats": beside(base, "vocab_stats") if args.create_vocab_stats_file else None,
+    }
+    refuse_existing([path for path in outputs.values() if path], args.force)
+
+    dataset = read_captions(args.dataset, args.dataset_config_file)
+    tokenizer, lowercase = ("whitespace", False) if args.no_tokenize else (args.tokenizer, True)
+    if args.show_tokens:
+        show_tokens(dataset, tokenizer, lowercase)
+    counter = count_words(dataset.captions(), tokenizer, lowercase, workers)
+    vocabulary = vocabulary_from_counts(counter, args.vocab_threshold, tokenizer, lowercase, args.dataset)
+    if args.verbose:
+        print(*vocabulary.words)
+    print_sizes(dataset, counter, vocabulary)
+    if len(vocabulary) == len(SPECIALS):
+        raise UserError(f"--vocab_threshold {args.vocab_threshold}: no word of {args.dataset} occurs that often")
+    if outputs["vocabulary"]:
+        if not args.keep_frequency:
+            vocabulary.counts = None
+        vocabulary.save(outputs["vocabulary"])
+        print(f"vocabulary written to {outputs['vocabulary']}")
+    if outputs["leftovers"]:
+        write_counts(outputs["leftovers"], Counter({w: n for w, n in counter.items() if w not in vocabulary}))
+    if outputs["stats"]:
+        write_counts(outputs["stats"], counter)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ARGS))

@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Run an encoder over a dataset once and keep what it says, so that training need not run it again.
+
+    ./extract_features.py --dataset coco:train2014+coco:val2014 --extractor resnet152
+    ./extract_features.py --dataset coco:train2014 --extractor resnet152-conv --dtype float16 --output_file conv.lmdb
+    ./extract_features.py --image_dir photos/ --extractor efficientnet_lite0 --output_file photos.npy
+    ./train.py --dataset coco:train2014 --features conv.lmdb --attention soft
+
+The format follows from the extension: .lmdb, .npy (with .keys.txt), .bin (PicSOM) or .h5. What made the features is kept
+with them, so that a model trained on the file can caption photos. An interrupted run goes on with --resume.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from common import UserError, run
+
+NORMALIZE = {  # how pixels 0..1 are normalised; None: as the encoder was trained
+    "default": None,
+    "skip": {"mean": [0.0] * 3, "std": [1.0] * 3},
+    "subtract_half": {"mean": [0.5] * 3, "std": [1.0] * 3},
+}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", help="sections of datasets.conf, several joined by +")
+    add("--dataset_config_file", help="the datasets.conf to use (default: see README)")
+    add("--image_dir", help="a folder of images instead of a dataset; keys are the file names")
+    add("--extractor", default="resnet152", help="encoder by name, with -conv its last map (default resnet152)")
+    add("--weights", metavar="FILE", help="local file with the encoder's weights, instead of a download")
+    add("--feature_type", choices=["plain", "avg", "max"], default="plain",
+        help="plain: of the whole image; avg, max: over ten crops, the corners and the middle, mirrored too (default plain)")
+    add("--normalize", choices=list(NORMALIZE), default="default",
+        help="pixels: as the encoder expects, 0..1 as they are, or minus one half (default: default)")
+    add("--crop_size", type=int, help="pixels of the side that the encoder sees (default: the encoder's own)")
+    add("--image_size", type=int, help="avg, max: side the image is resized to before cropping (default: crop_size * 256/224)")
+    add("--output_dir", help="folder of the output (default: the dataset's features_path, or else this folder)")
+    add("--output_file", metavar="NAME", help=".lmdb, .npy, .bin or .h5 (default: DATASET-EXTRACTOR-TYPE.lmdb)")
+    add("--dtype", choices=["float32", "float16"], default="float32", help="type of the numbers kept (default float32)")
+    add("--batch_size", type=int, default=32, help="images in a batch (default 32)")
+    add("--num_workers", type=int, help="processes that load images (default: all cores)")
+    add("--resume", action="store_true", help="go on after an interruption")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    args = parser.parse_args(argv)
+    if bool(args.dataset) == bool(args.image_dir):
+        parser.error("name either --dataset or --image_dir")
+    if args.batch_size < 1:
+        parser.error(f"--batch_size {args.batch_size}: at least 1")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
+
+import torch
+
+from data_loader import GenericDataset, get_eval_loader, open_dataset
+from devices import choose_device
+from encoder import Extractor, TenCrops, build_extractor, image_transform
+from features import FeatureWriter
+from reports import Bar
+
+
+def output_path(args, dataset) -> Path:
+    """Where the features go. An absolute --output_file, or one with a folder, is taken as it is."""
+    name = args.output_file
+    if name is None:
+        source = args.dataset or Path(args.image_dir).resolve().name
+        parts = (source.replace(":", "-").replace("/", "-"), args.extractor.replace(":", "-"), args.feature_type)
+        name = "-".join(parts) + ".lmdb"
+    folder = args.output_dir or (dataset.features_path if args.output_file is None or "/" not in name else None)
+    return Path(folder or ".") / name
+
+
+def load_extractor(args) -> Extractor:
+    """The encoder with the pixels' size and normalisation that the flags ask for."""
+    changes = dict(NORMALIZE[args.normalize] or {})
+    if args.crop_size:
+        changes["size"] = args.crop_size
+    return build_extractor(args.extractor, weights=args.weights, transform=changes or None)
+
+
+@torch.inference_mode()
+def encode(extractor: Extractor, pixels: torch.Tensor, feature_type: str) -> torch.Tensor:
+    """pixels (B, 3, S, S), or (B, 10, 3, S, S) of ten crops -> features (B, D) or (B, D, h, w)."""
+    if feature_type == "plain":
+        return extractor(pixels)
+    crops = extractor(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+    return crops.mean(1) if feature_type == "avg" else crops.amax(1)
+
+
+def extract(extractor: Extractor, loader, writer: FeatureWriter, feature_type: str, device) -> None:
+    """Encode the loader's images into `writer`."""
+    bar = Bar(len(loader.items), "extracting", "image")
+    for batch in loader:
+        features = encode(extractor, batch.pixels.to(device, non_blocking=True), feature_type).cpu().numpy()
+        for item, row in zip(batch.items, features):
+            writer.write(item.key, row)
+        bar.update(len(batch.items) + len(batch.bad))
+    bar.close()
+
+
+def main(args) -> int:
+    if args.image_dir:
+        dataset = GenericDataset(image_dir=args.image_dir)
+        if not dataset.items:
+            raise UserError(f"--image_dir {args.image_dir}: no images in this folder")
+    else:
+        dataset = open_dataset(args.dataset, args.dataset_config_file)
+    path = output_path(args, dataset)
+    device = choose_device(args.device, args.cpu)
+    extractor = load_extractor(args).to(device)
+    maker = {"extractor": args.extractor, "weights_sha256": extractor.weights_sha256}
+    maker |= {"transform": extractor.transform, "feature_type": args.feature_type}
+    size, interpolation = extractor.transform["size"], extractor.transform["interpolation"]
+    transform = image_transform(size, interpolation)
+    if args.feature_type != "plain":
+        transform = TenCrops(size, args.image_size or round(size * 256 / 224), interpolation)
+        maker["image_size"] = transform.image_size
+    shape = (extractor.dim, *extractor.grid) if extractor.spatial else (extractor.dim,)
+    items = {item.key: item for item in dataset.items}  # an image of two parts is encoded once
+    writer = FeatureWriter(path, shape, args.dtype, maker, keys=items, resume=args.resume)
+    print(f"{len(items):,} images, {len(items) - len(writer.todo):,} of them done already")
+    print(f"{args.extractor} {'x'.join(map(str, shape))} {args.dtype} -> {path}", flush=True)
+    dataset.items = [items[key] for key in writer.todo]
+    began, bad = time.monotonic(), []
+    with writer:
+        if dataset.items:
+            loader = get_eval_loader(
+                dataset, batch_size=args.batch_size, transform=transform, num_workers=args.num_workers
+            )
+            extract(extractor, loader, writer, args.feature_type, device)
+            bad = loader.bad_items
+            loader.close()
+    seconds = time.monotonic() - began
+    print(f"{len(writer):,} records in {path} ({len(dataset.items) / seconds:.0f} images/s)")
+    if bad:
+        print(f"{len(bad)} images could not be read and have no features", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ARGS))

@@ -1,0 +1,95 @@
+"""Toy data for the tests: pictures of one coloured shape, captions that say which, and feature files that know it."""
+
+import json
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 220), "yellow": (235, 210, 50)}
+SHAPES = ("ball", "box", "roof")
+SENTENCES = (
+    "A {colour} {shape} on a grey floor.",
+    "There is a {colour} {shape} .",
+    "the {shape} is {colour}",
+    "A picture of one {colour} {shape}.",
+    "One {shape}, painted {colour}.",
+)
+
+
+def scene(index: int) -> tuple[str, str]:
+    return list(COLOURS)[index % 4], SHAPES[index % 3]
+
+
+def draw(index: int, size: int = 96) -> Image.Image:
+    colour, shape = scene(index)
+    image = Image.new("RGB", (size, size), (128 + index % 20, 128, 128))
+    box = [size // 4, size // 4, 3 * size // 4, 3 * size // 4]
+    pen = ImageDraw.Draw(image)
+    if shape == "ball":
+        pen.ellipse(box, fill=COLOURS[colour])
+    elif shape == "box":
+        pen.rectangle(box, fill=COLOURS[colour])
+    else:
+        pen.polygon([(size // 2, box[1]), (box[0], box[3]), (box[2], box[3])], fill=COLOURS[colour])
+    return image
+
+
+def make_coco(root, splits: dict[str, int], size: int = 96, captions: int = 5, first_id: int = 1) -> None:
+    """Folders images/SPLIT and files annotations/captions_SPLIT.json under `root`, in COCO's own layout and naming."""
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    number, annotation = first_id, 1
+    for split, count in splits.items():
+        folder = root / "images" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        images, annotations = [], []
+        for _ in range(count):
+            name = f"COCO_{split}_{number:012d}.jpg"
+            draw(number, size).save(folder / name)
+            images.append({"id": number, "file_name": name, "width": size, "height": size})
+            colour, shape = scene(number)
+            for sentence in SENTENCES[:captions]:
+                text = sentence.format(colour=colour, shape=shape)
+                annotations.append({"id": annotation, "image_id": number, "caption": text})
+                annotation += 1
+            number += 1
+        data = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
+        (root / "annotations" / f"captions_{split}.json").write_text(json.dumps(data))
+
+
+def write_config(root, splits, features: bool = True) -> str:
+    """A datasets.conf for `make_coco`'s data: toy:SPLIT. Returns its path."""
+    lines = ["[toy]", "dataset_class = CocoDataset", "root_dir = %(here)s"]
+    lines += ["features_path = features"] if features else []
+    for split in splits:
+        lines += [f"[toy:{split}]", f"image_dir = images/{split}", f"caption_path = annotations/captions_{split}.json"]
+    (root / "datasets.conf").write_text("\n".join(lines) + "\n")
+    return str(root / "datasets.conf")
+
+
+def feature_vector(number: int, dim: int = 16) -> np.ndarray:
+    """Features from which the colour and the shape can be read, with a little noise."""
+    noise = np.random.default_rng(number).normal(0, 0.05, dim)
+    noise[number % 4] += 1
+    noise[4 + number % 3] += 1
+    return noise.astype(np.float32)
+
+
+def feature_map(number: int, dim: int = 16, side: int = 3) -> np.ndarray:
+    """A map (dim, side, side) whose middle region is `feature_vector`."""
+    noise = np.random.default_rng(number).normal(0, 0.05, (dim, side, side)).astype(np.float32)
+    noise[:, side // 2, side // 2] += feature_vector(number, dim)
+    return noise
+
+
+def write_features(root, name: str, make=feature_vector, dtype: str = "float32", maker: dict | None = None) -> None:
+    """A feature file under root/features for all images that the caption files of `root` name."""
+    from features import FeatureWriter
+
+    records = {}
+    for file in sorted((root / "annotations").glob("*.json")):
+        for image in json.loads(file.read_text())["images"]:
+            records[image["file_name"]] = make(image["id"])
+    shape = next(iter(records.values())).shape
+    with FeatureWriter(root / "features" / name, shape, dtype, maker) as writer:
+        for key, record in records.items():
+            writer.write(key, record)
