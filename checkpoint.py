@@ -32,7 +32,7 @@ def save(contents: dict, path) -> None:
 
 
 def load(path, map_location="cpu") -> dict:
-    """The contents of a model file. Raises UserError, naming the file, where it is missing, damaged or no model file."""
+    """The contents of a model file. Raises UserError, naming the file, where it is missing, damaged or none of ours."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a model file; perhaps {path / 'best.model'}")

@@ -6,8 +6,8 @@ Everything that writes or trains a sentence goes through three calls:
     state = decoder.start(memory)                          zero, or from the image, after the image was read
     logits, state, weights = decoder.step(tokens, state, memory)
 
-`decoder(memory, tokens, packing, row_image)` gives the logits of whole sentences under teacher forcing. It is an optimisation:
-what does not depend on the step is computed once for all steps, and a test holds it equal to `step`.
+`decoder(memory, tokens, packing, row_image)` gives the logits of whole sentences under teacher forcing. It is an
+optimisation: what does not depend on the step is computed once for all steps, and a test holds it equal to `step`.
 
 Shapes: B images, N rows (sentences), T time steps, R regions, D feature size, E embedding, H hidden, A attention,
 P projected region, V vocabulary.
@@ -17,7 +17,6 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recurrence import Packing, attention_lstm
 from vocabulary import START
@@ -100,7 +99,7 @@ class SentenceDecoder(nn.Module):
     embeddings, between layers and before the output layer.
     image_size: size of the pooled image that is read first (0: none); persist_size: size of the persistent features.
     initial_size: size of the vector that the initial state is computed from, by one linear layer per RNN layer
-        (`--rnn_hidden_init from_features`; with attention the mean of the projected regions, Xu et al. 2015, without tanh).
+        (`--rnn_hidden_init from_features`; with attention the mean of the projected regions, as in Xu et al. 2015).
     region_size: D of the spatial map attended to, with attention "soft" (Xu et al. 2015: context from the previous
         hidden state goes into the RNN) or "spatial" (Lu et al. 2017, "Knowing When to Look", section 2.2, without the
         sentinel: context from the new hidden state goes into the output).
@@ -183,7 +182,7 @@ class SentenceDecoder(nn.Module):
         return memory
 
     def start(self, memory: Memory) -> State:
-        """State before the first word, for each row of `memory`: computed from the image or zero; then the pooled image is read."""
+        """State before the first word of each row: zero or computed from the image; then the pooled image is read."""
         names = ("h", "c") if self.rnn_arch == "LSTM" else ("h",)
         if self.has_initial:
             state = tuple(
@@ -203,7 +202,7 @@ class SentenceDecoder(nn.Module):
         return self.step_embedded(self.embed_words(tokens, memory.first), state, memory)
 
     def embed_words(self, tokens: Tensor, first: Tensor | None) -> Tensor:
-        """Embeddings of tokens (...,) -> (..., E); with `skip_start` the pooled image (..., E) stands in for <start>."""
+        """Embeddings of tokens (...,) -> (..., E); with `skip_start` the pooled image (..., E) replaces <start>."""
         embedded = self.embed(tokens)
         return torch.where((tokens == START).unsqueeze(-1), first, embedded) if self.skip_start else embedded
 
@@ -214,7 +213,7 @@ class SentenceDecoder(nn.Module):
         return self._logits(state[0][-1], embedded, context), state, weights
 
     def _advance(self, inputs: Tensor, state: State, memory: Memory) -> tuple[State, Tensor | None, Tensor | None]:
-        """One RNN step from inputs (N, E) -> the new state, the attended context (N, P), the attention weights (N, R)."""
+        """One RNN step from inputs (N, E) -> the new state, attended context (N, P), attention weights (N, R)."""
         context = weights = None
         parts = [inputs]
         if self.attention_kind == "soft":
@@ -239,11 +238,13 @@ class SentenceDecoder(nn.Module):
 
     # ---- whole sentences ----
 
-    def forward(self, memory: Memory, tokens: Tensor, packing: Packing, row_image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Teacher forcing over input tokens (N, T) whose real ones `packing` names; row n is about image row_image[n] of `memory`.
+    def forward(
+        self, memory: Memory, tokens: Tensor, packing: Packing, row_image: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Teacher forcing over input tokens (N, T), of which `packing` names the real ones.
 
-        Returns logits (M, V) and attention weights (M, R) or None, token j of either belonging to
-        [packing.row[j], packing.time[j]]: no padding is computed.
+        Row n is about image row_image[n] of `memory`. Returns logits (M, V) and attention weights (M, R) or None, token
+        j of either belonging to [packing.row[j], packing.time[j]]: no padding is computed.
         """
         memory = memory.select(row_image[packing.order])
         state = self.start(memory)
@@ -264,7 +265,7 @@ class SentenceDecoder(nn.Module):
         return self._logits(hidden, embedded, context), weights
 
     def _attend_lstm(self, embedded: Tensor, state: State, memory: Memory, packing: Packing) -> tuple[Tensor, ...]:
-        """Soft attention with one LSTM layer: everything that does not depend on the step in one product before the loop."""
+        """Soft attention with one LSTM layer: what does not depend on the step is one product before the loop."""
         E, P = self.embed_size, memory.values.shape[2]
         w_embed, w_context, w_persist = self.rnn.weight_ih_l0.split([E, P, self.persist_size], 1)
         inputs = torch.addmm(self.rnn.bias_ih_l0 + self.rnn.bias_hh_l0, embedded, w_embed.t())  # (M, 4H)
@@ -294,7 +295,9 @@ class SentenceDecoder(nn.Module):
         return hidden, context, weights
 
     def _attend_after(self, hidden: Tensor, memory: Memory, packing: Packing) -> tuple[Tensor, Tensor]:
-        """Attention from hidden states (M, H) that do not depend on it (Lu et al. 2017), a step at a time to bound memory."""
-        parts = [self.attention(h, memory.keys[: len(h)], memory.values[: len(h)]) for h in hidden.split(packing.active)]
+        """Attention from hidden states (M, H) that do not depend on it, a step at a time to bound memory."""
+        parts = [
+            self.attention(h, memory.keys[: len(h)], memory.values[: len(h)]) for h in hidden.split(packing.active)
+        ]
         context, weights = (torch.cat(part) for part in zip(*parts))
         return context, weights

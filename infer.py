@@ -34,7 +34,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/flickr8k.model)")
     add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
     add("--vocab", metavar="FILE", help="vocabulary of the same size to use instead of the model's own")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: cuda where there is one, else cpu)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: cuda or mps where there is one)")
     add("--cpu", action="store_true", help="the same as --device cpu")
     add("--amp", choices=("off", "bf16"), default="off", help="mixed precision (default: off)")
 
@@ -80,12 +80,11 @@ from caption_datasets import CaptionDataset, GenericDataset, ImageItem, open_dat
 from common import UserError, run, script_name
 from data_loader import FeatureSource, Loader, feature_path, get_eval_loader
 from decoding import Search
+from devices import choose_device
+from encoder import image_transform
 from model import Caption, Captioner, FeatureSpec, caption_loader, load_captioner
 from result_files import GROWING, AttentionLog, Result, ResultsFile, check_writable, format_of, write_gallery
 from vocabulary import Vocabulary
-
-# a JPEG may be decoded at a reduced scale that leaves this many times the pixels needed: see resize.py
-OVERSAMPLING = 3
 
 
 def note(message: str) -> None:
@@ -115,10 +114,10 @@ def check(args) -> None:
         raise UserError("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
     if args.beam_size and args.n_best > args.beam_size and not args.sample:
         raise UserError(f"--n_best {args.n_best} needs as many beams, not --beam_size {args.beam_size}")
+    if args.cpu and args.device not in (None, "cpu"):
+        raise UserError(f"--cpu and --device {args.device} exclude each other")
     if args.recursive and not args.image_dir:
         raise UserError("--recursive is for --image_dir")
-    if args.scoring and not args.dataset:
-        raise UserError("--scoring needs captions to compare with: give a --dataset that has them")
 
 
 def search_of(args) -> Search:
@@ -135,20 +134,6 @@ def search_of(args) -> Search:
         allow_unk=args.allow_unk,
         block_trigrams=args.block_trigrams,
     )
-
-
-def device_of(args) -> torch.device:
-    if args.cpu and args.device not in (None, "cpu"):
-        raise UserError(f"--cpu and --device {args.device} exclude each other")
-    if args.cpu or not args.device:
-        return torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
-    try:
-        device = torch.device(args.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--device {args.device} cannot be used: {reason[:150]}") from error
-    return device
 
 
 def model_path(args) -> str:
@@ -168,14 +153,15 @@ def open_images(args) -> CaptionDataset:
                 raise UserError(f"{path} is a folder: give it with --image_dir")
             if not path.exists():
                 raise UserError(f"no such image: {path}")
-        return GenericDataset(files=args.images, image_dir=args.image_dir, recursive=args.recursive)
-    if loose:
+        dataset = GenericDataset(files=args.images, image_dir=args.image_dir, recursive=args.recursive)
+    elif loose:
         raise UserError(f"--dataset {args.dataset} and images or --image_dir exclude each other")
-    if not args.dataset:
+    elif not args.dataset:
         raise UserError("nothing to caption: give image files, --image_dir or --dataset")
-    dataset = open_dataset(args.dataset, args.dataset_config_file)
-    if args.scoring:
-        dataset.require_captions("--scoring")
+    else:
+        dataset = open_dataset(args.dataset, args.dataset_config_file)
+    if args.scoring and not any(item.captions for item in dataset.items):
+        raise UserError("--scoring needs captions to compare with: give a --dataset that has them")
     return dataset
 
 
@@ -200,7 +186,7 @@ def results_path(args) -> tuple[Path | None, str]:
 
 def open_model(args) -> Captioner:
     """The captioner without the encoders that feature files may spare."""
-    captioner = load_captioner(model_path(args), device_of(args), args.weights, photos=False)
+    captioner = load_captioner(model_path(args), choose_device(args.device, args.cpu), args.weights, photos=False)
     if args.vocab:
         vocabulary = Vocabulary.load(args.vocab)
         if len(vocabulary) != len(captioner.vocabulary):
@@ -231,7 +217,7 @@ def features_at_hand(captioner: Captioner, dataset: CaptionDataset, is_dataset: 
 
 def resized(captioner: Captioner, size: int) -> None:
     """Have images of another size given to the encoders. Raises UserError where one cannot take it."""
-    captioner.transform.size = captioner.size = size
+    captioner.size, captioner.transform = size, image_transform(size, captioner.transform.interpolation)
     probe = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=captioner.device)
     try:
         captioner.encode(probe, [None] * len(captioner.external))
@@ -250,12 +236,8 @@ def make_loader(args, captioner: Captioner, dataset: CaptionDataset) -> Loader:
             raise UserError("--resize is for photos, but the model reads this dataset from feature files")
         resized(captioner, args.resize)
     transform = None if all(captioner.external) else captioner.transform
-    if transform is not None:
-        transform.size_hint = OVERSAMPLING * captioner.size
-    config = captioner.config
-    external = [
-        [spec for spec in specs if spec.external and from_files] for specs in (config.features, config.persist_features)
-    ]
+    lists = (captioner.config.features, captioner.config.persist_features)
+    external = [[spec for spec in specs if spec.external and from_files] for specs in lists]
     workers = args.num_workers
     if workers is None and len(dataset) <= args.batch_size:
         workers = 0  # a single batch: starting processes would only cost time
@@ -280,9 +262,7 @@ def check_features(spec: FeatureSpec, source: FeatureSource) -> None:
     for key in ("extractor", "weights_sha256", "feature_type"):
         has, wants = ((maker or {}).get(key) for maker in (source.maker, spec.maker))
         if has and wants and has != wants:
-            raise UserError(
-                f"{path} was made with {key} {str(has)[:40]}, but the model was trained with {str(wants)[:40]}"
-            )
+            raise UserError(f"{path} was made with {key} {has}, but the model was trained with {key} {wants}")
 
 
 # ---- captioning ----
@@ -355,11 +335,13 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
 
 def describe(captioner: Captioner, dataset: CaptionDataset, args) -> None:
     made = [
-        ("file " if external else "") + spec.name for spec, external in zip(captioner.config.specs, captioner.external)
+        spec.name if external or not spec.external else f"{spec.name} made by {spec.maker['extractor']}"
+        for spec, external in zip(captioner.config.specs, captioner.external)
     ]
     size = sum(p.numel() for p in captioner.model.decoder.parameters())
     note(f"model {model_path(args)}: decoder of {size / 1e6:.1f} million weights, {len(captioner.vocabulary)} words")
-    note(f"features {', '.join(made)}; images {captioner.size}x{captioner.size}; device {captioner.device}")
+    pixels = "" if all(captioner.external) else f"; images {captioner.size}x{captioner.size}"
+    note(f"features {', '.join(made)}{pixels}; device {captioner.device}")
     note(f"{len(dataset)} images of {dataset.name}")
 
 

@@ -13,7 +13,7 @@ def token_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float 
 
 
 def attention_regularisation(weights: Tensor, row: Tensor, n_rows: int) -> Tensor:
-    """Doubly stochastic attention (Xu et al. 2015, eq. 14): mean over rows and regions of (1 - sum over time of weights)^2.
+    """Doubly stochastic attention (Xu et al. 2015, eq. 14): the mean of (1 - sum over time of weights)^2.
 
     weights (M, R) of the real tokens, row (M,) the row of each. The paper sums over the regions; the mean makes the
     factor independent of their number.

@@ -79,7 +79,7 @@ class ModelConfig:
         return self.features + self.persist_features
 
     def attended(self) -> int | None:
-        """Index in `specs` of the map attended to: the spatial one among the persistent features, or else among the initial ones."""
+        """Index in `specs` of the map attended to: the first of the persistent features, else of the initial ones."""
         if not self.attention:
             return None
         order = list(range(len(self.features), len(self.specs))) + list(range(len(self.features)))
@@ -135,8 +135,8 @@ class CaptionModel(nn.Module):
     def encode(self, pixels: Tensor | None, inputs: list[Tensor | None]) -> Memory:
         """What the decoder needs of B images.
 
-        pixels (B, 3, H, W), uint8 or float in 0..255; inputs: per spec a tensor (B, D) or (B, R, D) read from a file, or
-        None to have its encoder make it from the pixels.
+        pixels (B, 3, H, W), uint8 or float in 0..255; inputs: per spec a tensor (B, D) or (B, R, D) read from a file,
+        or None to have its encoder make it from the pixels.
         """
         made: dict[str, Tensor] = {}
         tensors = []
@@ -182,15 +182,18 @@ class CaptionModel(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The weights that a model file holds: all but those of frozen encoders."""
-        state = self.state_dict()
-        if not self.config.finetune_encoder:
-            state = {name: value for name, value in state.items() if not name.startswith("extractors.")}
-        return state
+        return {name: value for name, value in self.state_dict().items() if self._in_file(name)}
+
+    def _in_file(self, name: str) -> bool:
+        """Encoders behind feature files were not trained, whatever became of the others."""
+        if not name.startswith("extractors."):
+            return True
+        return self.config.finetune_encoder != 0 and not self.config.specs[int(name.split(".")[1])].external
 
     def load_trained_state(self, state: dict[str, Tensor], source) -> None:
         """Raises UserError, naming `source`, where the weights do not fit."""
         missing, unexpected = self.load_state_dict(state, strict=False) if self._fits(state, source) else ([], [])
-        missing = [name for name in missing if self.config.finetune_encoder or not name.startswith("extractors.")]
+        missing = [name for name in missing if self._in_file(name)]
         if missing or unexpected:
             raise UserError(f"{source} does not fit the model: {(missing + unexpected)[0]} is missing or unknown")
 
@@ -224,14 +227,16 @@ def make_extractor(spec: FeatureSpec, weights: str | None = None, pretrained: bo
     maker = spec.maker
     if not maker or not maker.get("extractor"):
         raise UserError(
-            f"the model reads features from {spec.name}, which does not say what made them, so it cannot caption photos; "
-            "caption a dataset that has such features (--dataset), or extract them again with extract_features.py"
+            f"the model reads features from {spec.name}, which does not say what made them, so it cannot caption "
+            "photos; caption a dataset that has such features (--dataset), or make them anew with extract_features.py"
         )
     if maker.get("feature_type", "plain") != "plain":
         raise UserError(
-            f"the model reads features of type {maker['feature_type']!r} from {spec.name}: photos are captioned with plain ones only"
+            f"the model reads features of type {maker['feature_type']!r} from {spec.name}: photos are captioned with "
+            "plain ones only"
         )
-    extractor = build_extractor(maker["extractor"], weights=weights, pretrained=pretrained)
+    # its own size and normalisation: extract_features.py can change them
+    extractor = build_extractor(maker["extractor"], weights, pretrained, transform=maker.get("transform"))
     expected = maker.get("weights_sha256")
     if pretrained and expected and expected != extractor.weights_sha256:
         raise UserError(
@@ -264,6 +269,8 @@ def build_model(
         if not spec.external and spec.name not in built:
             built[spec.name] = make_extractor(spec, weights, pretrained)
     if config.finetune_encoder:
+        if not built:
+            raise UserError("--finetune_encoder: no encoder runs within the model, all features come from files")
         for extractor in built.values():
             extractor.unfreeze(None if config.finetune_encoder < 0 else config.finetune_encoder)
     return CaptionModel(config, len(vocabulary), [built.get(spec.name) for spec in config.specs])
@@ -274,7 +281,7 @@ def build_model(
 
 @dataclass
 class Caption:
-    """text as it is printed; tokens: word ids without <start> and <end>; log_prob: natural logarithm, of the words and <end>."""
+    """text as it is printed; tokens: word ids without <start> and <end>; log_prob: natural, of the words and <end>."""
 
     text: str
     tokens: list[int]
@@ -284,7 +291,9 @@ class Caption:
 class Captioner:
     """A trained model with its vocabulary and its image transform: what a caller needs to caption photos."""
 
-    def __init__(self, model: CaptionModel, vocabulary: Vocabulary, weights: str | None = None, info: dict | None = None):
+    def __init__(
+        self, model: CaptionModel, vocabulary: Vocabulary, weights: str | None = None, info: dict | None = None
+    ):
         self.model, self.vocabulary, self.config = model, vocabulary, model.config
         self.weights = weights
         self.info = info or {}  # epoch, versions, command, ...
@@ -299,14 +308,26 @@ class Captioner:
         return self.model.decoder.embed.weight.device
 
     def prepare_for_photos(self) -> None:
-        """Build the encoders behind feature files, so that photos can be captioned too. Raises UserError where a file does not name one."""
+        """Build the encoders behind feature files, so that photos can be captioned too.
+
+        Raises UserError where a file does not name its encoder, or was made from images of another size than the rest.
+        """
         made: dict[str, Extractor] = {}
         for index, spec in enumerate(self.config.specs):
-            if isinstance(self.model.extractors[index], nn.Identity):
-                name = spec.maker["extractor"] if spec.maker else spec.name
-                if name not in made:
-                    made[name] = make_extractor(spec, self.weights).to(self.device)
-                self.model.extractors[index] = made[name]
+            if not isinstance(self.model.extractors[index], nn.Identity):
+                continue
+            maker = str(spec.maker)
+            if maker not in made:
+                made[maker] = make_extractor(spec, self.weights).to(self.device).eval()
+            own = made[maker].transform
+            if self.transform is None:  # the file names the encoder only
+                self.size, self.transform = own["size"], image_transform(own["size"], own["interpolation"])
+            if (own["size"], own["interpolation"]) != (self.size, self.transform.interpolation):
+                raise UserError(
+                    f"the model's features are of photos of different sizes ({own['size']} pixels for {spec.name}, "
+                    f"else {self.size}), so it cannot caption photos; caption a dataset with such features (--dataset)"
+                )
+            self.model.extractors[index] = made[maker]
         self.external = [False] * len(self.external)
 
     @torch.inference_mode()
@@ -358,7 +379,7 @@ class Captioner:
 
 
 def caption_loader(captioner: Captioner, loader: Iterable, search: Search | None, amp: str = "off") -> Iterator[tuple]:
-    """(batch, memory, captions of each of its images) for `loader`'s batches: the loop behind validation and inference alike.
+    """(batch, memory, captions of each of its images): the loop behind validation and inference alike.
 
     search None: no captions are written (None in their place). amp: "bf16" for mixed precision.
     """
@@ -382,7 +403,7 @@ def batch_inputs(captioner: Captioner, batch) -> tuple[Tensor | None, list[Tenso
 
 
 def save_captioner(captioner: Captioner, path, **info) -> None:
-    """Write a model file with all that inference needs; `info` (epoch, command, optimizer state, ...) goes in beside it."""
+    """Write a model file with all that inference needs, and `info` (epoch, command, optimizer state, ...) beside it."""
     contents = {
         "kind": "captioner",
         "config": captioner.config.to_dict(),

@@ -30,7 +30,7 @@ class Packing:
 
     @classmethod
     def of(cls, steps: Tensor, device) -> "Packing":
-        """From steps (N,), the number of real tokens of each row (at least 1), on the CPU so that nothing waits for the device."""
+        """From steps (N,), each row's number of real tokens, at least 1; on the CPU, so that none waits for a GPU."""
         steps, order = steps.sort(descending=True, stable=True)
         alive = torch.arange(int(steps[0])).unsqueeze(1) < steps.unsqueeze(0)  # (T, N)
         time, rank = alive.nonzero(as_tuple=True)
@@ -47,13 +47,19 @@ class Packing:
 
 
 def attention_lstm(
-    inputs: Tensor, hidden: Tensor, cell: Tensor, keys: Tensor, values: Tensor, weights: dict[str, Tensor], packing: Packing
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    weights: dict[str, Tensor],
+    packing: Packing,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LSTM with soft attention over every step of a batch (Xu et al. 2015, eqs. 1 to 5 and section 4.2.1).
 
-    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. hidden, cell (N, H), keys (N, R, A),
-    values (N, R, P): rows in `packing.order`. weights: hidden (4H, H), context (4H, P), query (A, H), score (A,),
-    gate (H,), gate_bias (1,).
+    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. hidden, cell (N, H),
+    keys (N, R, A), values (N, R, P): rows in `packing.order`. weights: hidden (4H, H), context (4H, P), query (A, H),
+    score (A,), gate (H,), gate_bias (1,).
     Returns packed hidden states (M, H), gated contexts (M, P) and attention weights (M, R).
     """
     w = weights
@@ -100,17 +106,15 @@ class _AttentionLSTM(torch.autograd.Function):
             cell = torch.mul(f, cell, out=cells[now]).addcmul_(i, g)
             hidden = torch.mul(o, cell.tanh(), out=hidden_out[now])
         ctx.packing = packing
-        ctx.save_for_backward(
-            keys, values, recurrent, w_context, score, gates, hidden_in, cells_in, cells, contexts, gated, attention, betas
-        )
+        buffers = (gates, hidden_in, cells_in, cells, contexts, gated, attention, betas)
+        ctx.save_for_backward(keys, values, recurrent, w_context, score, *buffers)
         return hidden_out, gated, attention
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_hidden, grad_gated, grad_attention):
-        (keys, values, recurrent, w_context, score, gates, hidden_in, cells_in, cells, contexts, gated, attention, betas) = (
-            ctx.saved_tensors
-        )
+        keys, values, recurrent, w_context, score, *buffers = ctx.saved_tensors
+        gates, hidden_in, cells_in, cells, contexts, gated, attention, betas = buffers
         packing = ctx.packing
         N, R, A = keys.shape
         H, P = cells.shape[1], values.shape[2]

@@ -125,13 +125,13 @@ def _lines(form: str, result: Result) -> str:
     if form == "txt":
         return "".join(f"{result.image_id} {text}\n" for text, _ in result.captions)
     out = io.StringIO()
-    rows = [[result.image_id, n, text, f"{p:.6f}"] for n, (text, p) in enumerate(result.captions, 1)]
+    rows = [[result.image_id, n, text, f"{p:.4f}"] for n, (text, p) in enumerate(result.captions, 1)]
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()
 
 
 def _coco(result: Result, log_prob: bool = False) -> dict:
-    entries = [{"caption": text} | ({"log_prob": round(p, 6)} if log_prob else {}) for text, p in result.captions]
+    entries = [{"caption": text} | ({"log_prob": round(p, 4)} if log_prob else {}) for text, p in result.captions]
     more = {"n_best": entries} if len(entries) > 1 else {}
     return {"image_id": result.image_id, **entries[0], **more}
 

@@ -1,4 +1,4 @@
-"""How much of the truth a decoder sees while it trains: the schedule, and the step-by-step pass that mixes in its own words.
+"""How much of the truth a decoder sees in training: the schedule, and the pass that mixes in its own words.
 
 Scheduled sampling is Bengio et al. 2015; the additive modes are those of DeepCaption.
 """
@@ -14,14 +14,17 @@ MODES = ("always", "sampled", "additive", "additive_sampled")
 
 
 def truth_probability(iteration: int, k: float = 6500.0, beta: float = 0.3) -> float:
-    """p(i) = k / (k + exp(i * beta / k)): inverse sigmoid decay from about 1 at iteration 0 towards 0. Beta scales the speed."""
+    """p(i) = k / (k + exp(i * beta / k)): inverse sigmoid decay from about 1 towards 0. Beta scales the speed."""
     exponent = iteration * beta / k
     return 0.0 if exponent > 700 else k / (k + math.exp(exponent))
 
 
-def mixed_pass(decoder, memory, tokens: Tensor, packing, row_image: Tensor, mode: str, p: float, coins: torch.Generator):
-    """Like `decoder(memory, tokens, packing, row_image)`, but after the first word inputs are mixed with the model's own words.
+def mixed_pass(
+    decoder, memory, tokens: Tensor, packing, row_image: Tensor, mode: str, p: float, coins: torch.Generator
+):
+    """Like `decoder(memory, tokens, packing, row_image)`, but inputs are mixed with the model's own words.
 
+    The first word always is the truth.
     mode "sampled": at each time step one coin for the whole batch, the truth with probability p, else the argmax.
     "additive": the embedding p * E[truth] + (1 - p) * E[argmax]. "additive_sampled": the truth with probability p, else
     that mixture. coins: a CPU generator, so that a resumed run throws the same.

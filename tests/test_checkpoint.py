@@ -62,7 +62,9 @@ def test_a_failed_save_leaves_the_old_file(model_file, monkeypatch):
     assert os.listdir(model_file.parent) == ["best.model"]
 
 
-@pytest.mark.parametrize("value", [np.float64(0.5), np.zeros(3), object(), {"deep": [np.int64(3)]}], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [np.float64(0.5), np.zeros(3), object(), {"deep": [np.int64(3)]}], ids=lambda v: type(v).__name__
+)
 def test_what_could_not_be_read_again_is_not_written(model_file, value):
     before = model_file.read_bytes()
     with pytest.raises(TypeError, match="extra"):
@@ -137,7 +139,9 @@ def test_code_in_a_file_does_not_run(tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    "contents", [{"weight": torch.zeros(2)}, [1, 2], torch.zeros(3), {"format": "safetensors"}, {"format": None}], ids=str
+    "contents",
+    [{"weight": torch.zeros(2)}, [1, 2], torch.zeros(3), {"format": "safetensors"}, {"format": None}],
+    ids=str,
 )
 def test_a_file_of_another_program(tmp_path, contents):
     path = tmp_path / "other.pth"

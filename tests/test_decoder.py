@@ -104,7 +104,7 @@ def sigmoid(x):
 
 
 class Equations:
-    """Hochreiter's LSTM with forget gates, the GRU as torch defines it, the attention of Xu et al. 2015 and of Lu et al. 2017."""
+    """The LSTM with forget gates, the GRU as torch defines it, the attention of Xu et al. 2015 and Lu et al. 2017."""
 
     def __init__(self, decoder, arch, layers, settings):
         self.w = {name: value.double().numpy() for name, value in decoder.state_dict().items()}
@@ -270,7 +270,9 @@ def test_every_weight_gets_a_gradient():
     for kind in KINDS:
         decoder = build(kind).train()
         tokens, packing = captions(), Packing.of(STEPS, "cpu")
-        found = gradients(decoder, image_inputs(decoder), lambda m, d=decoder, p=packing, t=tokens: d(m, t, p, ROW_IMAGE))
+        found = gradients(
+            decoder, image_inputs(decoder), lambda m, d=decoder, p=packing, t=tokens: d(m, t, p, ROW_IMAGE)
+        )
         # a bias before batch norm has none by construction
         dead = [name for name, g in found.items() if not g.abs().max() > 0 and "image.linear.bias" not in name]
         assert dead == [], kind

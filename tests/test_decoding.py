@@ -111,7 +111,9 @@ SEARCHES = [
 ]
 
 
-@pytest.mark.parametrize("search", SEARCHES, ids=lambda s: f"{s.beam_size}-{s.max_length}-{s.length_penalty}-{s.block_trigrams}")
+@pytest.mark.parametrize(
+    "search", SEARCHES, ids=lambda s: f"{s.beam_size}-{s.max_length}-{s.length_penalty}-{s.block_trigrams}"
+)
 @pytest.mark.parametrize(("words", "end_bias"), [(2, -1.5), (9, 0.5)])
 def test_beam_search_is_that_of_the_slow_reference(search, words, end_bias):
     decoder = TableDecoder(words, end_bias=end_bias)
@@ -179,7 +181,9 @@ def test_finished_rows_leave_the_batch():
     assert decoder.calls == sorted(decoder.calls, reverse=True) and len(set(decoder.calls)) > 3
 
 
-@pytest.mark.parametrize("search", [Search(max_length=9), Search(beam_size=4, n_best=3, max_length=9, length_penalty=0.7)])
+@pytest.mark.parametrize(
+    "search", [Search(max_length=9), Search(beam_size=4, n_best=3, max_length=9, length_penalty=0.7)]
+)
 def test_a_batch_gives_what_single_images_give(search):
     decoder = TableDecoder(6)
     together = generate(decoder, Keys(torch.arange(50)), search)
@@ -230,7 +234,9 @@ def test_real_decoders(kind, arch, layers):
 # ---- what may be written ----
 
 
-@pytest.mark.parametrize("search", [Search(), Search(beam_size=4, n_best=4), Search(sample=True), Search(sample=True, n_best=3)])
+@pytest.mark.parametrize(
+    "search", [Search(), Search(beam_size=4, n_best=4), Search(sample=True), Search(sample=True, n_best=3)]
+)
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_max_length_and_forbidden_words(search, length):
     torch.manual_seed(0)
@@ -292,7 +298,9 @@ DRAWS = 20_000
 
 def first_words(**settings) -> Counter:
     torch.manual_seed(3)
-    sentences = generate(Constant(LOGITS), Keys(torch.zeros(DRAWS, dtype=torch.long)), Search(sample=True, max_length=1, **settings))
+    sentences = generate(
+        Constant(LOGITS), Keys(torch.zeros(DRAWS, dtype=torch.long)), Search(sample=True, max_length=1, **settings)
+    )
     return Counter(sentences.tokens[:, 0, 0].tolist())
 
 

@@ -34,7 +34,9 @@ def test_the_schedule_falls_and_beta_scales_its_speed():
 
 def mixed(decoder, memory, mode, p, seed=0):
     packing = Packing.of(STEPS, "cpu")
-    return mixed_pass(decoder, memory, captions(), packing, ROW_IMAGE, mode, p, torch.Generator().manual_seed(seed)), packing
+    return mixed_pass(
+        decoder, memory, captions(), packing, ROW_IMAGE, mode, p, torch.Generator().manual_seed(seed)
+    ), packing
 
 
 def definition(decoder, memory, mode, p, seed=0):

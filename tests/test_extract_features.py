@@ -1,0 +1,165 @@
+"""extract_features.py through its command line: formats, crops, resuming, bad images."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from toy import draw, make_coco, write_config
+
+from encoder import TenCrops, build_extractor, image_transform
+from features import open_features
+from images import open_image
+
+LITE0 = ["--extractor", "efficientnet_lite0", "--num_workers", 0, "--cpu"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("toy")
+    make_coco(root, {"train": 5, "val": 3})
+    write_config(root, ["train", "val"])
+    return root
+
+
+@pytest.fixture
+def extract(script, data, tmp_path):
+    def call(*arguments, dataset="toy:train+toy:val"):
+        source = ["--dataset", dataset, "--dataset_config_file", data / "datasets.conf"]
+        return script("extract_features.py", *source, "--output_dir", tmp_path, *LITE0, *arguments)
+
+    return call
+
+
+def expected(path, name: str = "efficientnet_lite0") -> np.ndarray:
+    extractor = build_extractor(name)
+    transform = image_transform(extractor.transform["size"], extractor.transform["interpolation"])
+    return extractor(transform(open_image(path)).unsqueeze(0))[0].numpy()
+
+
+@pytest.mark.parametrize("name", ["out.npy", "out.lmdb", "out.bin"])
+def test_features_are_those_of_the_encoder(extract, data, tmp_path, name):
+    done = extract("--output_file", name)
+    assert done.status == 0, done.err
+    reader = open_features(tmp_path / name)
+    assert reader.shape == (1280,) and len(reader) == 8
+    assert reader.maker["extractor"] == "efficientnet_lite0" and len(reader.maker["weights_sha256"]) == 64
+    own = expected(next(data.rglob("COCO_val_000000000007.jpg")))
+    assert np.abs(reader["COCO_val_000000000007.jpg"] - own).max() < 1e-4 * np.abs(own).max()
+
+
+def test_map_in_half_precision_with_the_default_name(extract, tmp_path):
+    done = extract("--extractor", "efficientnet_lite0-conv", "--dtype", "float16", dataset="toy:val")
+    assert done.status == 0, done.err
+    reader = open_features(tmp_path / "toy-val-efficientnet_lite0-conv-plain.lmdb")
+    assert reader.shape == (1280, 7, 7) and reader.dtype == np.float16
+    assert str(tmp_path) in done.out and "images/s" in done.out
+
+
+def test_ten_crops_are_averaged_or_maximised(extract, tmp_path):
+    crops = TenCrops(224, 256, "bicubic")(draw(3))
+    assert crops.shape == (10, 3, 224, 224)
+    assert torch.equal(crops[5:], crops[:5].flip(3))
+    for kind in ("avg", "max"):
+        assert extract("--feature_type", kind, "--output_file", f"{kind}.npy").status == 0
+    average, maximum = (
+        open_features(tmp_path / f"{kind}.npy")["COCO_train_000000000003.jpg"] for kind in ("avg", "max")
+    )
+    assert (maximum >= average - 1e-5).all() and not np.allclose(maximum, average)
+    each = build_extractor("efficientnet_lite0")(crops).numpy()
+    assert np.abs(average - each.mean(0)).max() < 0.35 * np.abs(each).max()
+
+
+def test_normalisation_is_kept_with_the_features(extract, tmp_path):
+    for kind in ("skip", "subtract_half", "default"):
+        assert extract("--normalize", kind, "--output_file", f"{kind}.npy", dataset="toy:val").status == 0
+    makers = {kind: open_features(tmp_path / f"{kind}.npy").maker for kind in ("skip", "subtract_half", "default")}
+    assert makers["skip"]["transform"]["std"] == [1.0] * 3
+    assert makers["subtract_half"]["transform"]["mean"] == [0.5] * 3
+    assert makers["default"]["transform"]["std"] == [0.5] * 3
+
+
+def test_folder_and_broken_image(script, tmp_path):
+    """One broken JPEG: named, the others encoded, status 1."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(3):
+        draw(index).save(photos / f"{index}.jpg")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
+    done = script("extract_features.py", "--image_dir", photos, "--output_file", tmp_path / "f.npy", *LITE0)
+    assert done.status == 1
+    assert "broken.jpg" in done.err and "1 images" in done.err
+    assert sorted(open_features(tmp_path / "f.npy").keys()) == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_interrupted_run_goes_on(extract, tmp_path, monkeypatch):
+    import extract_features
+
+    original, calls = extract_features.encode, []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(extract_features, "encode", dies)
+    assert extract("--output_file", "f.lmdb", "--batch_size", 2).status == 130
+    monkeypatch.setattr(extract_features, "encode", original)
+    done = extract("--output_file", "f.lmdb", "--batch_size", 2, "--resume")
+    assert done.status == 0, done.err
+    assert "4 of them done already" in done.out
+    assert len(open_features(tmp_path / "f.lmdb")) == 8
+    done = extract("--output_file", "f.lmdb", "--resume")
+    assert done.status == 0 and "has all 8 images" in done.out
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--extractor", "resnet9000"], "resnet9000"),
+        (["--output_file", "x.csv"], ".csv"),
+        (["--output_file", "x.bin", "--dtype", "float16"], "float32"),
+        (["--weights", "absent.pth"], "absent.pth"),
+        (["--feature_type", "avg", "--image_size", 100], "ten crops"),
+        (["--feature_type", "avg", "--extractor", "efficientnet_lite0-conv"], "ten crops"),
+        (["--output_file", "x.bin", "--extractor", "efficientnet_lite0-conv"], "vectors only"),
+        (["--num_workers", -1], "--num_workers -1"),
+        (["--crop_size", 0], "--crop_size 0"),
+        (["--dataset", "toy:test"], "toy:test"),
+    ],
+)
+def test_mistakes_are_one_line(extract, arguments, told):
+    done = extract(*arguments)
+    assert done.status == 2 and told in done.err and "Traceback" not in done.err
+
+
+def test_source_must_be_named(script, tmp_path):
+    assert script("extract_features.py").status == 2
+    (tmp_path / "empty").mkdir()
+    done = script("extract_features.py", "--image_dir", tmp_path / "empty", *LITE0)
+    assert done.status == 2 and "empty" in done.err
+
+
+def test_an_existing_file_is_kept_without_force(extract, tmp_path):
+    (tmp_path / "f.npy").write_text("mine")
+    done = extract("--output_file", "f.npy", dataset="toy:val")
+    assert done.status == 2 and "f.npy exists: --force replaces it" in done.err
+    assert (tmp_path / "f.npy").read_text() == "mine"
+    assert extract("--output_file", "f.npy", "--force", dataset="toy:val").status == 0
+    assert len(open_features(tmp_path / "f.npy")) == 3
+
+
+def test_an_image_in_two_parts_is_encoded_once_but_two_images_need_two_keys(extract, data, tmp_path):
+    assert extract("--output_file", "f.npy", dataset="toy:val+toy:val").status == 0
+    assert len(open_features(tmp_path / "f.npy")) == 3
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    (tmp_path / "two.conf").write_text(
+        "".join(
+            f"[{name}]\ndataset_class = GenericDataset\nimage_dir = {next(root.rglob('COCO_val*.jpg')).parent}\n"
+            for name, root in (("one", data), ("two", other))
+        )
+    )
+    done = extract("--dataset_config_file", tmp_path / "two.conf", "--output_file", "g.npy", dataset="one+two")
+    assert done.status == 2 and "would have the same key" in done.err
