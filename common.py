@@ -17,6 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+# Threads that wait for work sleep instead of spinning: on a machine that others use too, spinning makes torch many times
+# slower. It counts only if set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 class UserError(ValueError):
     """A person's mistake. The message is one line that names the option or file, its value and the remedy."""

@@ -11,6 +11,7 @@ from vocabulary import Vocabulary
 
 LABELS = {
     "training_loss": "loss",
+    "training_reward": "reward",
     "validation_loss": "val loss",
     "validation_cider": "CIDEr",
     "validation_bleu_4": "BLEU-4",

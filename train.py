@@ -90,6 +90,11 @@ def parse_args(argv=None):
         help="when the decoder sees the true previous word (default always)")
     add("--teacher_forcing_k", type=float, default=6500, help="p(i) = k / (k + exp(i * beta / k)); default 6500")
     add("--teacher_forcing_beta", type=float, default=0.3, help="default 0.3")
+    add = parser.add_argument_group("self-critical training").add_argument
+    add("--self_critical_from_epoch", type=int, default=-1, metavar="N",
+        help="from epoch N on reward sampled captions by their CIDEr-D (default -1: never)")
+    add("--self_critical_samples", type=int, default=5, metavar="N",
+        help="captions drawn per image; the baseline is the mean of the others, with 1 the greedy one (default 5)")
     add = parser.add_argument_group("run").add_argument
     add("--model_name", help="folder of the run under --model_path (default: from --model_basename and settings)")
     add("--model_basename", default="model", help="first part of the default name (default model)")
@@ -129,6 +134,7 @@ def check(parser, args) -> None:
         parser.error("--load_model takes several models with --validate_only alone")
     counts = ("batch_size", "captions_per_image", "num_epochs", "hidden_size", "embed_size", "num_layers", "log_step")
     counts += ("validation_step", "validation_beam_size", "lr_step_size", "attention_size", "value_size")
+    counts += ("self_critical_samples",)
     for name in counts:
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: at least 1")
@@ -153,7 +159,8 @@ from model import Captioner, FeatureSpec, ModelConfig, build_model, internal_spe
 from reports import Bar, describe, epoch_line, report_end, show_tokens
 from run_folder import RunFolder
 from scoring import parse_metrics
-from training import Settings, Trainer, validate
+from self_critical import CiderReward
+from training import Settings, Trainer, image_key, validate
 from vocabulary import Vocabulary, build_vocabulary
 
 # ---- data, vocabulary, model ----
@@ -292,12 +299,17 @@ def run_epochs(trainer: Trainer, loader, validation, folder: RunFolder, args, fi
     search = Search(beam_size=args.validation_beam_size)
     stop = Stop()
     for epoch in range(first, args.num_epochs + 1):
+        if 0 <= args.self_critical_from_epoch <= epoch and trainer.reward is None:
+            references = {image_key(item): item.captions for item in loader.items}
+            trainer.reward = CiderReward(references, captioner.vocabulary)
         progress = train_one_epoch(trainer, loader, folder, args, epoch, resumed, stop)
         resumed = None
         if progress is None:
             print(f"stopped in epoch {epoch}; {folder.file('last.model')} holds the state: go on with --resume")
             return 128 + stop.signal
         row = {"training_loss": progress.loss, "learning_rate": trainer.optimizer.param_groups[0]["lr"]}
+        if trainer.reward is not None:
+            row["training_reward"] = progress.reward
         with trainer.averaged_weights():
             if validation is not None and (epoch % args.validation_step == 0 or epoch == args.num_epochs):
                 bar = Bar(len(validation.items), "validation", "image")
@@ -368,6 +380,7 @@ def start_training(args, trainer: Trainer, folder: RunFolder, contents: dict | N
             first = training["epoch"]
         if args.force_epoch is not None:
             first = args.force_epoch
+    trainer.num_epochs = args.num_epochs - first + 1  # the schedules begin anew
     return first, None
 
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from common import UserError
-from decoding import Search
+from decoding import Search, generate_rows
 from losses import attention_regularisation, token_cross_entropy
 from model import Captioner, batch_inputs, caption_loader
 from scoring import caption_statistics, score_captions
+from self_critical import CiderReward, advantages, sampled_captions, self_critical_loss
 from teacher_forcing import truth_probability
 
 OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
@@ -45,6 +46,7 @@ class Settings:
     teacher_forcing_k: float = 6500.0
     teacher_forcing_beta: float = 0.3
     ema: float = 0.0
+    self_critical_samples: int = 5
     amp: str = "off"
     seed: int = 42
 
@@ -103,6 +105,7 @@ class Trainer:
             self.plateau = schedule(stand_in, factor=0.1, patience=settings.lr_step_size)
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema else None
         self.step = 0
+        self.reward: CiderReward | None = None  # set: self-critical training instead of cross-entropy
 
     def train_epoch(self, loader, on_step: Callable, resumed: dict | None = None) -> "Progress":
         """Train over the batches of `loader` from the position it is set to.
@@ -113,14 +116,13 @@ class Trainer:
         self.captioner.model.train()
         progress = Progress(self.captioner.device, resumed)
         for batch in loader:
-            loss, tokens = self.train_step(batch)
-            progress.add(loss, tokens, len(batch.lengths))
+            progress.add(*self.train_step(batch), len(batch.lengths))
             if on_step(progress, batch.index):
                 break
         return progress
 
-    def train_step(self, batch) -> tuple[Tensor, int]:
-        """One step: the batch's loss (on the device, not waited for) and its number of tokens."""
+    def train_step(self, batch) -> tuple[Tensor, int, float]:
+        """One step: the batch's loss (on the device, not waited for), its number of tokens and its mean reward."""
         s = self.settings
         reseed(s.seed, self.step)
         rate = learning_rate(s, self.step, self.steps_per_epoch, self.num_epochs)
@@ -128,9 +130,8 @@ class Trainer:
             rate *= self.plateau.optimizer.param_groups[0]["lr"]
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, total = self._losses(batch)
+        loss, total, tokens, reward = self._losses(batch) if self.reward is None else self._self_critical_losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = int((batch.lengths - 1).sum())
         share = share_of_tokens(tokens, total.device)
         (total * share).backward()
         sum_gradients(self.parameters)
@@ -140,10 +141,10 @@ class Trainer:
         self.step += 1
         if self.average is not None:
             self._update_average()
-        return loss.detach(), tokens
+        return loss.detach(), tokens, reward
 
-    def _losses(self, batch) -> tuple[Tensor, Tensor]:
-        """The cross-entropy that is reported, and what is minimised."""
+    def _losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
+        """The cross-entropy that is reported, what is minimised, the number of tokens, and no reward."""
         s, captioner = self.settings, self.captioner
         forcing = None
         if s.teacher_forcing != "always":
@@ -163,7 +164,24 @@ class Trainer:
         total = loss
         if s.regularize_attn and weights is not None:
             total = total + s.regularize_attn * attention_regularisation(weights, row, len(batch.lengths))
-        return loss, total
+        return loss, total, len(targets), 0.0
+
+    def _self_critical_losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
+        """As `_losses`, from captions that the model draws without dropout; their gradient is taken with it."""
+        captioner, samples = self.captioner, self.settings.self_critical_samples
+        model, inputs = captioner.model, batch_inputs(captioner, batch)
+        keys = [image_key(item) for item in batch.items]
+        model.eval()
+        with torch.no_grad():
+            memory = model.encode(*inputs)
+            captions, lengths, row_image = sampled_captions(model, memory, samples, max_length=20)
+            greedy = generate_rows(model.decoder, memory, Search()).tokens[:, 0] if samples == 1 else None
+        advantage, reward = advantages(self.reward, keys, captions[:, 1:], greedy)
+        model.train()
+        with autocast(captioner.device, self.settings.amp):
+            logits, targets, _, row = model(*inputs, captions, lengths, row_image)
+        loss = self_critical_loss(logits, targets, advantage.to(captioner.device)[row])
+        return loss, loss, len(targets), reward
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -194,6 +212,7 @@ class Trainer:
     def state_dict(self) -> dict:
         return {
             "step": self.step,
+            "num_epochs": self.num_epochs,
             "optimizer": self.optimizer.state_dict(),
             "plateau": self.plateau and {k: v for k, v in self.plateau.state_dict().items() if not callable(v)},
             "plateau_factor": self.plateau and self.plateau.optimizer.param_groups[0]["lr"],
@@ -206,7 +225,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except (ValueError, KeyError) as error:
             raise UserError(f"the checkpoint's optimizer does not fit ({error}): use --optimizer_reset") from error
-        self.step = state["step"]
+        self.step, self.num_epochs = state["step"], state["num_epochs"]
         if self.plateau is not None and state.get("plateau"):
             self.plateau.load_state_dict(state["plateau"])
             self.plateau.optimizer.param_groups[0]["lr"] = state["plateau_factor"]
@@ -218,13 +237,15 @@ class Progress:
     """Running sums over an epoch, kept on the device so that no step waits for it."""
 
     def __init__(self, device, resumed: dict | None = None):
-        resumed = resumed or {"loss_sum": 0.0, "tokens": 0, "captions": 0}
+        resumed = resumed or {"loss_sum": 0.0, "tokens": 0, "captions": 0, "reward_sum": 0.0}
+        self.reward_sum = resumed["reward_sum"]
         self.loss_sum = torch.tensor(resumed["loss_sum"], dtype=torch.float64).to(device)
         self.tokens, self.captions = resumed["tokens"], resumed["captions"]
         self.began, self.before = time.monotonic(), resumed["captions"]
 
-    def add(self, loss: Tensor, tokens: int, captions: int) -> None:
+    def add(self, loss: Tensor, tokens: int, reward: float, captions: int) -> None:
         self.loss_sum += loss * tokens
+        self.reward_sum += reward * captions
         self.tokens += tokens
         self.captions += captions
 
@@ -234,12 +255,18 @@ class Progress:
         return float(self.loss_sum) / max(1, self.tokens)
 
     @property
+    def reward(self) -> float:
+        """Mean CIDEr-D of the sampled captions so far, in self-critical training."""
+        return self.reward_sum / max(1, self.captions)
+
+    @property
     def speed(self) -> float:
         """Captions per second since the epoch began or was resumed."""
         return (self.captions - self.before) / max(1e-9, time.monotonic() - self.began)
 
     def state(self) -> dict:
-        return {"loss_sum": float(self.loss_sum), "tokens": self.tokens, "captions": self.captions}
+        sums = {"tokens": self.tokens, "captions": self.captions, "reward_sum": self.reward_sum}
+        return {"loss_sum": float(self.loss_sum), **sums}
 
 
 def validate(
@@ -274,6 +301,11 @@ def validate(
         for name, reason in scores.left_out.items():
             print(f"validation: {name} left out: {reason}")
     return results
+
+
+def image_key(item) -> tuple:
+    """What tells the images of a joined dataset apart."""
+    return item.part, item.image_id
 
 
 def reseed(seed: int, step: int) -> None:

@@ -6,6 +6,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# So small a model gains little by a second thread, and loses much by one where other programs are at work.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
 config=(--dataset_config_file demo/data/datasets.conf)
 model=demo/models/lite0/best.model
 
@@ -24,10 +27,11 @@ run ./build_vocab.py --dataset demo:train "${config[@]}" --vocab_threshold 2 --v
 run ./extract_features.py --dataset demo:train+demo:val+demo:test "${config[@]}" \
     --extractor efficientnet_lite0-conv --dtype float16 --output_file conv.lmdb --force
 run ./train.py --dataset demo:train --validate demo:val "${config[@]}" --vocab demo/vocab.json \
-    --features conv.lmdb --attention soft --dropout 0.3 --num_epochs 8 --lr_scheduler cosine --optimizer adamw \
+    --features conv.lmdb --attention soft --embed_size 128 --hidden_size 256 --value_size 256 --dropout 0.3 \
+    --num_epochs 8 --batch_size 64 --optimizer adamw --learning_rate 0.002 --lr_scheduler cosine \
     --validation_scoring cider --model_path demo/models --model_name lite0 --replace
 run ./plot_stats.py demo/models/lite0 --output demo/curves.png
-run ./infer.py --model $model --dataset demo:test "${config[@]}" --scoring bleu,cider \
+run ./infer.py --model $model --dataset demo:test "${config[@]}" --length_penalty 0.7 --scoring bleu,cider \
     --output_file demo/results.json --html demo/gallery.html
 pictures=(demo/data/images/test/*.jpg)
 run ./infer.py --model $model "${pictures[@]:0:6}" # from pixels, by the model file alone
