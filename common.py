@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Threads that wait for work sleep instead of spinning: on a machine that others use too, spinning makes torch many times
-# slower. It counts only if set before torch is imported.
+# Threads that wait for work sleep instead of spinning: on a machine that others use too, spinning makes torch many
+# times slower. It counts only if set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -27,7 +27,7 @@ class UserError(ValueError):
 
 
 def run(main, args) -> int:
-    """Call `main(args)` and turn what it returns or raises into an exit status (0 well, 1 some items failed, 2 error)."""
+    """Call `main(args)`; what it returns or raises becomes an exit status (0 well, 1 some items failed, 2 error)."""
     try:
         return main(args) or 0
     except UserError as error:

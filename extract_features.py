@@ -75,12 +75,6 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
-import os
-
-# Threads that wait for work by spinning take the cores from the processes that load images: on a busy machine with two
-# cores that made this script seven times slower. Has to be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import torch
 
 from data_loader import CaptionDataset, GenericDataset, ImageItem, get_eval_loader, open_dataset

@@ -157,11 +157,22 @@ class FeatureWriter:
         if not self.shape or min(self.shape) < 1:
             raise UserError(f"feature file {path}: {self.shape} is no shape of a record")
         self.maker, self.keys = maker, None if keys is None else list(keys)
+        if store.beside:
+            self._check_siblings()
         self.partial = self.path.with_name(self.path.name + ".partial")
         with naming(self.path, "write"):
             resume = self._prepare(resume)
             self.store = store(self, resume)
         self.done = set(self.store.keys())
+
+    def _check_siblings(self) -> None:
+        """Files of one name and several formats share X.json: refuse to change what it says of another one."""
+        noted = self.path.with_suffix(".json")
+        for suffix, store in STORES.items():
+            other = self.path.with_suffix(suffix)
+            shares = store.beside and other != self.path and other.exists() and noted.exists()
+            if shares and read_json(noted, "feature file") != json.loads(json.dumps(self.maker)):
+                raise UserError(f"{other} holds other features and would share {noted}: use another name")
 
     def _prepare(self, resume: bool) -> bool:
         """Make the partial folder, or keep the one that is there if it was begun with the same settings."""

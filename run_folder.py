@@ -44,7 +44,8 @@ class RunFolder:
     def prepare(self, resume: bool, replace: bool, writes: bool = True) -> dict | None:
         """Make the folder, or empty it with `replace`; with `resume` return the contents of last.model if there is one.
 
-        writes False: only read, as the other processes of a run do. Raises UserError where a run of this name exists and neither was asked for.
+        writes False: only read, as the other processes of a run do. Raises UserError where a run of
+        this name exists and neither was asked for.
         """
         last = self.file("last.model")
         if resume and last.exists():

@@ -107,6 +107,6 @@ def upto_end(ids: list[int]) -> list[int]:
 
 
 def self_critical_loss(logits: Tensor, targets: Tensor, advantage: Tensor) -> Tensor:
-    """Mean over tokens of -log p(token) times the advantage of its caption: logits (M, V), targets (M,), advantage (M,)."""
+    """Mean over tokens of -log p(token) times its caption's advantage: logits (M, V), targets (M,), advantage (M,)."""
     log_prob = logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)
     return -(log_prob * advantage).mean()

@@ -184,8 +184,9 @@ def get_vocabulary(args, dataset) -> Vocabulary:
     return vocabulary
 
 
-def feature_specs(names: str, dataset, weights: str | None, extractors: dict) -> list[FeatureSpec]:
+def feature_specs(names: str, dataset, args, extractors: dict) -> list[FeatureSpec]:
     """What --features or --persist_features name; internal encoders are built and put into `extractors`."""
+    transform = {"size": args.crop_size} if args.crop_size else None
     specs = []
     for name in [name.strip() for name in names.split(",") if name.strip()]:
         if is_feature_file(name):
@@ -193,7 +194,7 @@ def feature_specs(names: str, dataset, weights: str | None, extractors: dict) ->
             specs.append(FeatureSpec(name, tuple(source.shape), True, source.maker))
         else:
             if name not in extractors:
-                extractors[name] = build_extractor(name, weights=weights)
+                extractors[name] = build_extractor(name, weights=args.weights, transform=transform)
             specs.append(internal_spec(name, extractors[name]))
     return specs
 
@@ -210,8 +211,8 @@ def make_captioner(args, dataset) -> Captioner:
     same += ("encoder_non_lin", "attention", "attention_size", "value_size", "share_embedding_weights")
     same += ("skip_start_token", "finetune_encoder", "crop_size")
     config = ModelConfig(
-        features=feature_specs(args.features, dataset, args.weights, extractors),
-        persist_features=feature_specs(args.persist_features, dataset, args.weights, extractors),
+        features=feature_specs(args.features, dataset, args, extractors),
+        persist_features=feature_specs(args.persist_features, dataset, args, extractors),
         **{name: getattr(args, name) for name in same},
     )
     if not config.specs:

@@ -272,7 +272,7 @@ class Progress:
 def validate(
     captioner: Captioner, loader, metrics: tuple[str, ...], search: Search, amp: str = "off", bar=None
 ) -> dict[str, float]:
-    """Validation loss under teacher forcing and scores of free-running captions over `loader`, whose batches have captions.
+    """Validation loss under teacher forcing and scores of free-running captions over `loader` (with_captions).
 
     Returns `validation_loss` (nats per token), `validation_METRIC`, and what warns of collapse: the share of distinct
     captions, their mean length in words, the share of <unk>. Tokens by the Python tokenizer: the same everywhere.

@@ -395,3 +395,13 @@ def test_writing_mistakes(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         FeatureWriter(tmp_path / "file/x.npy", (2,))
+
+
+def test_files_of_one_name_do_not_overwrite_what_is_said_of_each_other(tmp_path):
+    with FeatureWriter(tmp_path / "x.npy", (2,), maker={"extractor": "one"}) as writer:
+        writer.write("a", [1, 2])
+    with FeatureWriter(tmp_path / "x.bin", (2,), maker={"extractor": "one"}) as writer:
+        writer.write("a", [1, 2])
+    with pytest.raises(UserError, match="use another name"):
+        FeatureWriter(tmp_path / "x.bin", (2,), maker={"extractor": "other"})
+    assert open_features(tmp_path / "x.npy").maker == {"extractor": "one"}

@@ -26,7 +26,13 @@ def test_reward_is_the_scorers_cider_d(references, vocabulary):
     """Without the <end> token the reward equals CIDEr-D of pycocoevalcap with the same frequencies to 1e-6."""
     reward = CiderReward(references, vocabulary, end_token=False)
     scorer = CiderD(document_frequencies(references, "python"))
-    said = ["a red ball on a grey floor .", "the box is blue", "one yellow roof , painted yellow", "ball ball ball", "a"]
+    said = [
+        "a red ball on a grey floor .",
+        "the box is blue",
+        "one yellow roof , painted yellow",
+        "ball ball ball",
+        "a",
+    ]
     keys = list(references)[: len(said)]
     for key, text in zip(keys, said):
         scorer += (tokenize([text], "python")[0][0], tokenize(references[key], "python")[0])
@@ -44,7 +50,9 @@ def test_end_token_punishes_a_caption_cut_off(references, vocabulary):
 
 def test_advantages_by_hand(references, vocabulary):
     reward = CiderReward(references, vocabulary)
-    rows = [[*vocabulary.encode(text), END] for text in ("a red ball", "the ball is red", "one roof", "the roof is blue")]
+    rows = [
+        [*vocabulary.encode(text), END] for text in ("a red ball", "the ball is red", "one roof", "the roof is blue")
+    ]
     samples = torch.zeros(4, max(map(len, rows)), dtype=torch.long)
     for row, ids in zip(samples, rows):
         row[: len(ids)] = torch.tensor(ids)

@@ -82,13 +82,38 @@ def test_same_losses_from_npy_lmdb_and_bin(train):
         ["--features", "map.lmdb", "--attention", "soft", "--regularize_attn", "--dropout", 0.2],
         ["--features", "map.lmdb", "--attention", "spatial", "--rnn_arch", "GRU", "--num_layers", 2],
         ["--features", "pooled.npy", "--persist_features", "map.lmdb", "--attention", "soft"],
-        ["--features", "pooled.npy", "--persist_features", "pooled2.lmdb", "--encoder_non_lin", "--share_embedding_weights"],
+        [
+            "--features",
+            "pooled.npy",
+            "--persist_features",
+            "pooled2.lmdb",
+            "--encoder_non_lin",
+            "--share_embedding_weights",
+        ],
         ["--features", "pooled.npy,pooled2.lmdb", "--rnn_hidden_init", "from_features", "--num_layers", 2],
         ["--features", "pooled.npy", "--skip_start_token", "--captions_per_image", 1, "--optimizer", "rmsprop"],
         ["--features", "map.lmdb", "--rnn_arch", "GRU", "--encoder_dropout", 0.1, "--optimizer", "sgd"],
-        ["--features", "pooled.npy", "--teacher_forcing", "sampled", "--teacher_forcing_k", 10, "--teacher_forcing_beta", 5],
+        [
+            "--features",
+            "pooled.npy",
+            "--teacher_forcing",
+            "sampled",
+            "--teacher_forcing_k",
+            10,
+            "--teacher_forcing_beta",
+            5,
+        ],
         ["--features", "pooled.npy", "--teacher_forcing", "additive", "--teacher_forcing_k", 10],
-        ["--features", "map.lmdb", "--attention", "soft", "--teacher_forcing", "additive_sampled", "--optimizer", "adamw"],
+        [
+            "--features",
+            "map.lmdb",
+            "--attention",
+            "soft",
+            "--teacher_forcing",
+            "additive_sampled",
+            "--optimizer",
+            "adamw",
+        ],
         ["--features", "pooled.npy", "--lr_scheduler", "cosine", "--warmup_steps", 3, "--label_smoothing", 0.1],
         ["--features", "pooled.npy", "--lr_scheduler", "StepLR", "--grad_clip", 1, "--amp", "bf16"],
         ["--features", "pooled.npy", "--lr_scheduler", "CyclicalLR", "--num_batches", 2],
@@ -115,7 +140,9 @@ def test_from_pixels_with_fine_tuning(train):
         load_captioner(train.folder / name / "ep1.model")
 
 
-@pytest.mark.parametrize("flags", [["--ema", 0.9, "--lr_scheduler", "cosine"], ["--teacher_forcing", "sampled", "--dropout", 0.3]])
+@pytest.mark.parametrize(
+    "flags", [["--ema", 0.9, "--lr_scheduler", "cosine"], ["--teacher_forcing", "sampled", "--dropout", 0.3]]
+)
 def test_resumed_run_equals_an_uninterrupted_one(train, flags):
     """Stopped within an epoch and at its end, then resumed: the same losses and the same weights, to the bit."""
     flags = ["--features", "map.lmdb", "--attention", "soft", "--num_epochs", 3, *flags]
@@ -147,10 +174,29 @@ def test_resumed_run_equals_an_uninterrupted_one(train, flags):
 
 def test_sigterm_saves_and_resume_goes_on(data, tmp_path):
     """A cluster's queue sends SIGTERM: the step at hand is finished, last.model written, the status says so."""
-    command = [sys.executable, ROOT / "train.py", "--dataset", "toy:train", "--features", "map.lmdb", "--attention", "soft"]
-    command += ["--dataset_config_file", data / "datasets.conf", "--model_path", tmp_path, "--model_name", "run", "--cpu"]
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        "--dataset",
+        "toy:train",
+        "--features",
+        "map.lmdb",
+        "--attention",
+        "soft",
+    ]
+    command += [
+        "--dataset_config_file",
+        data / "datasets.conf",
+        "--model_path",
+        tmp_path,
+        "--model_name",
+        "run",
+        "--cpu",
+    ]
     command += ["--vocab_root", tmp_path / "vocab", "--num_epochs", 400, *FAST]
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "ep2.model").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -191,7 +237,18 @@ def test_validate_only_over_several_models(train):
 
 
 def test_early_stopping(train):
-    done = train("--features", "pooled.npy", "--validate", "toy:val", "--num_epochs", 60, "--early_stopping", 2, "--learning_rate", 0.03)
+    done = train(
+        "--features",
+        "pooled.npy",
+        "--validate",
+        "toy:val",
+        "--num_epochs",
+        60,
+        "--early_stopping",
+        2,
+        "--learning_rate",
+        0.03,
+    )
     assert done.status == 0
     assert "stopped early" in done.out and len(stats(train.folder / "run")) < 60
 

@@ -44,7 +44,11 @@ def clone(tmp_path_factory):
 
 
 def type_it(clone, line: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "TORCH_HOME": str(clone / "torch"), "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    env = {
+        **os.environ,
+        "TORCH_HOME": str(clone / "torch"),
+        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    }
     env = {key: value for key, value in env.items() if key != "DISPLAY"}
     done = subprocess.run(line, shell=True, cwd=clone / "clone", env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
