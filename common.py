@@ -17,9 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Threads that wait for work sleep instead of spinning: on a machine that others use too, spinning makes torch many
-# times slower. It counts only if set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads of torch that wait for work spin for microseconds only, then sleep: on a machine that others use too, the
+# milliseconds of the default make it many times slower. It counts only if set before torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 class UserError(ValueError):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import common  # noqa: F401  before torch is imported: it sets how threads wait
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
