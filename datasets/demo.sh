@@ -7,7 +7,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # So small a model gains little by a second thread, and loses much by one where other programs are at work.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 config=(--dataset_config_file demo/data/datasets.conf)
 model=demo/models/lite0/best.model
