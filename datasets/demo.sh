@@ -6,8 +6,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# So small a model gains little by a second thread, and loses much by one where other programs are at work.
-
 config=(--dataset_config_file demo/data/datasets.conf)
 model=demo/models/lite0/best.model
 
