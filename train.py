@@ -12,137 +12,17 @@ Writes models/NAME/epN.model and best.model, which infer.py takes, last.model, w
 train_stats.json, which plot_stats.py draws.
 """
 
-import argparse
 import json
 import signal
 import sys
 from pathlib import Path
 
+import train_flags
 from common import UserError, atomic_write, run
 
 
-# fmt: off
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", help="training data: sections of datasets.conf, several joined by +")
-    add("--dataset_config_file", help="the datasets.conf to use (default: see README)")
-    add("--validate", metavar="DATASET", help="validation data, like --dataset (default: no validation)")
-    add("--validation_step", type=int, default=1, metavar="N", help="validate every N epochs (default 1)")
-    add("--validation_scoring", default="cider,bleu", metavar="METRICS",
-        help="metrics at validation: cider,bleu,rouge,meteor,spice, or none (default cider,bleu)")
-    add("--validation_beam_size", type=int, default=1, metavar="K", help="beams at validation (default 1: greedy)")
-    add("--validate_only", action="store_true", help="only validate the models of --load_model")
-    add("--num_workers", type=int, help="processes that load images (default: all cores; none for feature files)")
-    add("--batch_size", type=int, default=128, help="captions in a batch (default 128)")
-    add("--captions_per_image", type=int, default=5, metavar="C",
-        help="captions that share an image in a batch; 1 gives independent pairs (default 5)")
-    add("--num_batches", type=int, default=0, metavar="N", help="end each epoch after N batches (default 0: never)")
-    add("--crop_size", type=int, help="pixels of an image's side (default: the encoder's own)")
-    add("--no_augment", action="store_true",
-        help="train on whole images instead of random crops and mirror images (captions that say left and right)")
-    add = parser.add_argument_group("vocabulary").add_argument
-    add("--vocab", default="AUTO", help="vocabulary file, AUTO (make it once, keep it) or REGEN (anew); default AUTO")
-    add("--vocab_root", default="vocab_cache", help="where AUTO and REGEN keep vocabularies (default vocab_cache)")
-    add("--vocab_threshold", type=int, default=4, help="AUTO, REGEN: times a word must occur (default 4)")
-    add("--no_tokenize", action="store_true", help="AUTO, REGEN: captions are tokens already, split at spaces")
-    add("--show_tokens", action="store_true", help="print the tokens of the first captions")
-    add("--skip_start_token", action="store_true", help="read the image in place of <start>, not before it")
-    add = parser.add_argument_group("model").add_argument
-    add("--features", default="resnet152", metavar="NAMES",
-        help="encoders or feature files, comma separated, that start the sentence (default resnet152)")
-    add("--persist_features", default="", metavar="NAMES", help="encoders or feature files fed at every step")
-    add("--weights", metavar="FILE", help="local file with the encoder's weights, instead of a download")
-    add("--attention", choices=["soft", "spatial"],
-        help="attend to the -conv map: soft (Xu et al. 2015) or spatial (Lu et al. 2017); default none")
-    add("--attention_size", type=int, default=256, help="size of the attention's hidden layer (default 256)")
-    add("--value_size", type=int, default=512, help="size that the map's regions are projected to (default 512)")
-    add("--regularize_attn", type=float, nargs="?", const=1.0, default=0.0, metavar="FACTOR",
-        help="doubly stochastic attention (default 0: off; 1 when no factor is given)")
-    add("--embed_size", type=int, default=256, help="size of word embeddings (default 256)")
-    add("--hidden_size", type=int, default=512, help="size of the RNN's state (default 512)")
-    add("--num_layers", type=int, default=1, help="layers of the RNN (default 1)")
-    add("--rnn_arch", choices=["LSTM", "GRU"], default="LSTM", help="kind of RNN (default LSTM)")
-    add("--rnn_hidden_init", choices=["from_features"],
-        help="compute the initial state from the features (default: zero, and the image is read first)")
-    add("--dropout", type=float, default=0.0, help="on embeddings, between layers and before the output (default 0)")
-    add("--encoder_dropout", type=float, default=0.0, help="on the projected image or the map (default 0)")
-    add("--encoder_non_lin", action="store_true", help="SELU after projecting the image")
-    add("--share_embedding_weights", action="store_true", help="one matrix for input and output embeddings")
-    add("--finetune_encoder", type=int, nargs="?", const=-1, default=0, metavar="BLOCKS",
-        help="train the encoder's last BLOCKS blocks too (all when no number is given; default: frozen)")
-    add = parser.add_argument_group("optimiser").add_argument
-    add("--optimizer", default="rmsprop", choices=["rmsprop", "adam", "adamw", "sgd"], help="default rmsprop")
-    add("--learning_rate", type=float, default=1e-3, help="default 0.001")
-    add("--weight_decay", type=float, default=1e-6, help="default 1e-6")
-    add("--grad_clip", type=float, metavar="VALUE", help="clip every gradient value to +-VALUE (default: no clipping)")
-    add("--lr_scheduler", choices=["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine"], help="default: constant")
-    add("--lr_step_size", type=int, default=1, metavar="EPOCHS",
-        help="StepLR: epochs to a tenth; CyclicalLR: epochs up and down; ReduceLROnPlateau: patience (default 1)")
-    add("--lr_cyclical_min", type=float, default=1e-4, help="default 0.0001")
-    add("--lr_cyclical_max", type=float, default=1e-3, help="default 0.001")
-    add("--warmup_steps", type=int, default=0, help="steps of linear warm-up (default 0)")
-    add("--label_smoothing", type=float, default=0.0, help="default 0")
-    add("--ema", type=float, default=0.0, metavar="DECAY",
-        help="validate and save an exponential moving average of the weights, 0.999 say (default 0: off)")
-    add = parser.add_argument_group("teacher forcing").add_argument
-    add("--teacher_forcing", default="always", choices=["always", "sampled", "additive", "additive_sampled"],
-        help="when the decoder sees the true previous word (default always)")
-    add("--teacher_forcing_k", type=float, default=6500, help="p(i) = k / (k + exp(i * beta / k)); default 6500")
-    add("--teacher_forcing_beta", type=float, default=0.3, help="default 0.3")
-    add = parser.add_argument_group("self-critical training").add_argument
-    add("--self_critical_from_epoch", type=int, default=-1, metavar="N",
-        help="from epoch N on reward sampled captions by their CIDEr-D (default -1: never)")
-    add("--self_critical_samples", type=int, default=5, metavar="N",
-        help="captions drawn per image; the baseline is the mean of the others, with 1 the greedy one (default 5)")
-    add = parser.add_argument_group("run").add_argument
-    add("--model_name", help="folder of the run under --model_path (default: from --model_basename and settings)")
-    add("--model_basename", default="model", help="first part of the default name (default model)")
-    add("--output_root", default="", help="put before --model_path (default none)")
-    add("--model_path", default="models/", help="folder of all runs (default models/)")
-    add("--load_model", nargs="+", metavar="FILE", help="start from this model; several with --validate_only")
-    add("--optimizer_reset", action="store_true", help="--load_model: do not take over the optimizer's state")
-    add("--force_epoch", type=int, metavar="N", help="--load_model: count on from epoch N")
-    add("--replace", action="store_true", help="write over a run of the same name")
-    add("--resume", action="store_true", help="go on from the run's last.model, exactly, if there is one")
-    add("--num_epochs", type=int, default=5, help="default 5")
-    add("--save_every", type=int, default=0, metavar="STEPS",
-        help="write last.model every STEPS too (default 0: each epoch)")
-    add("--early_stopping", type=int, default=0, metavar="EPOCHS", help="stop when validation has not improved so long")
-    add("--log_step", type=int, default=10, help="steps between updates of the loss shown (default 10)")
-    add("--verbose", action="store_true", help="also print the model and its parameters")
-    add("--seed", type=int, default=42, help="default 42")
-    add("--deterministic", action="store_true", help="only deterministic algorithms (slower on a GPU)")
-    add("--amp", choices=["off", "bf16"], default="off", help="mixed precision (default off)")
-    add("--cpu", action="store_true", help="do not use a GPU")
-    add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    args = parser.parse_args(argv)
-    check(parser, args)
-    return args
-
-
-# fmt: on
-
-
-def check(parser, args) -> None:
-    """Settings that contradict each other are told before anything is loaded."""
-    if args.validate_only and not (args.load_model and args.validate):
-        parser.error("--validate_only needs --load_model and --validate")
-    if not args.dataset and not args.validate_only:
-        parser.error("--dataset is required: sections of datasets.conf, such as coco:train2014")
-    if args.load_model and len(args.load_model) > 1 and not args.validate_only:
-        parser.error("--load_model takes several models with --validate_only alone")
-    counts = ("batch_size", "captions_per_image", "num_epochs", "hidden_size", "embed_size", "num_layers", "log_step")
-    counts += ("validation_step", "validation_beam_size", "lr_step_size", "attention_size", "value_size")
-    counts += ("self_critical_samples",)
-    for name in counts:
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)}: at least 1")
-    for name in ("dropout", "encoder_dropout", "label_smoothing", "ema"):
-        if not 0 <= getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)}: from 0 to below 1")
-    if args.learning_rate <= 0 or (args.grad_clip is not None and args.grad_clip <= 0):
-        parser.error("--learning_rate and --grad_clip must be above 0")
+    return train_flags.parse_args(__doc__, argv)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "model": "encoder decoder hierarchical decoding checkpoint recurrence teacher_forcing vocabulary",
     "training": "decoding devices losses model scoring self_critical teacher_forcing",
     "result_files": "images",
+    "train_flags": "",
     "run_folder": "checkpoint model training",
     "reports": "model run_folder vocabulary",
 }
