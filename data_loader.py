@@ -145,14 +145,13 @@ class FeatureSource:
 class _Captions:
     """The captions of all items as ids in one flat array, <start> and <end> included."""
 
-    def __init__(self, items: Sequence[ImageItem], vocabulary, max_tokens: int | None, skip_start_token: bool):
-        head = [] if skip_start_token else [START]
+    def __init__(self, items: Sequence[ImageItem], vocabulary, max_tokens: int | None):
         encode = vocabulary.encode
         flat, lengths = array("i"), []
         for item in items:
             for caption in item.captions:
                 ids = encode(caption)
-                row = [*head, *(ids if max_tokens is None else ids[:max_tokens]), END]
+                row = [START, *(ids if max_tokens is None else ids[:max_tokens]), END]
                 flat.extend(row)
                 lengths.append(len(row))
         self.flat = np.frombuffer(flat, np.int32)
@@ -309,7 +308,6 @@ def get_loader(
     seed: int = 42,
     num_workers: int | None = None,
     max_tokens: int | None = None,
-    skip_start_token: bool = False,
     shuffle: bool = True,
     rank: int = 0,
     world_size: int = 1,
@@ -326,7 +324,7 @@ def get_loader(
     items, bad = _with_files(dataset, items) if transform is not None else (items, [])
     counts = [len(item.captions) for item in items]
     sampler = GroupedBatchSampler(counts, batch_size, captions_per_image, seed, shuffle, rank, world_size)
-    captions = _Captions(items, vocabulary, max_tokens, skip_start_token)
+    captions = _Captions(items, vocabulary, max_tokens)
     batches = _Batches(items, captions, *_sources(dataset, items, features, persist_features), transform, seed)
     return Loader(dataset, batches, sampler, _workers(num_workers, transform), bad)
 
@@ -342,7 +340,6 @@ def get_eval_loader(
     transform: Callable | None = None,
     num_workers: int | None = None,
     max_tokens: int | None = None,
-    skip_start_token: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
@@ -357,7 +354,7 @@ def get_eval_loader(
     items, bad = _with_files(dataset, items) if transform is not None else (items, [])
     counts = [len(item.captions) if with_captions else 0 for item in items]
     sampler = ImageBatchSampler(counts, batch_size, rank, world_size)
-    captions = _Captions(items, vocabulary, max_tokens, skip_start_token) if with_captions else None
+    captions = _Captions(items, vocabulary, max_tokens) if with_captions else None
     batches = _Batches(items, captions, *_sources(dataset, items, features, persist_features), transform, None)
     return Loader(dataset, batches, sampler, _workers(num_workers, transform), bad)
 

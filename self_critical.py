@@ -82,6 +82,7 @@ def sampled_captions(model, memory, samples: int, max_length: int) -> tuple[Tens
     row_image = torch.arange(len(memory), device=device).repeat_interleave(samples)
     search = Search(sample=True, max_length=max_length)
     tokens = generate_rows(model.decoder, memory.select(row_image), search).tokens[:, 0]
+    tokens = tokens[:, :max_length]  # an <end> after the longest caption was forced, not drawn: it has no gradient
     captions = torch.cat([torch.full_like(tokens[:, :1], START), tokens], 1)
     return captions, (captions != PAD).sum(1).cpu(), row_image
 

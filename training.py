@@ -167,7 +167,7 @@ class Trainer:
         return loss, total, len(targets), 0.0
 
     def _self_critical_losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
-        """As `_losses`, from captions that the model draws without dropout; their gradient is taken with it."""
+        """As `_losses`, from captions that the model draws. No dropout: the gradient must be that of what was drawn."""
         captioner, samples = self.captioner, self.settings.self_critical_samples
         model, inputs = captioner.model, batch_inputs(captioner, batch)
         keys = [image_key(item) for item in batch.items]
@@ -177,7 +177,6 @@ class Trainer:
             captions, lengths, row_image = sampled_captions(model, memory, samples, max_length=20)
             greedy = generate_rows(model.decoder, memory, Search()).tokens[:, 0] if samples == 1 else None
         advantage, reward = advantages(self.reward, keys, captions[:, 1:], greedy)
-        model.train()
         with autocast(captioner.device, self.settings.amp):
             logits, targets, _, row = model(*inputs, captions, lengths, row_image)
         loss = self_critical_loss(logits, targets, advantage.to(captioner.device)[row])

@@ -288,13 +288,14 @@ def test_captions_rows_and_features_belong_together(coco):
     assert vocabulary.calls == 50  # once and for all
 
 
-def test_long_captions_are_cut_and_start_can_be_left_out(coco):
-    loader = get_loader(dataset(coco), WordIds(), max_tokens=2, skip_start_token=True)
+def test_long_captions_are_cut(coco):
+    loader = get_loader(dataset(coco), WordIds(), max_tokens=2)
     for batch in loader:
-        assert batch.captions.shape[1] == 3
-        assert (batch.captions[:, 2] == 2).all()
-        assert (batch.captions[:, :2] > 2).all()
-        assert (batch.lengths == 3).all()
+        assert batch.captions.shape[1] == 4
+        assert (batch.captions[:, 0] == 1).all()
+        assert (batch.captions[:, 3] == 2).all()
+        assert (batch.captions[:, 1:3] > 2).all()
+        assert (batch.lengths == 4).all()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
