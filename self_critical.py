@@ -3,6 +3,9 @@
 The baseline of a sample is the mean reward of the image's other samples (Luo 2020, "A better variant of self-critical
 sequence training"), or with one sample per image the reward of its greedy caption.
 
+The policy is softmax(logits / temperature), when drawing and in the gradient alike. Below 1 it is sharper than the model:
+one trained with label smoothing would otherwise draw a random word in ten, and rewards would say little.
+
 Shapes: B images, N = B * samples rows, M real tokens, T time steps.
 """
 
@@ -73,14 +76,16 @@ def ngrams(tokens: Sequence[str]) -> list[tuple]:
     return [tuple(tokens[i : i + n]) for n in range(1, 5) for i in range(len(tokens) - n + 1)]
 
 
-def sampled_captions(model, memory, samples: int, max_length: int) -> tuple[Tensor, Tensor, Tensor]:
+def sampled_captions(
+    model, memory, samples: int, max_length: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Captions drawn from the model, `samples` for each of the B images of `memory`, without gradients.
 
     Returns captions (N, T) from <start> to <end>, lengths (N,) on the CPU and row_image (N,), as a batch has them.
     """
     device = memory_device(memory)
     row_image = torch.arange(len(memory), device=device).repeat_interleave(samples)
-    search = Search(sample=True, max_length=max_length)
+    search = Search(sample=True, max_length=max_length, temperature=temperature)
     tokens = generate_rows(model.decoder, memory.select(row_image), search).tokens[:, 0]
     tokens = tokens[:, :max_length]  # an <end> after the longest caption was forced, not drawn: it has no gradient
     captions = torch.cat([torch.full_like(tokens[:, :1], START), tokens], 1)
@@ -107,7 +112,7 @@ def upto_end(ids: list[int]) -> list[int]:
     return ids[: ids.index(END) + 1] if END in ids else ids
 
 
-def self_critical_loss(logits: Tensor, targets: Tensor, advantage: Tensor) -> Tensor:
+def self_critical_loss(logits: Tensor, targets: Tensor, advantage: Tensor, temperature: float = 1) -> Tensor:
     """Mean over tokens of -log p(token) times its caption's advantage: logits (M, V), targets (M,), advantage (M,)."""
-    log_prob = logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    log_prob = (logits.float() / temperature).log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)
     return -(log_prob * advantage).mean()

@@ -145,6 +145,13 @@ def add_self_critical_training(add) -> None:
         metavar="N",
         help="captions drawn per image; the baseline is the mean of the others, with 1 the greedy one (default 5)",
     )
+    add(
+        "--self_critical_temperature",
+        type=float,
+        default=0.5,
+        metavar="T",
+        help="the policy is softmax(logits / T); below 1 fewer of the captions drawn are noise (default 0.5)",
+    )
 
 
 def add_run(add) -> None:
@@ -214,5 +221,7 @@ def check(parser, args) -> None:
     for name in ("dropout", "encoder_dropout", "label_smoothing", "ema"):
         if not 0 <= getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: from 0 to below 1")
+    if args.self_critical_temperature <= 0:
+        parser.error(f"--self_critical_temperature {args.self_critical_temperature}: above 0")
     if args.learning_rate <= 0 or (args.grad_clip is not None and args.grad_clip <= 0):
         parser.error("--learning_rate and --grad_clip must be above 0")

@@ -47,6 +47,7 @@ class Settings:
     teacher_forcing_beta: float = 0.3
     ema: float = 0.0
     self_critical_samples: int = 5
+    self_critical_temperature: float = 0.5
     amp: str = "off"
     seed: int = 42
 
@@ -169,17 +170,18 @@ class Trainer:
     def _self_critical_losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
         """As `_losses`, from captions that the model draws. No dropout: the gradient must be that of what was drawn."""
         captioner, samples = self.captioner, self.settings.self_critical_samples
+        temperature = self.settings.self_critical_temperature
         model, inputs = captioner.model, batch_inputs(captioner, batch)
         keys = [image_key(item) for item in batch.items]
         model.eval()
         with torch.no_grad():
             memory = model.encode(*inputs)
-            captions, lengths, row_image = sampled_captions(model, memory, samples, max_length=20)
+            captions, lengths, row_image = sampled_captions(model, memory, samples, 20, temperature)
             greedy = generate_rows(model.decoder, memory, Search()).tokens[:, 0] if samples == 1 else None
         advantage, reward = advantages(self.reward, keys, captions[:, 1:], greedy)
         with autocast(captioner.device, self.settings.amp):
             logits, targets, _, row = model(*inputs, captions, lengths, row_image)
-        loss = self_critical_loss(logits, targets, advantage.to(captioner.device)[row])
+        loss = self_critical_loss(logits, targets, advantage.to(captioner.device)[row], temperature)
         return loss, loss, len(targets), reward
 
     @torch.no_grad()

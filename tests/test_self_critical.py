@@ -66,12 +66,13 @@ def test_advantages_by_hand(references, vocabulary):
     assert values.tolist() == pytest.approx([scores[0] - scores[1], scores[2] - scores[3]], abs=1e-5)
 
 
-def test_loss_gradient_is_advantage_times_softmax_error():
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_loss_gradient_is_advantage_times_softmax_error(temperature):
     logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     targets, advantage = torch.tensor([1, 4, 0]), torch.tensor([0.5, -2.0, 0.0], dtype=torch.float64)
-    self_critical_loss(logits, targets, advantage).backward()
-    error = logits.detach().float().softmax(1).double() - torch.eye(5, dtype=torch.float64)[targets]
-    assert torch.allclose(logits.grad, error * advantage.unsqueeze(1) / 3, atol=1e-6)
+    self_critical_loss(logits, targets, advantage, temperature).backward()
+    error = (logits.detach().float() / temperature).softmax(1).double() - torch.eye(5, dtype=torch.float64)[targets]
+    assert torch.allclose(logits.grad, error * advantage.unsqueeze(1) / 3 / temperature, atol=1e-6)
 
 
 def test_training_raises_the_reward(tmp_path, script):
