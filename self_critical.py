@@ -3,8 +3,8 @@
 The baseline of a sample is the mean reward of the image's other samples (Luo 2020, "A better variant of self-critical
 sequence training"), or with one sample per image the reward of its greedy caption.
 
-The policy is softmax(logits / temperature), when drawing and in the gradient alike. Below 1 it is sharper than the model:
-one trained with label smoothing would otherwise draw a random word in ten, and rewards would say little.
+The policy is softmax(logits / temperature), when drawing and in the gradient alike. Below 1 it is sharper than the
+model: one trained with label smoothing would otherwise draw a random word in ten, and rewards would say little.
 
 Shapes: B images, N = B * samples rows, M real tokens, T time steps.
 """
