@@ -37,7 +37,8 @@ if __name__ == "__main__":
 import math
 import os
 import re
-import time
+import signal
+import threading
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -410,10 +411,9 @@ def main(args) -> int | None:
 
     def pause() -> bool:
         if not window:
-            time.sleep(args.interval)
-            return True
+            return not ended.wait(args.interval)
         figure.canvas.start_event_loop(args.interval)  # unlike plt.pause, does not pull the window to the front
-        return plt.fignum_exists(figure.number)
+        return not ended.is_set() and plt.fignum_exists(figure.number)
 
     if not args.watch:
         show(histories)
@@ -422,11 +422,14 @@ def main(args) -> int | None:
         return
     if window:
         plt.show(block=False)
+    # Ctrl-C is the usual way to end watching. An exception could be lost in a callback of matplotlib's; a flag is not.
+    ended = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda number, frame: ended.set())
     try:
         for histories in watched(args.files, labels, pause):
             show(histories)
-    except KeyboardInterrupt:
-        print()  # the usual way to end watching
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

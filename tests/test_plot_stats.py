@@ -196,7 +196,7 @@ def test_watching_as_a_program(model):
             assert process.stdout.readline() == "mymodel: epoch 11, best epoch 11 (CIDEr 0.700)\n"
             assert process.stdout.readline().startswith("wrote ")
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=20) == 0
+            assert process.wait(timeout=60) == 0
         finally:
             process.kill()
 
