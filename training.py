@@ -174,13 +174,14 @@ class Trainer:
         model, inputs = captioner.model, batch_inputs(captioner, batch)
         keys = [image_key(item) for item in batch.items]
         model.eval()
+        with autocast(captioner.device, self.settings.amp):
+            memory = model.encode(*inputs)  # once: for drawing and for the gradient
         with torch.no_grad():
-            memory = model.encode(*inputs)
             captions, lengths, row_image = sampled_captions(model, memory, samples, 20, temperature)
             greedy = generate_rows(model.decoder, memory, Search()).tokens[:, 0] if samples == 1 else None
         advantage, reward = advantages(self.reward, keys, captions[:, 1:], greedy)
         with autocast(captioner.device, self.settings.amp):
-            logits, targets, _, row = model(*inputs, captions, lengths, row_image)
+            logits, targets, _, row = model.decode(memory, captions, lengths, row_image)
         loss = self_critical_loss(logits, targets, advantage.to(captioner.device)[row], temperature)
         return loss, loss, len(targets), reward
 
