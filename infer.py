@@ -82,7 +82,8 @@ from data_loader import FeatureSource, Loader, feature_path, get_eval_loader
 from decoding import Search
 from devices import choose_device
 from encoder import image_transform
-from model import Caption, Captioner, FeatureSpec, caption_loader, load_captioner
+from model import Caption, Captioner, caption_loader, load_captioner
+from model_config import FeatureSpec
 from result_files import GROWING, AttentionLog, Result, ResultsFile, check_writable, format_of, write_gallery
 from vocabulary import Vocabulary
 

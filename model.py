@@ -1,4 +1,4 @@
-"""The captioner: encoders and a decoder as one model, its configuration, its file, and captioning a batch.
+"""The captioner: encoders and a decoder as one model, its file, and captioning a batch.
 
     captioner = load_captioner("models/run/best.model")            # .model .vocabulary .transform .config
     captions = captioner.caption_images([Image.open("photo.jpg")])  # a list of Caption per image, best first
@@ -7,7 +7,7 @@ Shapes: B images, N rows (captions), T time steps, M real tokens, R regions, D f
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,80 +17,10 @@ from common import UserError
 from decoder import Memory, SentenceDecoder
 from decoding import Search, generate
 from encoder import Extractor, build_extractor, image_transform
+from model_config import FeatureSpec, ModelConfig
 from recurrence import Packing
 from teacher_forcing import mixed_pass
 from vocabulary import END, PAD, START, Vocabulary
-
-
-@dataclass
-class FeatureSpec:
-    """One name of `--features` or `--persist_features`.
-
-    shape: (D,) or (D, h, w). external: read from a feature file. maker: what makes it from a photo, as the feature file
-    says (`extractor`, `weights_sha256`, `transform`, `feature_type`); None where a feature file does not say.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    external: bool
-    maker: dict | None = None
-
-    @property
-    def spatial(self) -> bool:
-        return len(self.shape) == 3
-
-
-@dataclass
-class ModelConfig:
-    """Everything needed to build the model again, in plain types. Meanings are those of train.py's flags."""
-
-    features: list[FeatureSpec] = field(default_factory=list)
-    persist_features: list[FeatureSpec] = field(default_factory=list)
-    embed_size: int = 256
-    hidden_size: int = 512
-    num_layers: int = 1
-    rnn_arch: str = "LSTM"
-    rnn_hidden_init: str | None = None
-    dropout: float = 0.0
-    encoder_dropout: float = 0.0
-    encoder_non_lin: bool = False
-    attention: str | None = None
-    attention_size: int = 256
-    value_size: int = 512
-    share_embedding_weights: bool = False
-    skip_start_token: bool = False
-    finetune_encoder: int = 0  # how many of the encoder's last blocks are trained; -1: all
-    crop_size: int | None = None  # pixels; None: the encoder's own
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, state: dict) -> "ModelConfig":
-        specs = {
-            name: [FeatureSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in state[name]]
-            for name in ("features", "persist_features")
-        }
-        return cls(**{**state, **specs})
-
-    @property
-    def specs(self) -> list[FeatureSpec]:
-        """Initial features, then persistent ones: the order of `inputs` in `CaptionModel.encode`."""
-        return self.features + self.persist_features
-
-    def attended(self) -> int | None:
-        """Index in `specs` of the map attended to: the first of the persistent features, else of the initial ones."""
-        if not self.attention:
-            return None
-        order = list(range(len(self.features), len(self.specs))) + list(range(len(self.features)))
-        for index in order:
-            if self.specs[index].spatial:
-                return index
-        names = ", ".join(spec.name for spec in self.specs)
-        raise UserError(
-            f"--attention {self.attention} needs a spatial map among the features; none of {names} is one. "
-            "Name an encoder with -conv (resnet152-conv), or a feature file made with one"
-        )
 
 
 class CaptionModel(nn.Module):

@@ -35,7 +35,8 @@ from decoding import Search
 from devices import choose_device, end_processes, is_main, process, start_processes
 from encoder import build_extractor, image_transform
 from features import is_feature_file
-from model import Captioner, FeatureSpec, ModelConfig, build_model, internal_spec, load_captioner
+from model import Captioner, build_model, internal_spec, load_captioner
+from model_config import FeatureSpec, ModelConfig
 from reports import Bar, describe, epoch_line, report_end, show_tokens
 from run_folder import RunFolder
 from scoring import parse_metrics

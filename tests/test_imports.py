@@ -36,12 +36,13 @@ MAY_IMPORT = {
     "batch_sampler": "",
     "data_loader": "images vocabulary dataset_config features caption_datasets batch_sampler",
     "devices": "",
-    "model": "encoder decoder hierarchical decoding checkpoint recurrence teacher_forcing vocabulary",
+    "model_config": "",
+    "model": "model_config encoder decoder hierarchical decoding checkpoint recurrence teacher_forcing vocabulary",
     "training": "decoding devices losses model scoring self_critical teacher_forcing",
     "result_files": "images",
     "train_flags": "",
     "run_folder": "checkpoint model training",
-    "reports": "model run_folder vocabulary",
+    "reports": "model_config model run_folder vocabulary",
 }
 HEAVY = {"torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "nltk", "lmdb", "pycocotools", "pycocoevalcap"}
 FILES = {path.stem: path for path in ROOT.glob("*.py")}

@@ -1,0 +1,76 @@
+"""What a captioner is made of, in plain types: its features and its sizes, as they travel in a model file."""
+
+from dataclasses import asdict, dataclass, field
+
+from common import UserError
+
+
+@dataclass
+class FeatureSpec:
+    """One name of `--features` or `--persist_features`.
+
+    shape: (D,) or (D, h, w). external: read from a feature file. maker: what makes it from a photo, as the feature file
+    says (`extractor`, `weights_sha256`, `transform`, `feature_type`); None where a feature file does not say.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    external: bool
+    maker: dict | None = None
+
+    @property
+    def spatial(self) -> bool:
+        return len(self.shape) == 3
+
+
+@dataclass
+class ModelConfig:
+    """Everything needed to build the model again, in plain types. Meanings are those of train.py's flags."""
+
+    features: list[FeatureSpec] = field(default_factory=list)
+    persist_features: list[FeatureSpec] = field(default_factory=list)
+    embed_size: int = 256
+    hidden_size: int = 512
+    num_layers: int = 1
+    rnn_arch: str = "LSTM"
+    rnn_hidden_init: str | None = None
+    dropout: float = 0.0
+    encoder_dropout: float = 0.0
+    encoder_non_lin: bool = False
+    attention: str | None = None
+    attention_size: int = 256
+    value_size: int = 512
+    share_embedding_weights: bool = False
+    skip_start_token: bool = False
+    finetune_encoder: int = 0  # how many of the encoder's last blocks are trained; -1: all
+    crop_size: int | None = None  # pixels; None: the encoder's own
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: dict) -> "ModelConfig":
+        specs = {
+            name: [FeatureSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in state[name]]
+            for name in ("features", "persist_features")
+        }
+        return cls(**{**state, **specs})
+
+    @property
+    def specs(self) -> list[FeatureSpec]:
+        """Initial features, then persistent ones: the order of `inputs` in `CaptionModel.encode`."""
+        return self.features + self.persist_features
+
+    def attended(self) -> int | None:
+        """Index in `specs` of the map attended to: the first of the persistent features, else of the initial ones."""
+        if not self.attention:
+            return None
+        order = list(range(len(self.features), len(self.specs))) + list(range(len(self.features)))
+        for index in order:
+            if self.specs[index].spatial:
+                return index
+        names = ", ".join(spec.name for spec in self.specs)
+        raise UserError(
+            f"--attention {self.attention} needs a spatial map among the features; none of {names} is one. "
+            "Name an encoder with -conv (resnet152-conv), or a feature file made with one"
+        )
