@@ -31,6 +31,7 @@ from torch import Tensor, fx, nn
 
 from common import UserError
 from encoder_weights import brief, download_weights, load_weights, read_weights
+from folding import fold_batch_norms
 
 DEEPCAPTION_NAMES = {"inceptionv3": "inception_v3"}
 LITE0 = "efficientnet_lite0"
@@ -101,9 +102,9 @@ class Extractor(nn.Module):
     """An encoder that normalises its pixels itself: (B,3,H,W) uint8 or float 0..255 -> (B,D) or (B,D,h,w) float32.
 
     `name`; `dim` = D; `spatial`; `grid` = (h,w) or None; `transform`, the dict that image_transform() and the
-    normalisation are made of; `weights_sha256`. It starts frozen: without gradients, in eval mode also after train(),
-    and run with its batch norms folded into the convolutions. Maps come in channels-last memory where the network
-    allows, so that flattening them to (B,h*w,D) copies nothing.
+    normalisation are made of; `weights_sha256`. It starts frozen: without gradients, in eval mode also after train().
+    It is run with the batch norms of its frozen parts folded into the convolutions. Maps come in channels-last memory
+    where the network allows, so that flattening them to (B,h*w,D) copies nothing.
     """
 
     def __init__(
@@ -123,9 +124,7 @@ class Extractor(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B,3,H,W) -> (B,D) or (B,D,h,w), float32."""
-        if not self.frozen:
-            return self.network(self._normalise(pixels)).float()
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if not self._folded:
                 self._folded.append(fold_batch_norms(self.network, self._normalise(pixels[:1])))
             chunk = CHUNK if pixels.device.type == "cpu" else max(len(pixels), 1)
@@ -145,6 +144,7 @@ class Extractor(nn.Module):
     def freeze(self) -> None:
         self.network.requires_grad_(False)
         self.frozen = True
+        self._folded.clear()
 
     def unfreeze(self, last: int | None = None) -> int:
         """Make the last `last` blocks (residual blocks, stages, layers; None = the whole network) trainable.
@@ -195,47 +195,6 @@ def _block_names(model: nn.Module) -> list[str]:
         elif any(p.ndim > 1 for p in module.parameters()):
             names.append(name)
     return names
-
-
-def fold_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of `network` (eval mode) in which each batch norm that directly follows a convolution is part of it.
-
-    The pairs are found by running `example` (B,3,H,W) through. Where there are none, or the copy's output differs by
-    more than 1e-4 of the largest value, `network` itself is returned.
-    """
-    latest: list = [None, None]  # the convolution that ran last, and its output
-    pairs: list[tuple[str, str]] = []
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-
-            def note_output(module, inputs, output, name=name):
-                latest[:] = name, output
-
-            hooks.append(module.register_forward_hook(note_output))
-        elif isinstance(module, nn.BatchNorm2d):
-
-            def note_pair(module, inputs, name=name):
-                if inputs[0] is latest[1]:
-                    pairs.append((latest[0], name))
-
-            hooks.append(module.register_forward_pre_hook(note_pair))
-    with torch.no_grad():
-        expected = network(example)
-        for hook in hooks:
-            hook.remove()
-        if not pairs:
-            return network
-        folded = copy.deepcopy(network)
-        for conv_name, norm_name in pairs:
-            conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
-            conv.weight, conv.bias = nn.utils.fusion.fuse_conv_bn_weights(
-                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            )
-            folded.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))  # timm's norms hold their activation
-        folded = folded.requires_grad_(False).to(memory_format=torch.channels_last)
-        error = (folded(example) - expected).abs().max()
-    return folded if error <= 1e-4 * expected.abs().max() else network
 
 
 # ---------------------------------------------------------------- building one by its name

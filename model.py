@@ -110,6 +110,18 @@ class CaptionModel(nn.Module):
             logits, weights = mixed_pass(self.decoder, memory, captions[:, :-1], packing, row_image, *forcing)
         return logits, captions[packing.row, packing.time + 1], weights, packing.row
 
+    def finetune(self, blocks: int) -> None:
+        """Train the last `blocks` blocks of each encoder from now on: -1 all, 0 none.
+
+        Once an encoder was trained its weights stay in the model file. Raises UserError where there is no encoder.
+        """
+        extractors = [x for x in self.extractors if isinstance(x, Extractor)]
+        if blocks and not extractors:
+            raise UserError("--finetune_encoder: no encoder runs within the model, all features come from files")
+        for extractor in extractors:
+            extractor.unfreeze(None if blocks < 0 else blocks) if blocks else extractor.freeze()
+        self.config.finetune_encoder = blocks or self.config.finetune_encoder
+
     def trained_state(self) -> dict[str, Tensor]:
         """The weights that a model file holds: all but those of frozen encoders."""
         return {name: value for name, value in self.state_dict().items() if self._in_file(name)}
@@ -198,12 +210,9 @@ def build_model(
     for spec in config.specs:
         if not spec.external and spec.name not in built:
             built[spec.name] = make_extractor(spec, weights, pretrained)
-    if config.finetune_encoder:
-        if not built:
-            raise UserError("--finetune_encoder: no encoder runs within the model, all features come from files")
-        for extractor in built.values():
-            extractor.unfreeze(None if config.finetune_encoder < 0 else config.finetune_encoder)
-    return CaptionModel(config, len(vocabulary), [built.get(spec.name) for spec in config.specs])
+    model = CaptionModel(config, len(vocabulary), [built.get(spec.name) for spec in config.specs])
+    model.finetune(config.finetune_encoder)
+    return model
 
 
 # ---- captioning ----
@@ -359,6 +368,7 @@ def load_captioner(path, device="cpu", weights: str | None = None, photos: bool 
     # fine-tuned encoders travel in the file: no need for the pretrained ones
     model = build_model(config, vocabulary, weights, pretrained=not config.finetune_encoder)
     model.load_trained_state(state, f"model file {path}")
+    model.finetune(0)
     info = {name: value for name, value in contents.items() if name not in ("config", "vocabulary", "state")}
     captioner = Captioner(model.to(device).eval(), vocabulary, weights, info)
     if photos and any(captioner.external):

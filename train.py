@@ -84,6 +84,7 @@ def make_captioner(args, dataset) -> Captioner:
     """A fresh captioner with the architecture of the flags, or the one of --load_model."""
     if args.load_model:
         captioner = load_captioner(args.load_model[0], weights=args.weights, photos=False)
+        captioner.model.finetune(args.finetune_encoder)
         print(f"architecture and vocabulary from {args.load_model[0]}")
         return captioner
     vocabulary = get_vocabulary(args, dataset)

@@ -96,6 +96,12 @@ def add_model(add) -> None:
 def add_optimiser(add) -> None:
     add("--optimizer", default="rmsprop", choices=["rmsprop", "adam", "adamw", "sgd"], help="default rmsprop")
     add("--learning_rate", type=float, default=1e-3, help="default 0.001")
+    add(
+        "--encoder_learning_rate",
+        type=float,
+        metavar="RATE",
+        help="--finetune_encoder: learning rate of the encoder's weights (default: --learning_rate)",
+    )
     add("--weight_decay", type=float, default=1e-6, help="default 1e-6")
     add("--grad_clip", type=float, metavar="VALUE", help="clip every gradient value to +-VALUE (default: no clipping)")
     add("--lr_scheduler", choices=["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine"], help="default: constant")

@@ -33,6 +33,7 @@ class Settings:
 
     optimizer: str = "rmsprop"
     learning_rate: float = 1e-3
+    encoder_learning_rate: float | None = None
     weight_decay: float = 1e-6
     grad_clip: float | None = None
     lr_scheduler: str | None = None
@@ -74,8 +75,13 @@ def learning_rate(settings: Settings, step: int, steps_per_epoch: int, num_epoch
     return rate * min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else rate
 
 
-def make_optimizer(settings: Settings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that `settings` names. Raises UserError for an unknown one."""
+def make_optimizer(
+    settings: Settings, decoder: list[nn.Parameter], encoder: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimizer that `settings` names; each group's `share` is its part of the learning rate of a step.
+
+    Raises UserError for an unknown one.
+    """
     kinds = {
         "rmsprop": torch.optim.RMSprop,
         "adam": torch.optim.Adam,
@@ -84,7 +90,11 @@ def make_optimizer(settings: Settings, parameters: list[nn.Parameter]) -> torch.
     }
     if settings.optimizer not in kinds:
         raise UserError(f"--optimizer {settings.optimizer}: unknown; known are {', '.join(OPTIMIZERS)}")
-    return kinds[settings.optimizer](parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    groups = [{"params": decoder, "share": 1.0}]
+    if encoder:
+        own = settings.encoder_learning_rate or settings.learning_rate
+        groups.append({"params": encoder, "share": own / settings.learning_rate})
+    return kinds[settings.optimizer](groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 class Trainer:
@@ -96,8 +106,10 @@ class Trainer:
     def __init__(self, captioner: Captioner, settings: Settings, steps_per_epoch: int, num_epochs: int):
         self.captioner, self.settings = captioner, settings
         self.steps_per_epoch, self.num_epochs = steps_per_epoch, num_epochs
-        self.parameters = [p for p in captioner.model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(settings, self.parameters)
+        decoder = [p for p in captioner.model.decoder.parameters() if p.requires_grad]
+        encoder = [p for p in captioner.model.extractors.parameters() if p.requires_grad]
+        self.parameters = decoder + encoder
+        self.optimizer = make_optimizer(settings, decoder, encoder)
         self.plateau = None
         if settings.lr_scheduler == "ReduceLROnPlateau":
             # a stand-in optimizer: only the factor it reaches is used
@@ -130,7 +142,7 @@ class Trainer:
         if self.plateau is not None:
             rate *= self.plateau.optimizer.param_groups[0]["lr"]
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         loss, total, tokens, reward = self._losses(batch) if self.reward is None else self._self_critical_losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
         share = share_of_tokens(tokens, total.device)

@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import encoder
+import folding
 from common import UserError
 from encoder import build_extractor, image_transform
 
@@ -83,7 +84,7 @@ def test_a_convolution_read_twice_is_not_folded():
             return self.norm(x) + x
 
     network = Twice().eval()
-    assert encoder.fold_batch_norms(network, torch.randn(1, 3, 8, 8)) is network
+    assert folding.fold_batch_norms(network, torch.randn(1, 3, 8, 8)) is network
 
 
 def test_lite0_has_its_weights_from_the_package(pixels):
@@ -185,6 +186,27 @@ def test_frozen_stays_frozen_and_unfreeze_counts_blocks(pixels):
     assert extractor.unfreeze() == sum(p.numel() for p in extractor.network.parameters())
     with pytest.raises(UserError, match="resnet18 has 9 blocks: cannot fine-tune the last 10"):
         extractor.unfreeze(last=10)
+
+
+def test_fine_tuning_behind_a_folded_trunk(resnet, pixels):
+    """Frozen parts are folded, trained ones are the network's own: outputs, gradients, and a step that is seen."""
+    extractor = build_extractor("resnet18-conv", weights=resnet[1])
+    extractor.unfreeze(last=1)
+    features = extractor(pixels)
+    features.square().mean().backward()
+    folded, network = extractor._folded[0], extractor.network
+    assert folded is not network and not isinstance(folded.bn1, torch.nn.BatchNorm2d)
+    last = network.get_submodule("layer4.1.conv2")
+    assert folded.get_submodule("layer4.1.conv2") is last
+    assert [p for p in folded.parameters() if p.requires_grad] == [p for p in network.parameters() if p.requires_grad]
+    gradient, last.weight.grad = last.weight.grad, None
+    plain = network(extractor._normalise(pixels))
+    plain.square().mean().backward()
+    assert close(features, plain) and close(gradient, last.weight.grad, 1e-3)
+    with torch.no_grad():
+        last.weight.mul_(2)
+        assert close(extractor(pixels), network(extractor._normalise(pixels)))
+    assert not extractor(pixels).detach().equal(features.detach())
 
 
 def test_loading_weights_later_makes_the_folded_copy_anew(resnet, pixels):

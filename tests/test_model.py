@@ -346,6 +346,17 @@ def test_a_trained_encoder_travels_in_the_file(tmp_path):
     captioner.model.load_trained_state(captioner.model.trained_state(), "itself")
 
 
+def test_a_trained_encoder_frozen_later_stays_in_the_file(tmp_path):
+    captioner = make([internal("tiny")], finetune_encoder=-1)
+    assert any(p.requires_grad for p in captioner.model.extractors.parameters())
+    save_captioner(captioner, tmp_path / "x.model")
+    again = load_captioner(tmp_path / "x.model")
+    assert not any(p.requires_grad for p in again.model.extractors.parameters())
+    assert again.model.trained_state().keys() == captioner.model.trained_state().keys()
+    again.model.finetune(-1)
+    assert all(p.requires_grad for p in again.model.extractors.parameters())
+
+
 def test_nothing_to_fine_tune():
     with pytest.raises(UserError, match="--finetune_encoder: no encoder"):
         make([POOLED], finetune_encoder=2)

@@ -140,6 +140,21 @@ def test_from_pixels_with_fine_tuning(train):
         load_captioner(train.folder / name / "ep1.model")
 
 
+def test_the_encoder_can_learn_more_slowly_and_be_frozen_again(train):
+    flags = ["--features", "efficientnet_lite0", "--num_workers", 0, "--num_batches", 2, "--optimizer", "sgd"]
+    tuned = [*flags, "--num_epochs", 1, "--finetune_encoder", 1, "--encoder_learning_rate", 1e-5]
+    assert train(*tuned, name="tuned").status == 0
+    groups = checkpoint.load(train.folder / "tuned" / "last.model")["training"]["trainer"]["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == [0.01, pytest.approx(1e-5)]
+    start = train.folder / "tuned" / "ep1.model"
+    done = train(*flags, "--num_epochs", 2, "--load_model", start, name="frozen")
+    assert done.status == 0, done.err
+    before, after = (checkpoint.load(file)["state"] for file in (start, train.folder / "frozen" / "ep2.model"))
+    assert before.keys() == after.keys()
+    for name in before:
+        assert before[name].equal(after[name]) == name.startswith("extractors."), name
+
+
 @pytest.mark.parametrize(
     "flags", [["--ema", 0.9, "--lr_scheduler", "cosine"], ["--teacher_forcing", "sampled", "--dropout", 0.3]]
 )
