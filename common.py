@@ -93,6 +93,26 @@ def read_json(path, what: str):
         ) from error
 
 
+def read_lines(path, what: str) -> list[str]:
+    """The lines of the UTF-8 text file `path`, without their ends; `what` names its role in errors.
+
+    Raises UserError naming the file and, for bytes that are no text, the line.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise UserError(f"{what}: no such file: {path}") from None
+    except OSError as error:
+        raise UserError(f"{what}: cannot read {path}: {error.strerror or error}") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{what}: {path}, line {line} is not UTF-8 text") from error
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
 @contextlib.contextmanager
 def silenced():
     """Swallow what libraries print to stdout and stderr (pycocotools, pycocoevalcap). Exceptions pass through."""

@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,8 +27,9 @@ from torch.utils.data import DataLoader
 from batch_sampler import Group, GroupedBatchSampler, ImageBatchSampler
 from caption_datasets import CaptionDataset, CocoDataset, GenericDataset, ImageItem, open_dataset, some, warn
 from common import UserError
+from feature_readers import FeatureReader
 from features import open_features
-from images import open_image
+from photo_loading import PhotoLoader, StoryPixels, stacked, with_files
 from vocabulary import END, PAD, START
 
 __all__ = ["Batch", "CaptionDataset", "CocoDataset", "FeatureSource", "GenericDataset", "GroupedBatchSampler"]
@@ -39,7 +41,7 @@ class Batch:
     """What a loader yields. `captions`, `lengths` and `row_image` are None where captions were not asked for."""
 
     items: list[ImageItem]  # B images; one with many captions may be there twice
-    pixels: torch.Tensor | None = None  # (B, 3, H, W) uint8
+    pixels: torch.Tensor | StoryPixels | None = None  # (B, 3, H, W) uint8
     features: list[torch.Tensor] = field(default_factory=list)  # one per name, (B, D) or (B, R, D), float32 or float16
     persist_features: list[torch.Tensor] = field(default_factory=list)
     captions: torch.Tensor | None = None  # (N, T) int64: <start> words <end>, then <pad>
@@ -94,11 +96,12 @@ class FeatureSource:
 
     def __init__(self, dataset: CaptionDataset, name: str):
         self.name = name
-        self.readers = []
+        self.readers: list[FeatureReader] = []
+        self.absent: set[tuple[int, str]] = set()  # (part, key) of photos of stories that have no record
         for part in dataset.parts:
             path = feature_path(part, name)
             try:
-                reader = open_features(path, [item.key for item in part.items])
+                reader = open_features(path, [item.key for item in part.photos()], part.labels)
             except UserError as error:
                 lost = not (part.features_path or os.path.exists(path))
                 hint = f" (set features_path for [{part.name}], or give the whole path)" if lost else ""
@@ -116,30 +119,67 @@ class FeatureSource:
                 raise UserError(f"{first.path} and {reader.path} were made by different extractors")
 
     def check(self, items: Iterable[ImageItem]) -> None:
-        """Raises UserError naming a key and the file where an item has no record."""
-        keys: list[list[str]] = [[] for _ in self.readers]
-        for item in items:
-            keys[item.part].append(item.key)
-        for reader, wanted in zip(self.readers, keys):
-            missing = reader.missing(wanted)
-            if missing:
-                more = f" (and {len(missing) - 1} other images of the dataset)" if len(missing) > 1 else ""
-                raise UserError(f"{reader.no_record(missing[0])}{more}")
+        """Raises UserError naming a key and the file where an item has no record, or a story none for any photo.
+
+        A story's photos without a record are left out of its mean, and counted in a warning.
+        """
+        items = list(items)
+        for part, reader in enumerate(self.readers):
+            own = [item for item in items if item.part == part]
+            keys = [alternatives(photo) for item in own for photo in item.photos or (item,)]
+            lacking = set(reader.missing(reader.pick(keys)))
+            if not lacking:
+                continue
+            lost = [item for item in own if all(photo.key in lacking for photo in item.photos or (item,))]
+            if lost:
+                more = f" (and {len(lost) - 1} other images of the dataset)" if len(lost) > 1 else ""
+                first = lost[0].photos[0] if lost[0].photos else lost[0]
+                raise UserError(f"{reader.no_record(first.key)}{more}")
+            self.absent |= {(part, key) for key in lacking}
+            warn(
+                f"feature file {reader.path} lacks {len(lacking)} photos of stories, left out of them: {some(lacking)}"
+            )
 
     def get(self, items: Sequence[ImageItem]) -> torch.Tensor:
-        """(B, D), or (B, R, D) where a record is a map (D, h, w); R = h * w. float16 stays so."""
+        """(B, D), or (B, R, D) where a record is a map (D, h, w); R = h * w. float16 stays so.
+
+        Of a story the mean over its photos.
+        """
+        if any(item.photos for item in items):
+            several = [
+                [photo for photo in item.photos or (item,) if (item.part, photo.key) not in self.absent]
+                for item in items
+            ]
+            records = self._records([photo for photos in several for photo in photos])
+            ends = np.cumsum([len(photos) for photos in several])
+            means = [rows.mean(0, np.float32) for rows in np.split(records, ends[:-1])]
+            out = np.stack(means).astype(self.dtype, copy=False)
+        else:
+            out = self._records(items)
+        if out.ndim == 4:  # by numpy: torch would start threads of its own for it in the thread that makes batches
+            out = np.ascontiguousarray(out.reshape(*out.shape[:2], -1).transpose(0, 2, 1))
+        return torch.from_numpy(out)
+
+    def _records(self, items: Sequence[ImageItem]) -> np.ndarray:
+        """(len(items), *shape)"""
         if len(self.readers) == 1 or len({item.part for item in items}) == 1:
-            out = self.readers[items[0].part].get_many([item.key for item in items])
+            out = self._read(self.readers[items[0].part], items)
         else:
             out = np.empty((len(items), *self.shape), self.dtype)
             for part, reader in enumerate(self.readers):
                 rows = [row for row, item in enumerate(items) if item.part == part]
                 if rows:
-                    out[rows] = reader.get_many([items[row].key for row in rows])
-        out = out.astype(self.dtype, copy=False)
-        if out.ndim == 4:  # by numpy: torch would start threads of its own for it in the thread that makes batches
-            out = np.ascontiguousarray(out.reshape(*out.shape[:2], -1).transpose(0, 2, 1))
-        return torch.from_numpy(out)
+                    out[rows] = self._read(reader, [items[row] for row in rows])
+        return out.astype(self.dtype, copy=False)
+
+    @staticmethod
+    def _read(reader: FeatureReader, items: Sequence[ImageItem]) -> np.ndarray:
+        return reader.get_many(reader.pick([alternatives(item) for item in items]))
+
+
+def alternatives(item: ImageItem) -> str | tuple[str, ...]:
+    """The key of an item in feature files, or the keys to be tried in turn."""
+    return (item.key, *item.other_keys) if item.other_keys else item.key
 
 
 class _Captions:
@@ -183,6 +223,7 @@ class _Batches:
         self.features: list[FeatureSource] = features
         self.persist_features: list[FeatureSource] = persist_features
         self.transform = transform
+        self.photos = PhotoLoader(transform)
         self.seed = seed  # None: no augmentation
 
     def __getitem__(self, where: tuple[int, int, list[Group]]) -> Batch | str:
@@ -207,20 +248,20 @@ class _Batches:
         """Fill `batch.pixels` and `batch.bad`; return the groups whose image is good."""
         good, pixels = [], []
         for group in groups:
-            item = self.items[group[0]]
-            seed = None
-            if self.seed is not None:
-                sequence = np.random.SeedSequence([self.seed % 2**32, epoch, group[0], 2])
-                seed = int(sequence.generate_state(1)[0])
-            try:
-                image = open_image(item.path, getattr(self.transform, "size_hint", None))
-                pixels.append(self.transform(image, seed))
+            loaded = self.photos.load(self.items[group[0]], partial(self._seed_of, epoch, group[0]), batch.bad)
+            if loaded is not None:
+                pixels.append(loaded)
                 good.append(group)
-            except (UserError, OSError) as error:
-                batch.bad.append(str(error) if isinstance(error, UserError) else f"{item.path}: {error}")
         if pixels:
-            batch.pixels = torch.stack(pixels)
+            batch.pixels = stacked(pixels)
         return good
+
+    def _seed_of(self, epoch: int, index: int, photo: int) -> int | None:
+        """Of the augmentation of a photo of item `index`; None where there is none."""
+        if self.seed is None:
+            return None
+        sequence = np.random.SeedSequence([self.seed % 2**32, epoch, index, 2, *([photo] if photo else [])])
+        return int(sequence.generate_state(1)[0])
 
 
 # ---------------------------------------------------------------- loaders
@@ -321,7 +362,7 @@ def get_loader(
     """
     dataset.require_captions()
     items = [item for item in dataset.items if item.captions]
-    items, bad = _with_files(dataset, items) if transform is not None else (items, [])
+    items, bad = with_files(dataset, items) if transform is not None else (items, [])
     counts = [len(item.captions) for item in items]
     sampler = GroupedBatchSampler(counts, batch_size, captions_per_image, seed, shuffle, rank, world_size)
     captions = _Captions(items, vocabulary, max_tokens)
@@ -351,7 +392,7 @@ def get_eval_loader(
     if with_captions:
         dataset.require_captions("validation")
         items = [item for item in items if item.captions]
-    items, bad = _with_files(dataset, items) if transform is not None else (items, [])
+    items, bad = with_files(dataset, items) if transform is not None else (items, [])
     counts = [len(item.captions) if with_captions else 0 for item in items]
     sampler = ImageBatchSampler(counts, batch_size, rank, world_size)
     captions = _Captions(items, vocabulary, max_tokens) if with_captions else None
@@ -374,28 +415,3 @@ def _sources(dataset: CaptionDataset, items: list[ImageItem], *lists: Sequence[s
         opened[name] = FeatureSource(dataset, name)
         opened[name].check(items)
     return [[opened[name] for name in names] for names in lists]
-
-
-def _with_files(dataset: CaptionDataset, items: list[ImageItem]) -> tuple[list[ImageItem], list[str]]:
-    """The items whose image file exists, and a message for each of the others.
-
-    Raises UserError where the folder of images, or every file, is missing.
-    """
-    dataset.require_images()
-    listed: dict[str, set[str]] = {}
-    present, absent = [], []
-    for item in items:
-        folder, name = os.path.split(item.path)
-        if folder not in listed:
-            try:
-                listed[folder] = set(os.listdir(folder or "."))
-            except OSError:
-                listed[folder] = set()
-        there = name in listed[folder] or os.path.exists(item.path)  # the second where letter case does not matter
-        (present if there else absent).append(item)
-    if absent:
-        names = some(item.path for item in absent)
-        if not present:
-            raise UserError(f"--dataset {dataset.name}: none of its {len(items)} image files is there: {names}")
-        warn(f"--dataset {dataset.name}: {len(absent)} of {len(items)} image files are missing and left out: {names}")
-    return present, [f"no such image: {item.path}" for item in absent]

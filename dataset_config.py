@@ -39,6 +39,11 @@ class DatasetParams:
     extra: dict[str, str] = field(default_factory=dict)
     config_path: str | None = None
 
+    def path(self, value: str) -> str:
+        """A path among the keys of a class: relative to root_dir, or else to the folder of the configuration."""
+        base = self.root_dir or (Path(self.config_path).resolve().parent if self.config_path else Path.cwd())
+        return os.path.normpath(Path(base) / Path(value).expanduser())
+
 
 def get_datasets(spec: str, config_file: str | None = None) -> list[DatasetParams]:
     """The settings of every dataset named in `spec`, "a:x+b:y", in that order.

@@ -96,11 +96,11 @@ def output_path(args, dataset) -> Path:
 
 
 def items_by_key(dataset: CaptionDataset) -> dict[str, ImageItem]:
-    """The images by their keys; one that is in two parts of the dataset is there once."""
+    """The images, the photos of stories too, by their keys; one that is in two parts of the dataset is there once."""
     items: dict[str, ImageItem] = {}
-    for item in dataset.items:
+    for item in dataset.photos():
         other = items.setdefault(item.key, item)
-        if other.path != item.path:
+        if (other.path, other.box) != (item.path, item.box):
             raise UserError(f"{other.path} and {item.path} would have the same key in the feature file, {item.key}")
     return items
 

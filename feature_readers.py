@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common import UserError
+from picsom_files import read_labels
 
 PICSOM_HEADER = struct.Struct("if7Q")  # magic, version, header size, record bytes, dimension, format, 3 unused; native
 PICSOM_FORMATS = {1: np.dtype(np.float32), 9: np.dtype(np.uintp)}
@@ -108,6 +109,13 @@ class FeatureReader:
 
     def __contains__(self, key) -> bool:
         return not self.missing([key])
+
+    def pick(self, keys: Sequence) -> Sequence:
+        """`keys`, and instead of each tuple of keys the first of it that has a record, or its first if none has."""
+        if not any(isinstance(key, tuple) for key in keys):
+            return keys
+        absent = set(self.missing({one for key in keys if isinstance(key, tuple) for one in key}))
+        return [first_present(key, absent) if isinstance(key, tuple) else key for key in keys]
 
     def no_record(self, key) -> UserError:
         return UserError(f"feature file {self.path} has no record for {key!r}")
@@ -217,8 +225,13 @@ class NpyReader(RowReader):
 class BinReader(RowReader):
     """PicSOM: a 64-byte header, then records of one length. A record whose first value is NaN is missing.
 
-    The names of the records are in `X.keys.txt` or `labels.txt` beside it, else they are numbers.
+    The names of the records are in `X.keys.txt` or `labels.txt` beside it, else in `labels` (label -> number of its
+    record); else they are numbers.
     """
+
+    def __init__(self, path: Path, keys: Sequence[str] | None = None, labels: dict[str, int] | None = None):
+        self._labels = labels
+        super().__init__(path, keys)
 
     def _rows(self) -> np.ndarray:
         if "_mapped" in self.__dict__:
@@ -242,21 +255,15 @@ class BinReader(RowReader):
 
     def _names(self, keys: Sequence[str] | None) -> dict[str, int] | None:
         labels = self.path.with_name("labels.txt")
-        if self.path.with_suffix(".keys.txt").exists() or not labels.exists():
+        named = self.path.with_suffix(".keys.txt").exists()
+        if self._labels is not None and not named and not labels.exists():
+            return self._labels
+        if named or not labels.exists():
             # A PicSOM file without labels is asked by numbers (MSR-VTT); other keys are the dataset's, in its order.
             if keys is not None and all(str(key).isdecimal() for key in keys):
                 keys = None
             return super()._names(keys)
-        index = {}
-        for number, line in enumerate(read_lines(labels), 1):
-            if not line.strip():
-                continue
-            row, _, label = line.partition("<")
-            row, (label, closed, _) = row.strip(), label.partition(">")
-            if not (row.startswith("#") and row[1:].isdecimal() and closed):
-                raise UserError(f"{labels}, line {number}: {line[:60]!r} is not of the form '#INDEX <LABEL>'")
-            index[label] = int(row[1:])
-        return index
+        return read_labels(labels)
 
     def _find(self, keys: Iterable) -> np.ndarray:
         rows = super()._find(keys)
@@ -375,6 +382,10 @@ class LmdbReader(FeatureReader):
         if len(value) != self.bytes or not self.bytes:
             wanted = f"shape {self.shape} of {self.dtype.name} takes {self.bytes}"
             raise UserError(f"feature file {self.path}: record {key!r} has {len(value)} bytes, but {wanted}")
+
+
+def first_present(keys: tuple, absent: set):
+    return next((key for key in keys if key not in absent), keys[0])
 
 
 def read_lines(path: Path) -> list[str]:

@@ -70,7 +70,7 @@ class MeanReader(FeatureReader):
 class ListReader(FeatureReader):
     """`.txt`: PicSOM files, one a line (relative to the list's folder), whose vectors are joined end to end."""
 
-    def __init__(self, path: Path, keys: Sequence[str] | None = None):
+    def __init__(self, path: Path, keys: Sequence[str] | None = None, labels: dict[str, int] | None = None):
         super().__init__(path)
         names = [name for line in read_lines(path) if (name := line.split("#")[0].strip())]
         if not names:
@@ -78,7 +78,7 @@ class ListReader(FeatureReader):
         for name in names:
             if not name.endswith(".bin"):
                 raise UserError(f"feature list {path}: {name!r} is no PicSOM file (.bin)")
-        self.parts = [open_features(path.parent / name, keys) for name in names]
+        self.parts = [open_features(path.parent / name, keys, labels) for name in names]
         self.shape = (sum(part.shape[0] for part in self.parts),)
         self.dtype = np.result_type(*(part.dtype for part in self.parts))
 
@@ -91,11 +91,21 @@ class ListReader(FeatureReader):
 
     def missing(self, keys: Iterable) -> list:
         keys = list(keys)
-        absent = set().union(*(part.missing(keys) for part in self.parts))
+        absent: set = set()
+        for part in self.parts:
+            picked = part.pick(keys)
+            lacking = set(part.missing(picked))
+            absent.update(key for key, own in zip(keys, picked) if own in lacking)
         return [key for key in keys if key in absent]
 
+    def pick(self, keys: Sequence) -> Sequence:
+        return keys  # each part picks its own
+
     def get_many(self, keys: Sequence) -> np.ndarray:
-        return np.concatenate([part.get_many(keys) for part in self.parts], axis=1)
+        return np.concatenate([part.get_many(part.pick(keys)) for part in self.parts], axis=1)
+
+    def no_record(self, key) -> UserError:
+        return super().no_record(key[0] if isinstance(key, tuple) else key)
 
 
 READERS = {".npy": NpyReader, ".lmdb": LmdbReader, ".bin": BinReader, ".h5": H5Reader, ".txt": ListReader}
@@ -106,18 +116,19 @@ def is_feature_file(name: str) -> bool:
     return Path(name).suffix.lower() in READERS
 
 
-def open_features(path, keys: Sequence[str] | None = None) -> FeatureReader:
+def open_features(path, keys: Sequence[str] | None = None, labels: dict[str, int] | None = None) -> FeatureReader:
     """The reader for the format that the extension of `path` tells.
 
     `keys` are the keys of all images of the dataset in its order: rows of a file that does not name them are taken
-    to follow that order. Raises UserError for a file that is missing, damaged, cut off, or of an unknown kind.
+    to follow that order. `labels` (label -> record number) names the records of PicSOM files that do not do it
+    themselves. Raises UserError for a file that is missing, damaged, cut off, or of an unknown kind.
     """
     path = Path(path).expanduser()
     kind = READERS.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"feature file {path}: unknown extension {path.suffix!r}; known: {' '.join(READERS)}")
     if path.exists():
-        return kind(path, keys)
+        return kind(path, keys, labels) if labels is not None and kind in (BinReader, ListReader) else kind(path, keys)
     mean = path.with_name(f"{path.stem}-mean{path.suffix}")
     if mean.exists():
         return MeanReader(kind(mean, None))

@@ -3,9 +3,11 @@
 image = open_image("photo.jpg")             # PIL, RGB, EXIF orientation applied
 image = open_image("photo.jpg", 672)        # may decode a JPEG at a reduced scale, shorter side >= 672
 paths = list_images("photos", recursive=True)
+image = open_image("photos.zip/sub/a.jpg")  # in a zip file, which stands for a folder everywhere here
 small = resize_square(image, 224)           # PIL, 224x224
 """
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from common import UserError
+from image_zips import is_zip, open_zip, read_member, split_path, zip_names
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
@@ -59,7 +62,7 @@ def open_image(path, size_hint: int | None = None) -> Image.Image:
     Raises ImageError for a file that is missing, no image, truncated, damaged or larger than MAX_PIXELS.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source(path), formats=FORMATS) as image:
             check_pixels(image.size)
             if size_hint and image.format in ("JPEG", "MPO"):  # MPO: a JPEG with more pictures, as many phones write
                 image.draft(None, (size_hint, size_hint))
@@ -75,7 +78,7 @@ def open_image(path, size_hint: int | None = None) -> Image.Image:
 def image_size(path) -> tuple[int, int]:
     """Width and height of the upright image, from the header alone. Raises ImageError."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source(path), formats=FORMATS) as image:
             check_pixels(image.size)
             width, height = image.size
             # A TIFF already reports its upright size. Orientations 5 to 8 lie on their side.
@@ -85,10 +88,21 @@ def image_size(path) -> tuple[int, int]:
         raise explained(path, error) from error
 
 
+def source(path):
+    """What Pillow opens: the path, or the content of a member of a zip file."""
+    return io.BytesIO(read_member(path)) if split_path(path) else path
+
+
+def image_exists(path) -> bool:
+    """Whether there is a file `path`, also within a zip file. Raises UserError for a zip file that is damaged."""
+    inside = split_path(path)
+    return os.path.exists(path) if inside is None else open_zip(inside[0]).find(inside[1]) is not None
+
+
 def explained(path, error: Exception) -> ImageError:
     """The ImageError for whatever a decoder raised: damaged files bring forth nearly every kind of exception."""
     if isinstance(error, UnidentifiedImageError):
-        empty = os.path.getsize(path) == 0
+        empty = len(read_member(path)) == 0 if split_path(path) else os.path.getsize(path) == 0
         return image_error(path, "the file is empty" if empty else "not a JPEG, PNG, WebP, BMP, TIFF or GIF image")
     if isinstance(error, OSError) and error.strerror:  # missing, a folder, no permission
         return image_error(path, error.strerror)
@@ -157,9 +171,13 @@ def target_size(size: tuple[int, int], side: int, keep_aspect: bool = False) -> 
 def list_images(folder, recursive: bool = False) -> list[Path]:
     """The image files of `folder` by their extension (any letter case), sorted; hidden files are passed over.
 
-    With `recursive` also those of its subfolders, links to folders included. Raises UserError for a missing folder.
+    With `recursive` also those of its subfolders, links to folders included. `folder` may be a zip file. Raises
+    UserError for a missing folder.
     """
     folder = Path(folder)
+    if is_zip(folder):
+        names = [name for name in zip_names(folder) if is_image_name(os.path.basename(name))]
+        return sorted(folder / name for name in names if recursive or "/" not in name)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder" if folder.exists() else f"no such image folder: {folder}")
     found, seen = [], set()

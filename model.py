@@ -18,6 +18,7 @@ from decoder import Memory, SentenceDecoder
 from decoding import Search, generate
 from encoder import Extractor, build_extractor, image_transform
 from model_config import FeatureSpec, ModelConfig
+from photo_loading import StoryPixels, encoded
 from recurrence import Packing
 from teacher_forcing import mixed_pass
 from vocabulary import END, PAD, START, Vocabulary
@@ -62,10 +63,10 @@ class CaptionModel(nn.Module):
             skip_start=config.skip_start_token,
         )
 
-    def encode(self, pixels: Tensor | None, inputs: list[Tensor | None]) -> Memory:
+    def encode(self, pixels: Tensor | StoryPixels | None, inputs: list[Tensor | None]) -> Memory:
         """What the decoder needs of B images.
 
-        pixels (B, 3, H, W), uint8 or float in 0..255; inputs: per spec a tensor (B, D) or (B, R, D) read from a file,
+        pixels (B, 3, H, W), uint8 or float in 0..255, or StoryPixels, whose features are averaged; inputs: per spec a tensor (B, D) or (B, R, D) read from a file,
         or None to have its encoder make it from the pixels.
         """
         made: dict[str, Tensor] = {}
@@ -73,7 +74,7 @@ class CaptionModel(nn.Module):
         for spec, extractor, given in zip(self.config.specs, self.extractors, inputs):
             if given is None:
                 if spec.name not in made:
-                    made[spec.name] = as_regions(extractor(pixels))
+                    made[spec.name] = as_regions(encoded(extractor, pixels))
                 given = made[spec.name]
             tensors.append(given.float() if given.dtype != torch.float32 else given)
         regions = None if self.attended is None else tensors[self.attended]
