@@ -80,9 +80,8 @@ class GenericDataset(CaptionDataset):
     def _add_listed(self, path: str) -> None:
         """The images that the lines of a text file name; blank lines and those that begin with # are passed over."""
         if not self.image_dir:
-            raise UserError(
-                f"--dataset {self.name}: set image_dir in {self.params.config_path}: subset lists its images"
-            )
+            where = self.params.config_path
+            raise UserError(f"--dataset {self.name}: set image_dir in {where}: subset lists its images")
         seen: dict[str, int] = {}
         for number, line in enumerate(read_lines(path, f"--dataset {self.name}"), 1):
             name = line.strip()

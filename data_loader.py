@@ -126,8 +126,10 @@ class FeatureSource:
         items = list(items)
         for part, reader in enumerate(self.readers):
             own = [item for item in items if item.part == part]
-            keys = [alternatives(photo) for item in own for photo in item.photos or (item,)]
-            lacking = set(reader.missing(reader.pick(keys)))
+            photos = [photo for item in own for photo in item.photos or (item,)]
+            picked = reader.pick([alternatives(photo) for photo in photos])
+            absent = set(reader.missing(picked))
+            lacking = {photo.key for photo, key in zip(photos, picked) if key in absent}
             if not lacking:
                 continue
             lost = [item for item in own if all(photo.key in lacking for photo in item.photos or (item,))]
@@ -136,9 +138,8 @@ class FeatureSource:
                 first = lost[0].photos[0] if lost[0].photos else lost[0]
                 raise UserError(f"{reader.no_record(first.key)}{more}")
             self.absent |= {(part, key) for key in lacking}
-            warn(
-                f"feature file {reader.path} lacks {len(lacking)} photos of stories, left out of them: {some(lacking)}"
-            )
+            what = f"{len(lacking)} photos of stories, which go on without them"
+            warn(f"feature file {reader.path} has no record for {what}: {some(sorted(lacking))}")
 
     def get(self, items: Sequence[ImageItem]) -> torch.Tensor:
         """(B, D), or (B, R, D) where a record is a map (D, h, w); R = h * w. float16 stays so.

@@ -144,7 +144,7 @@ def check_entry(entry, path, place: str, **kinds: tuple) -> None:
         if key not in entry:
             raise UserError(f"{path}: {place} has no {key!r}: is this a file of captions?")
         if type(entry[key]) not in kind:
-            raise UserError(f"{path}: {place}: {key} {str(entry[key])[:60]!r} is {_NAMES[kind]}")
+            raise UserError(f"{path}: {place}: {key} {repr(entry[key])[:60]} is {_NAMES[kind]}")
 
 
 class ImageFinder:

@@ -66,8 +66,8 @@ class CaptionModel(nn.Module):
     def encode(self, pixels: Tensor | StoryPixels | None, inputs: list[Tensor | None]) -> Memory:
         """What the decoder needs of B images.
 
-        pixels (B, 3, H, W), uint8 or float in 0..255, or StoryPixels, whose features are averaged; inputs: per spec a tensor (B, D) or (B, R, D) read from a file,
-        or None to have its encoder make it from the pixels.
+        pixels (B, 3, H, W), uint8 or float in 0..255, or StoryPixels, whose features are averaged; inputs: per spec a
+        tensor (B, D) or (B, R, D) read from a file, or None to have its encoder make it from the pixels.
         """
         made: dict[str, Tensor] = {}
         tensors = []

@@ -99,10 +99,8 @@ def cut(image, item: ImageItem):
     x, y, width, height = item.box
     bounds = [max(0, x), max(0, y), min(image.width, x + width), min(image.height, y + height)]
     box = [round(value) if value == value else 0 for value in bounds]
-    outside = (
-        width - (bounds[2] - bounds[0]) > SLACK * width + 1 or height - (bounds[3] - bounds[1]) > SLACK * height + 1
-    )
-    if outside or box[2] <= box[0] or box[3] <= box[1]:
+    beyond = [width - (bounds[2] - bounds[0]) - SLACK * width, height - (bounds[3] - bounds[1]) - SLACK * height]
+    if max(beyond) > 1 or box[2] <= box[0] or box[3] <= box[1]:
         place = f"{width:g}x{height:g} at ({x:g}, {y:g})"
         size = f"{image.width}x{image.height}"
         reason = f"region {item.image_id}, {place}, is not within the image of {size} pixels (was it resized?)"
@@ -145,9 +143,8 @@ def with_files(dataset: CaptionDataset, items: list[ImageItem]) -> tuple[list[Im
         there = [photo for photo in photos if files.has(photo.path)]
         lost = [photo for photo in photos if photo not in there] if len(there) < len(photos) else []
         absent += lost
-        bad += [
-            f"no such image: {photo.path}" + (f" (of story {item.image_id})" if item.photos else "") for photo in lost
-        ]
+        whose = f" (of story {item.image_id})" if item.photos else ""
+        bad += [f"no such image: {photo.path}{whose}" for photo in lost]
         if there:
             present.append(replace(item, photos=there) if lost else item)
     if absent:

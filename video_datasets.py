@@ -55,9 +55,8 @@ class TRECVID2018Dataset(CaptionDataset):
     def __init__(self, params: DatasetParams):
         super().__init__(params)
         if not self.image_dir:
-            raise UserError(
-                f"--dataset {self.name}: set image_dir in {params.config_path}: it tells which videos there are"
-            )
+            where = f"set image_dir in {params.config_path}"
+            raise UserError(f"--dataset {self.name}: {where}: its files tell which videos there are")
         frames: dict[int, list[tuple[int, str]]] = {}
         odd = []
         for path in list_images(self.image_dir):

@@ -11,14 +11,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 SCRIPTS = {"resize", "build_vocab", "extract_features", "train", "infer", "score", "plot_stats", "show_attention"}
+SCRIPTS |= {"datasets_compare"}
 
 # Module -> the project's modules that it may import, lowest first; all may import common, scripts any module.
 MAY_IMPORT = {
     "common": "",
-    "images": "",
+    "image_zips": "",
+    "images": "image_zips",
     "vocabulary": "",
     "dataset_config": "",
-    "feature_readers": "",
+    "picsom_files": "",
+    "feature_readers": "picsom_files",
     "features": "feature_readers",
     "encoder_weights": "",
     "folding": "",
@@ -33,12 +36,20 @@ MAY_IMPORT = {
     "scoring": "ptb_tokenizer",
     "checkpoint": "",
     "teacher_forcing": "decoder",
-    "caption_datasets": "dataset_config images",
+    "dataset_items": "dataset_config images image_zips",
+    "picsom_dataset": "dataset_config dataset_items picsom_files",
+    "story_dataset": "dataset_config dataset_items",
+    "video_datasets": "dataset_config dataset_items images",
+    "visual_genome_regions": "dataset_config dataset_items",
+    "caption_datasets": "dataset_config dataset_items images picsom_dataset story_dataset video_datasets "
+    "visual_genome_regions",
+    "photo_loading": "dataset_items images image_zips",
     "batch_sampler": "",
-    "data_loader": "images vocabulary dataset_config features caption_datasets batch_sampler",
+    "data_loader": "vocabulary feature_readers features caption_datasets batch_sampler photo_loading",
     "devices": "",
     "model_config": "",
-    "model": "model_config encoder decoder hierarchical decoding checkpoint recurrence teacher_forcing vocabulary",
+    "model": "model_config encoder decoder hierarchical decoding checkpoint photo_loading recurrence teacher_forcing "
+    "vocabulary",
     "training": "decoding devices losses model scoring self_critical teacher_forcing",
     "result_files": "images",
     "train_flags": "",
@@ -80,7 +91,9 @@ def test_the_table_has_no_circles():
 
 
 @pytest.mark.parametrize(
-    "name", ["images", "vocabulary", "dataset_config", "common", "caption_datasets", "batch_sampler"]
+    "name",
+    ["images", "vocabulary", "dataset_config", "common", "caption_datasets", "dataset_items", "batch_sampler"]
+    + ["image_zips", "picsom_files", "picsom_dataset", "story_dataset", "video_datasets", "visual_genome_regions"],
 )
 def test_modules_that_need_no_torch(name):
     assert not imports(FILES[name]) & {"torch", "torchvision", "timm"}
