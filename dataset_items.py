@@ -143,7 +143,7 @@ def check_entry(entry, path, place: str, **kinds: tuple) -> None:
     for key, kind in kinds.items():
         if key not in entry:
             raise UserError(f"{path}: {place} has no {key!r}: is this a file of captions?")
-        if type(entry[key]) not in kind:
+        if type(entry[key]) not in kind or entry[key] != entry[key]:  # NaN differs from itself
             raise UserError(f"{path}: {place}: {key} {repr(entry[key])[:60]} is {_NAMES[kind]}")
 
 

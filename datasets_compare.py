@@ -155,12 +155,12 @@ def lines_of(report: dict, one: Side, two: Side, show: int) -> list[str]:
         rows.append(("captions", *report["captions"]["all"], ""))
     rows.append(("running words", *report["words"]["tokens"], ""))
     rows.append(("vocabulary", *report["words"]["counts"], report["words"]["shared"]))
-    rows.append(("not in the other's", *("" if x is None else f"{x:.2%}" for x in report["words"]["missed"]), ""))
+    rows.append(("lacking in the other", *("" if x is None else f"{x:.2%}" for x in report["words"]["missed"]), ""))
     for name in ("mean", "median", "95%", "longest"):
         values = [f"{figures[name]:.4g}" if figures else "" for figures in report["lengths"]]
         rows.append((f"words, {name}", *values, ""))
     lines = [
-        f"{name:<20}" + "".join(f"{cell(value):>{width}}" for value in values[:2]) + f"{cell(values[2]):>10}"
+        f"{name:<22}" + "".join(f"{cell(value):>{width}}" for value in values[:2]) + f"{cell(values[2]):>10}"
         for name, *values in rows
         if any(value != "" for value in values)
     ]

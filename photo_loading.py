@@ -98,7 +98,7 @@ def cut(image, item: ImageItem):
     """The region `item.box` of a PIL image. Raises ImageError naming the item where it does not lie in the image."""
     x, y, width, height = item.box
     bounds = [max(0, x), max(0, y), min(image.width, x + width), min(image.height, y + height)]
-    box = [round(value) if value == value else 0 for value in bounds]
+    box = [round(value) for value in bounds]
     beyond = [width - (bounds[2] - bounds[0]) - SLACK * width, height - (bounds[3] - bounds[1]) - SLACK * height]
     if max(beyond) > 1 or box[2] <= box[0] or box[3] <= box[1]:
         place = f"{width:g}x{height:g} at ({x:g}, {y:g})"
