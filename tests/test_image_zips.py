@@ -195,3 +195,26 @@ def test_resize_makes_a_zip_that_the_other_scripts_read(zipped, script, tmp_path
     done = script("extract_features.py", "--dataset", "toy:small", *config, *source, "--output_file", "small.npy")
     assert done.status == 0, done.err
     assert (zipped / "features/small.npy").exists()
+
+
+def test_training_and_captioning_from_a_zip(zipped, script):
+    from torchvision.models import squeezenet1_1
+
+    torch.manual_seed(1)
+    torch.save(squeezenet1_1().state_dict(), zipped / "weights.pth")
+    for split in ("train", "val"):
+        shutil.rmtree(zipped / "images" / split)
+    run = ["--weights", zipped / "weights.pth", "--num_workers", 2, "--cpu"]
+    sets = ["--dataset", "toy:train", "--validate", "toy:val", "--dataset_config_file", zipped / "datasets.conf"]
+    small = ["--embed_size", 16, "--hidden_size", 16, "--batch_size", 20, "--crop_size", 64, "--num_epochs", 1]
+    small += ["--model_path", zipped / "models", "--vocab_root", zipped / "vocab", "--model_name", "run"]
+    done = script("train.py", *sets, "--features", "squeezenet1_1", *small, *run)
+    assert done.status == 0, done.err
+    model = ["--model", zipped / "models/run/ep1.model"]
+    folder = ["--image_dir", zipped / "images/val.zip", "--html", zipped / "gallery.html"]
+    done = script("infer.py", *model, *folder, *run)
+    assert done.status == 0, done.err
+    assert [line.split(":")[0] for line in done.out.splitlines()] == [
+        f"COCO_val_{number:012d}.jpg" for number in range(13, 19)
+    ]
+    assert (zipped / "gallery.html").read_text().count("data:image/jpeg;base64") == 6

@@ -74,7 +74,7 @@ def make_vist(root, train: int = 24, val: int = 12) -> None:
         for story in range(first, first + count):
             for order, text in enumerate(sentences(story)):
                 number = story + 12 * order  # twelve on, it is the same scene again
-                photo = str(70_000 + number)
+                photo = str((70_000 if split == "train" else 80_000) + number)
                 records[photo] = number
                 images[photo] = {"id": photo, "album_id": "7215", "datetaken": "2004-11-18 06:30:36"}
                 save(draw(number), root / "images" / split / f"{photo}.{'png' if number % 5 == 0 else 'jpg'}")
