@@ -30,7 +30,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--dataset", help="sections of datasets.conf, several joined by +")
     add("--dataset_config_file", help="the datasets.conf to use (default: see README)")
-    add("--image_dir", help="a folder of images instead of a dataset; keys are the file names")
+    add("--image_dir", help="a folder or zip file of images instead of a dataset; keys are the file names")
     add("--extractor", default="resnet152", help="encoder by name, with -conv its last map (default resnet152)")
     add("--weights", metavar="FILE", help="local file with the encoder's weights, instead of a download")
     add(

@@ -22,7 +22,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("what to caption").add_argument
     add("images", nargs="*", metavar="IMAGE", help="image files")
-    add("--image_dir", metavar="DIR", help="caption every image of this folder")
+    add("--image_dir", metavar="DIR", help="caption every image of this folder or zip file")
     add("--recursive", action="store_true", help="with the images of its subfolders")
     add("--dataset", metavar="NAME", help='datasets of datasets.conf, "a:x+b:y" joined')
     add("--dataset_config_file", metavar="FILE", help="configuration (default: datasets/datasets.conf)")
@@ -82,6 +82,8 @@ from data_loader import FeatureSource, Loader, feature_path, get_eval_loader
 from decoding import Search
 from devices import choose_device
 from encoder import image_transform
+from image_zips import is_zip
+from images import image_exists
 from model import Caption, Captioner, caption_loader, load_captioner
 from model_config import FeatureSpec
 from result_files import GROWING, AttentionLog, Result, ResultsFile, check_writable, format_of, write_gallery
@@ -150,9 +152,10 @@ def open_images(args) -> CaptionDataset:
     loose = bool(args.images or args.image_dir)
     if loose and args.dataset in (None, "generic"):
         for path in map(Path, args.images):
-            if path.is_dir():
-                raise UserError(f"{path} is a folder: give it with --image_dir")
-            if not path.exists():
+            if path.is_dir() or is_zip(path):
+                kind = "folder" if path.is_dir() else "zip file"
+                raise UserError(f"{path} is a {kind}: give it with --image_dir")
+            if not image_exists(path):
                 raise UserError(f"no such image: {path}")
         dataset = GenericDataset(files=args.images, image_dir=args.image_dir, recursive=args.recursive)
     elif loose:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import dataset_config
+from caption_datasets import DATASET_CLASSES
 from common import UserError
 from dataset_config import get_datasets
 
@@ -154,6 +155,12 @@ def test_the_template_that_comes_with_the_code_parses_and_its_examples_work(tmp_
     assert train.image_dir == "/path/to/coco/images/train2014_256x256"
     assert val.caption_path == "/path/to/coco/annotations/captions_val2014.json"
     assert one("holiday", path).dataset_class == "GenericDataset"
+    sections = [line[1:-1] for line in keep if line.startswith("[")]
+    assert {"vist:train", "msrvtt:validate", "trecvid2018", "picsom:COCO:train2014"} <= set(sections)
+    for section in set(sections) - {"visualgenome"}:  # which only says what its children share
+        assert one(section, path).dataset_class in DATASET_CLASSES
+    assert one("visualgenome:regions:val", path).subset == "splits.json:val"
+    assert one("msrvtt:validate", path).path("x.txt") == "/path/to/msrvtt/x.txt"
 
 
 def test_imports_neither_torch_nor_numpy():

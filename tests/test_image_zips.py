@@ -217,4 +217,10 @@ def test_training_and_captioning_from_a_zip(zipped, script):
     assert [line.split(":")[0] for line in done.out.splitlines()] == [
         f"COCO_val_{number:012d}.jpg" for number in range(13, 19)
     ]
+    done = script("infer.py", *model, zipped / "images/val.zip/COCO_val_000000000013.jpg", *run)
+    assert done.status == 0, done.err
+    assert "COCO_val_000000000013.jpg: " in done.out
+    done = script("infer.py", *model, zipped / "images/val.zip", *run)
+    assert done.status == 2
+    assert "val.zip is a zip file: give it with --image_dir" in done.err
     assert (zipped / "gallery.html").read_text().count("data:image/jpeg;base64") == 6
