@@ -30,6 +30,7 @@ class VisualGenomeRegionsDataset(CaptionDataset):
         feather = path.lower().endswith(".feather")
         regions = read_feather(path) if feather else read_regions(path, f"--dataset {self.name}")
         by_id: dict[int | str, ImageItem] = {}
+        self._last: tuple = (None, None)
         blank = 0
         for place, region in regions:
             image_id, phrase = region["image_id"], region["phrase"].strip()
@@ -51,7 +52,9 @@ class VisualGenomeRegionsDataset(CaptionDataset):
 
     def _item(self, region: dict, crop: bool) -> ImageItem:
         image_id, region_id = region["image_id"], region["region_id"]
-        image = self.image_path(f"{image_id}.jpg")
+        if image_id != self._last[0]:
+            self._last = image_id, self.image_path(f"{image_id}.jpg")
+        image = self._last[1]  # one text for all regions of an image: there are millions
         if not crop:
             return ImageItem(image_id, f"{image_id}.jpg", image)
         box = (region["x"], region["y"], region["width"], region["height"])
