@@ -41,9 +41,11 @@ class ModelConfig:
     attention_size: int = 256
     value_size: int = 512
     share_embedding_weights: bool = False
+    projection: bool = False  # the regularised one of shared embeddings
     skip_start_token: bool = False
     finetune_encoder: int = 0  # how many of the encoder's last blocks are trained; -1: all
     crop_size: int | None = None  # pixels; None: the encoder's own
+    encoder_in_file: bool = False  # its weights travel in the model file, although frozen: no package has them
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -60,6 +62,11 @@ class ModelConfig:
     def specs(self) -> list[FeatureSpec]:
         """Initial features, then persistent ones: the order of `inputs` in `CaptionModel.encode`."""
         return self.features + self.persist_features
+
+    @property
+    def encoders_travel(self) -> bool:
+        """Whether the model file holds the weights of the encoders that run within the model."""
+        return self.finetune_encoder != 0 or self.encoder_in_file
 
     def attended(self) -> int | None:
         """Index in `specs` of the map attended to: the first of the persistent features, else of the initial ones."""
