@@ -11,6 +11,8 @@ class FeatureSpec:
 
     shape: (D,) or (D, h, w). external: read from a feature file. maker: what makes it from a photo, as the feature file
     says (`extractor`, `weights_sha256`, `transform`, `feature_type`); None where a feature file does not say.
+    DeepCaption keeps the joint size of its feature files only: of several the first has it, the others (0,), until
+    `settle_joint_sizes`.
     """
 
     name: str
@@ -81,3 +83,15 @@ class ModelConfig:
             f"--attention {self.attention} needs a spatial map among the features; none of {names} is one. "
             "Name an encoder with -conv (resnet152-conv), or a feature file made with one"
         )
+
+
+def settle_joint_sizes(specs: list[FeatureSpec], shapes: list[tuple[int, ...]]) -> None:
+    """Give specs of which only the joint size is known the `shapes` of their files. Raises UserError for a wrong sum."""
+    if not any(spec.shape == (0,) for spec in specs):
+        return
+    known, found = sum(spec.shape[0] for spec in specs), sum(shape[0] for shape in shapes)
+    if known != found:
+        names = ", ".join(spec.name for spec in specs)
+        raise UserError(f"{names} have {found} numbers together, but the model reads {known}")
+    for spec, shape in zip(specs, shapes):
+        spec.shape = shape
