@@ -55,7 +55,9 @@ RESNET_PARTS = {
     "6.": "layer3.",
     "7.": "layer4.",
 }
-ATTENTION = "is a DeepCaption model with attention, whose files differ between its versions: train it anew (--attention)"
+ATTENTION = (
+    "is a DeepCaption model with attention, whose files differ between its versions: train it anew (--attention)"
+)
 PARAGRAPHS = "is a hierarchical (paragraph) model of DeepCaption, which cannot be read yet"
 
 
@@ -177,7 +179,9 @@ def convert(old: dict, path, vocabulary: Vocabulary | None = None) -> dict:
     if old.get("vocab") is not None:
         vocabulary = Vocabulary.from_deepcaption(old["vocab"])
     if vocabulary is None:
-        raise UserError(f"model file {path} of DeepCaption holds no vocabulary: name the one it was trained with (--vocab)")
+        raise UserError(
+            f"model file {path} of DeepCaption holds no vocabulary: name the one it was trained with (--vocab)"
+        )
     state = renamed(old["decoder"], DECODER_NAMES, path)
     image = renamed(old["encoder"], ENCODER_NAMES, path)
     words, embed_size = state["embed.weight"].shape

@@ -27,7 +27,10 @@ def parse_args(argv=None) -> argparse.Namespace:
         description="Score a results file (JSON list of image_id and caption) against reference captions.",
     )
     parser.add_argument(
-        "results", nargs="+", metavar="RESULTS.json", help="captions to score, as infer.py writes them; several to compare"
+        "results",
+        nargs="+",
+        metavar="RESULTS.json",
+        help="captions to score, as infer.py writes them; several to compare",
     )
     parser.add_argument("--ground_truth", metavar="FILE", required=True, help="reference captions, a COCO caption file")
     parser.add_argument(

@@ -10,7 +10,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SCRIPTS = {"resize", "build_vocab", "extract_features", "train", "infer", "score", "plot_stats", "show_attention"}
+SCRIPTS = {
+    "resize",
+    "build_vocab",
+    "extract_features",
+    "train",
+    "infer",
+    "score",
+    "plot_stats",
+    "show_attention",
+    "model_info",
+}
 
 # Module -> the project's modules that it may import, lowest first; all may import common, scripts any module.
 MAY_IMPORT = {
@@ -21,8 +31,9 @@ MAY_IMPORT = {
     "feature_readers": "",
     "features": "feature_readers",
     "encoder_weights": "",
+    "flat_encoders": "encoder_weights",
     "folding": "",
-    "encoder": "encoder_weights folding",
+    "encoder": "encoder_weights flat_encoders folding",
     "recurrence": "",
     "decoder": "recurrence vocabulary",
     "hierarchical": "decoder recurrence vocabulary",
@@ -38,7 +49,9 @@ MAY_IMPORT = {
     "data_loader": "images vocabulary dataset_config features caption_datasets batch_sampler",
     "devices": "",
     "model_config": "",
-    "model": "model_config encoder decoder hierarchical decoding checkpoint recurrence teacher_forcing vocabulary",
+    "deepcaption_files": "checkpoint encoder encoder_weights flat_encoders model_config vocabulary",
+    "loaded_model": "features model_config",
+    "model": "deepcaption_files model_config encoder decoder hierarchical decoding checkpoint recurrence teacher_forcing vocabulary",
     "training": "decoding devices losses model scoring self_critical teacher_forcing",
     "result_files": "images",
     "train_flags": "",
