@@ -1,7 +1,7 @@
 """Model files of DeepCaption, read as they are and turned into this toolkit's.
 
     if is_deepcaption_file(path):
-        contents = load(path)       # config, vocabulary, state, epoch, history: as checkpoint.load gives of our own files
+        contents = load(path)       # config, vocabulary, state, epoch, history: what checkpoint.load gives of our files
 
 A DeepCaption file is a pickle of state dicts, settings and a vocabulary object. It is read by torch's weights-only
 unpickler, to which the two classes expected in it are added as empty shells: a file that asks for anything else is
@@ -133,7 +133,7 @@ def is_deepcaption_file(path) -> bool:
 
 
 def read(path) -> dict:
-    """What is in the file: DeepCaption's own names, tensors on the CPU. Raises UserError where it cannot be believed."""
+    """What is in the file: DeepCaption's own names, tensors on the CPU. Raises UserError where it is damaged."""
     if zipfile.is_zipfile(path):
         checkpoint.verify(path)
     try:

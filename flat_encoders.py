@@ -1,8 +1,8 @@
 """Encoders whose last map is flattened instead of averaged: `alexnet-flat` and `densenet201-flat`.
 
-DeepCaption fed its decoders 256 x 6 x 6 = 9,216 numbers of AlexNet and 1,920 x 7 x 7 = 94,080 of DenseNet-201 (before its
-last ReLU), in that order of channels, rows, columns. Models trained on them need the same numbers; for new models the
-pooled `alexnet` and `densenet201` are smaller and as good.
+DeepCaption fed its decoders 256 x 6 x 6 = 9,216 numbers of AlexNet and 1,920 x 7 x 7 = 94,080 of DenseNet-201 (before
+its last ReLU), in that order of channels, rows, columns. Models trained on them need the same numbers; new models learn
+from the much smaller `alexnet` and `densenet201`.
 """
 
 import re

@@ -86,7 +86,7 @@ class ModelConfig:
 
 
 def settle_joint_sizes(specs: list[FeatureSpec], shapes: list[tuple[int, ...]]) -> None:
-    """Give specs of which only the joint size is known the `shapes` of their files. Raises UserError for a wrong sum."""
+    """Give specs whose joint size alone is known the `shapes` of their files. Raises UserError for a wrong sum."""
     if not any(spec.shape == (0,) for spec in specs):
         return
     known, found = sum(spec.shape[0] for spec in specs), sum(shape[0] for shape in shapes)

@@ -46,7 +46,7 @@ NO_SETTINGS = ("encoder", "decoder", "optimizer", "vocab", "command_history")
 
 
 def describe(path) -> tuple[dict, Vocabulary | None]:
-    """What is in the file as plain types, and its vocabulary. Raises UserError, naming the file, where it is damaged."""
+    """What is in the file as plain types, and its vocabulary. Raises UserError where the file is damaged."""
     old = deepcaption_files.read(path) if deepcaption_files.is_deepcaption_file(path) else None
     try:
         contents = read_model_file(path)

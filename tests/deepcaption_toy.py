@@ -7,7 +7,8 @@ from types import ModuleType
 import torch
 from torch import nn
 
-WORDS = ["<pad>", "<start>", "<end>", "<unk>", *"a red green blue yellow ball box roof is on the grey floor .".split()]
+WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "red", "green", "blue", "yellow", "ball", "box", "roof", "is", "on"]
+WORDS += ["the", "grey", "floor", "."]
 
 _encoder_decoder, _vocabulary, _package = (ModuleType(n) for n in ("model.encoder_decoder", "vocabulary", "model"))
 Features = namedtuple("Features", "external internal", module="model.encoder_decoder")

@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "model_config": "",
     "deepcaption_files": "checkpoint encoder encoder_weights flat_encoders model_config vocabulary",
     "loaded_model": "features model_config",
-    "model": "deepcaption_files model_config encoder decoder hierarchical decoding checkpoint recurrence teacher_forcing vocabulary",
+    "model": "deepcaption_files model_config encoder decoder hierarchical decoding checkpoint recurrence "
+    "teacher_forcing vocabulary",
     "training": "decoding devices losses model scoring self_critical teacher_forcing",
     "result_files": "images",
     "train_flags": "",
