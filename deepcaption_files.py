@@ -47,6 +47,15 @@ ENCODER_NAMES = {
     "resnet.": "extractors.0.extractor.",
     "extractors.": "extractors.",
 }
+HIERARCHICAL_NAMES = {
+    "sentence_rnn.": "sentence_rnn.",
+    "sentence_lstm.": "sentence_rnn.",
+    "linear_stopping.": "linear_stopping.",
+    "linear1.": "linear1.",
+    "linear2.": "linear2.",
+    "coupling_unit.": "coupling_unit.",
+    "word_decoder.": "word_decoder.",
+}
 RESNET_PARTS = {
     "0.": "conv1.",
     "1.": "bn1.",
@@ -163,8 +172,10 @@ def load(path, vocabulary: Vocabulary | None = None) -> dict:
     old = read(path)
     try:
         return convert(old, path, vocabulary)
-    except UserError:
-        raise
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"model file {path}: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
         raise UserError(f"model file {path} of DeepCaption cannot be read: {reason}") from error
@@ -191,11 +202,9 @@ def convert(old: dict, path, vocabulary: Vocabulary | None = None) -> dict:
     total_persist = state["rnn.weight_ih_l0"].shape[1] - embed_size
     initial = FeatureGroup.of(old.get("features", "resnet152"), image, total, path)
     persist = FeatureGroup.of(old.get("persist_features", ""), state, total_persist, path)
-    from_features = old.get("rnn_hidden_init") or None
-    rnn_arch = (old.get("rnn_arch") or "LSTM").upper()
     state = without(state, "extractors.")
-    if from_features:
-        state = without(state, "init_c.") if rnn_arch == "GRU" else state
+    if old.get("rnn_hidden_init"):  # a GRU has no cell, though its file has weights for one
+        state = without(state, "init_c.") if rnn_arch(old) == "GRU" else state
         for name in [name for name in state if name.startswith("init_") and name.endswith(".weight")]:
             initial.fold(state, name, name.replace("weight", "bias"))
     else:
@@ -203,23 +212,7 @@ def convert(old: dict, path, vocabulary: Vocabulary | None = None) -> dict:
         initial.fold(image, "image.linear.weight", "image.linear.bias")
         state |= image | {"image.bn.num_batches_tracked": image.get("image.bn.num_batches_tracked", torch.tensor(0))}
     persist.fold(state, "rnn.weight_ih_l0", "rnn.bias_ih_l0", start=embed_size)
-    shared = share_embeddings(state)
-    config = ModelConfig(
-        features=initial.specs,
-        persist_features=persist.specs,
-        embed_size=embed_size,
-        hidden_size=state["rnn.weight_hh_l0"].shape[1],
-        num_layers=sum(name.startswith("rnn.weight_hh_l") for name in state),
-        rnn_arch=rnn_arch,
-        rnn_hidden_init=from_features,
-        dropout=float(old.get("dropout") or 0),
-        encoder_dropout=float(old.get("encoder_dropout") or 0),
-        encoder_non_lin=bool(old.get("encoder_non_lin")),
-        share_embedding_weights=shared,
-        projection=shared,
-        skip_start_token=bool(old.get("skip_start_token")),
-        encoder_in_file=any(initial.extractors + persist.extractors),
-    )
+    config = config_of(old, state, initial, persist, shared=share_embeddings(state))
     state = {f"decoder.{name}": value.contiguous() for name, value in state.items()}
     for index, extractor in enumerate(initial.extractors + persist.extractors):
         if extractor is not None:
@@ -233,6 +226,32 @@ def convert(old: dict, path, vocabulary: Vocabulary | None = None) -> dict:
         "epoch": int(old.get("epoch") or 0),
         "history": [str(command) for command in old.get("command_history") or []],
     }
+
+
+def config_of(
+    old: dict, state: dict[str, Tensor], initial: "FeatureGroup", persist: "FeatureGroup", shared: bool
+) -> ModelConfig:
+    """Sizes as the weights have them, the rest as the file says; oldest files say little."""
+    return ModelConfig(
+        features=initial.specs,
+        persist_features=persist.specs,
+        embed_size=state["embed.weight"].shape[1],
+        hidden_size=state["rnn.weight_hh_l0"].shape[1],
+        num_layers=sum(name.startswith("rnn.weight_hh_l") for name in state),
+        rnn_arch=rnn_arch(old),
+        rnn_hidden_init=old.get("rnn_hidden_init") or None,
+        dropout=float(old.get("dropout") or 0),
+        encoder_dropout=float(old.get("encoder_dropout") or 0),
+        encoder_non_lin=bool(old.get("encoder_non_lin")),
+        share_embedding_weights=shared,
+        projection=shared,
+        skip_start_token=bool(old.get("skip_start_token")),
+        encoder_in_file=any(initial.extractors + persist.extractors),
+    )
+
+
+def rnn_arch(old: dict) -> str:
+    return (old.get("rnn_arch") or "LSTM").upper()
 
 
 def renamed(tensors: dict, names: dict[str, str], path) -> dict[str, Tensor]:

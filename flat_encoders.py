@@ -7,6 +7,7 @@ from the much smaller `alexnet` and `densenet201`.
 
 import re
 
+import torch
 from torch import Tensor, nn
 
 from common import UserError
@@ -34,14 +35,25 @@ def build_flat(base: str, conv: bool, weights: str | None, pretrained: bool, cha
     }
     if changes.get("size", transform["size"]) != transform["size"]:
         raise UserError(f"{base}-flat takes images of {transform['size']} pixels only, not {changes['size']}")
-    model = models.get_model(base, weights=None).eval()
-    if pretrained or weights:
-        state = read_weights(weights) if weights else download_weights(base, entry.url)
-        load_weights(model, modern_names(state), weights or entry.url)
+    with torch.device("meta"):  # the random weights of its classifier would take seconds
+        model = models.get_model(base, weights=None).eval()
     names = [name for name, _ in list(model.named_children())[:-1]]
-    network = nn.Sequential(*(getattr(model, name) for name in names), nn.Flatten())
+    network = nn.Sequential(*(getattr(model, name) for name in names), nn.Flatten()).to_empty(device="cpu")
+    if pretrained or weights:
+        state = modern_names(read_weights(weights) if weights else download_weights(base, entry.url))
+        places = {name: str(index) for index, name in enumerate(names)}
+        state = {".".join([places.get(first, first), *rest]): x for (first, *rest), x in split_names(state)}
+        load_weights(network, state, weights or entry.url)
+    else:
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
     blocks = [f"0.{name}" for name, part in network[0].named_children() if any(p.ndim > 1 for p in part.parameters())]
     return network, transform | changes, list(network.state_dict()), blocks
+
+
+def split_names(state: dict[str, Tensor]) -> list[tuple[list[str], Tensor]]:
+    return [(name.split("."), value) for name, value in state.items()]
 
 
 def modern_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ FIXED_WITH_ATTENTION = ("attention_size", "value_size")
 def adapt(captioner, given: dict) -> None:
     """Apply the flags typed with --load_model to the loaded captioner. given: their values, by name.
 
-    `dropout` and `encoder_dropout` act, other feature files of the same sizes are taken. Raises UserError for a flag that
-    contradicts the file; flags that were not typed never do.
+    `dropout` and `encoder_dropout` act, other feature files of the same sizes are taken. Raises UserError for a flag
+    that contradicts the file; flags that were not typed never do.
     """
     config: ModelConfig = captioner.config
     for name in FIXED + (FIXED_WITH_ATTENTION if config.attention else ()):
