@@ -105,6 +105,8 @@ class SentenceDecoder(nn.Module):
         sentinel: context from the new hidden state goes into the output).
     encoder_dropout: dropout on the embedded image and on the map. encoder_non_lin: SELU on the embedded image.
     share_embeddings: the output layer uses the embedding matrix (Press and Wolf 2017).
+    projection: a square layer P between the hidden state and the shared matrix, whose norm the loss penalises (the
+        same paper; `losses.projection_regularisation`).
     skip_start: the pooled image is read in place of <start> instead of before it.
     """
 
@@ -127,6 +129,7 @@ class SentenceDecoder(nn.Module):
         value_size: int = 512,
         attention_size: int = 256,
         share_embeddings: bool = False,
+        projection: bool = False,
         skip_start: bool = False,
     ):
         super().__init__()
@@ -163,6 +166,7 @@ class SentenceDecoder(nn.Module):
         self.deep_output = bool(attention) or share_embeddings
         if self.deep_output:
             self.hidden_to_output = nn.Linear(hidden_size, embed_size)
+        self.projection = nn.Linear(hidden_size, hidden_size) if projection and self.deep_output else None
         self.linear = nn.Linear(embed_size if self.deep_output else hidden_size, vocab_size)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
         if share_embeddings:
@@ -230,7 +234,8 @@ class SentenceDecoder(nn.Module):
     def _logits(self, hidden: Tensor, embedded: Tensor, context: Tensor | None) -> Tensor:
         """Output layer: hidden (M, H), embedded (M, E) input words, context (M, P) -> (M, V)."""
         if self.deep_output:
-            out = self.hidden_to_output(self.dropout(hidden))
+            hidden = self.dropout(hidden)
+            out = self.hidden_to_output(hidden if self.projection is None else self.projection(hidden))
             if context is not None:
                 out = out + self.context_to_output(context) + embedded
             return self.linear(self.dropout(out))

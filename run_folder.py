@@ -37,6 +37,7 @@ class RunFolder:
     def __init__(self, path, command: list[str]):
         self.path, self.command = Path(path), command
         self.stats: dict[int, dict[str, float]] = {}
+        self.history: list[str] = []  # the commands that made the model of --load_model
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -96,10 +97,13 @@ class RunFolder:
         if self.best_epoch() == epoch:
             files.append(self.file("best.model"))
         for file in files:
-            save_captioner(captioner, file, epoch=epoch, command=self.command, stats=self.stats.get(epoch, {}))
+            save_captioner(captioner, file, epoch=epoch, stats=self.stats.get(epoch, {}), **self._commands())
         return files
 
     def save_last(self, captioner: Captioner, trainer: Trainer, epoch: int, batch: int, progress: dict | None) -> None:
         """Write last.model: training goes on at batch `batch` of `epoch`, with the epoch's sums so far."""
         position = {"epoch": epoch, "batch": batch, "progress": progress, "trainer": trainer.state_dict()}
-        save_captioner(captioner, self.file("last.model"), epoch=epoch, command=self.command, training=position)
+        save_captioner(captioner, self.file("last.model"), epoch=epoch, training=position, **self._commands())
+
+    def _commands(self) -> dict:
+        return {"command": self.command, "history": self.history}

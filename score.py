@@ -5,6 +5,9 @@
     ./score.py results.json --ground_truth captions.json --scoring bleu,cider --tokenizer python --output scores.json
     ./score.py results.json --ground_truth captions.json --scoring ciderd --cached_words coco-train-words.p
 
+    ./score.py results/*.json --ground_truth captions.json --output scores.csv    # a row for each file
+    ./score.py results.json --ground_truth captions.json --per_image images.csv   # a row for each image
+
 results.json is the COCO results list that `infer.py --output_format json` writes:
 [{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. The ground truth is a COCO caption file. Images of the
 ground truth without a result are counted and left aside. A metric that cannot run (METEOR and SPICE without Java) is
@@ -23,7 +26,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Score a results file (JSON list of image_id and caption) against reference captions.",
     )
-    parser.add_argument("results", metavar="RESULTS.json", help="captions to score, as infer.py writes them")
+    parser.add_argument(
+        "results",
+        nargs="+",
+        metavar="RESULTS.json",
+        help="captions to score, as infer.py writes them; several to compare",
+    )
     parser.add_argument("--ground_truth", metavar="FILE", required=True, help="reference captions, a COCO caption file")
     parser.add_argument(
         "--scoring",
@@ -40,16 +48,25 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--cached_words", metavar="FILE", help="pickle of document frequencies for ciderd (default: none)"
     )
-    parser.add_argument("--output", metavar="FILE", help="write the scores as JSON too (default: print them only)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write the scores too, as .csv (a row for each results file) or else JSON (default: print them only)",
+    )
+    parser.add_argument(
+        "--per_image", metavar="FILE.csv", help="write the scores of every single caption (default: do not)"
+    )
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
+import csv
 import json
+from pathlib import Path
 
-from scoring import caption_statistics, java_note, load_document_frequencies, parse_metrics, score_captions
+from scoring import Scores, caption_statistics, java_note, load_document_frequencies, parse_metrics, score_captions
 
 
 def read_ground_truth(path: str) -> dict:
@@ -108,42 +125,89 @@ def match_images(captions: dict, references: dict) -> dict:
     return {by_text[str(image_id)]: caption for image_id, caption in captions.items()}
 
 
-def main(args) -> int:
-    metrics = parse_metrics(args.scoring or DEFAULT_SCORING)
-    if args.cached_words and "ciderd" not in metrics:
-        raise UserError("--cached_words is for ciderd, which --scoring does not name")
-    table = load_document_frequencies(args.cached_words) if args.cached_words else None
-    references = read_ground_truth(args.ground_truth)
-    captions = match_images(read_results(args.results), references)
-
-    scores = score_captions(captions, references, metrics, args.tokenizer, table)
-    if note := java_note(metrics, args.tokenizer):
-        print(note, file=sys.stderr)
+def score_file(path: str, references: dict, metrics, tokenizer: str, table) -> tuple[dict, dict, Scores]:
+    """A report of plain types, the captions and their scores; the scores are printed."""
+    captions = match_images(read_results(path), references)
+    scores = score_captions(captions, references, metrics, tokenizer, table)
     statistics = caption_statistics(captions.values())
     per_image = sum(len(references[image_id]) for image_id in captions) / len(captions)
+    missing = len(references.keys() - captions.keys())
     print(f"{len(captions)} captions, {per_image:.1f} references each, tokenizer {scores.tokenizer}")
-    if missing := len(references.keys() - captions.keys()):
+    if missing:
         print(f"{missing} of {len(references)} images of the ground truth have no result and are left aside")
     print("\n".join(scores.lines()))
     print(
         f"distinct captions {statistics['distinct']:.1%}, mean length {statistics['mean_length']:.1f} words, "
         f"<unk> {statistics['unk_share']:.1%} of the words"
     )
+    report = {
+        "results": path,
+        "scores": scores.values,
+        "left_out": scores.left_out,
+        "tokenizer": scores.tokenizer,
+        "images": len(captions),
+        "images_without_result": missing,
+        "statistics": statistics,
+    }
+    return report, captions, scores
 
-    if args.output:
-        report = {
-            "scores": scores.values,
-            "left_out": scores.left_out,
-            "tokenizer": scores.tokenizer,
-            "images": len(captions),
-            "images_without_result": missing,
-            "statistics": statistics,
-        }
-        with atomic_write(args.output) as file:
-            json.dump(report, file, indent=2)
+
+def write_reports(path: str, reports: list[dict]) -> None:
+    """CSV with a row for each results file, or JSON: the report, a list of them where there are several."""
+    if not path.lower().endswith(".csv"):
+        with atomic_write(path) as file:
+            json.dump(reports[0] if len(reports) == 1 else reports, file, indent=2)
             file.write("\n")
+        return
+    rows = [
+        {"name": name, **report["scores"], "images": report["images"], **report["statistics"]}
+        for name, report in zip(names_of(reports), reports)
+    ]
+    write_csv(path, rows)
+
+
+def names_of(reports: list[dict]) -> list[str]:
+    """File names without folder and ending; whole paths where these are not enough to tell them apart."""
+    names = [Path(report["results"]).stem for report in reports]
+    return names if len(set(names)) == len(names) else [report["results"] for report in reports]
+
+
+def write_csv(path: str, rows: list[dict]) -> None:
+    """A table of all columns that any row has, in order of appearance; what a row lacks stays empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic_write(path) as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(args) -> int:
+    metrics = parse_metrics(args.scoring or DEFAULT_SCORING)
+    if args.cached_words and "ciderd" not in metrics:
+        raise UserError("--cached_words is for ciderd, which --scoring does not name")
+    if args.per_image and not args.per_image.lower().endswith(".csv"):
+        raise UserError(f"--per_image {args.per_image}: name a .csv file")
+    table = load_document_frequencies(args.cached_words) if args.cached_words else None
+    references = read_ground_truth(args.ground_truth)
+    if note := java_note(metrics, args.tokenizer):
+        print(note, file=sys.stderr)
+    reports, rows, failed = [], [], False
+    for path in args.results:
+        if len(args.results) > 1:
+            print(f"{'' if path == args.results[0] else chr(10)}{path}")
+        report, captions, scores = score_file(path, references, metrics, args.tokenizer, table)
+        reports.append(report)
+        failed |= not scores.values or bool(args.scoring and scores.left_out)
+        for i, (image_id, caption) in enumerate(captions.items()):
+            each = {name: values[i] for name, values in scores.per_image.items()}
+            rows.append({"results": path, "image_id": image_id, "caption": caption, **each})
+    if args.output:
+        write_reports(args.output, reports)
         print(f"written to {args.output}")
-    return 1 if not scores.values or (args.scoring and scores.left_out) else 0
+    if args.per_image:
+        write_csv(args.per_image, rows)
+        print(f"scores of {len(rows)} captions written to {args.per_image}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -48,12 +48,17 @@ LABELS = {f"bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)} | {
 
 @dataclass
 class Scores:
-    """What `score_captions` found. `values` has the keys bleu_1 .. bleu_4, meteor, rouge_l, cider, ciderd, spice."""
+    """What `score_captions` found. `values` has the keys bleu_1 .. bleu_4, meteor, rouge_l, cider, ciderd, spice.
+
+    per_image: of the same keys a value for each candidate, in their order; those of BLEU and METEOR do not average to
+    the score of all.
+    """
 
     values: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     tokenizer: str = ""  # the one that was used: "ptb" or "python"
     num_images: int = 0
+    per_image: dict[str, list[float]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """A table for people: a line for each score, then one for each metric that was left out."""
@@ -183,7 +188,8 @@ def score_captions(
     scores = Scores(tokenizer=used, num_images=len(candidates))
     for name in dict.fromkeys(metrics):
         try:
-            scores.values.update(_score(name, hypotheses, targets, document_frequencies))
+            for key, (value, each) in _score(name, hypotheses, targets, document_frequencies).items():
+                scores.values[key], scores.per_image[key] = float(value), [float(one) for one in each]
         except Exception as error:  # noqa: BLE001 - whatever breaks one metric must not cost the others
             scores.left_out[name] = _one_line(error)
     return scores
@@ -193,38 +199,39 @@ class _CannotRun(Exception):
     """A metric that lacks what it needs; the message says what."""
 
 
-def _score(name: str, hypotheses: dict, references: dict, frequencies: Mapping | None) -> dict[str, float]:
+def _score(name: str, hypotheses: dict, references: dict, frequencies: Mapping | None) -> dict[str, tuple]:
+    """Of each score that `name` stands for its value and those of the images."""
     if name in NEEDS_JAVA and java_missing():
         raise _CannotRun(NO_JAVA)
     if name == "bleu":
         with silenced():
-            values, _ = Bleu(4).compute_score(references, hypotheses, verbose=0)
-        return {f"bleu_{n}": float(value) for n, value in enumerate(values, start=1)}
+            values, each = Bleu(4).compute_score(references, hypotheses, verbose=0)
+        return {f"bleu_{n}": pair for n, pair in enumerate(zip(values, each), start=1)}
     if name == "rouge":
-        return {"rouge_l": float(Rouge().compute_score(references, hypotheses)[0])}
+        return {"rouge_l": Rouge().compute_score(references, hypotheses)}
     if name == "cider":
         if len(references) < 2:
             raise _CannotRun("needs two images or more, because it counts in how many of them a phrase occurs")
-        return {"cider": float(Cider().compute_score(references, hypotheses)[0])}
+        return {"cider": Cider().compute_score(references, hypotheses)}
     if name == "ciderd":
         if frequencies is None:
             raise _CannotRun("needs document frequencies from a file (--cached_words)")
         scorer = CiderD(frequencies)
         for key, captions in references.items():
             scorer += (hypotheses[key][0], captions)
-        return {"ciderd": float(scorer.compute_score()[0])}
-    value = float({"meteor": _meteor, "spice": _spice}[name](references, hypotheses))
+        return {"ciderd": scorer.compute_score()}
+    value, each = {"meteor": _meteor, "spice": _spice}[name](references, hypotheses)
     if math.isnan(value):
         raise _CannotRun("gave no number")
-    return {name: value}
+    return {name: (value, each)}
 
 
-def _meteor(references: dict, hypotheses: dict) -> float:
+def _meteor(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
     from pycocoevalcap.meteor.meteor import Meteor
 
     meteor = Meteor()
     try:
-        return meteor.compute_score(references, hypotheses)[0]
+        return meteor.compute_score(references, hypotheses)
     except (OSError, ValueError) as error:  # Java went away; its last words tell why
         meteor.meteor_p.kill()
         said = _telling_line(meteor.meteor_p.stderr.read().decode(errors="replace"))
@@ -236,7 +243,7 @@ def _meteor(references: dict, hypotheses: dict) -> float:
             meteor.lock.release()
 
 
-def _spice(references: dict, hypotheses: dict) -> float:
+def _spice(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
     """SPICE, whose Stanford models pycocoevalcap downloads at first use (about 500 MB)."""
     from pycocoevalcap.spice.get_stanford_models import JAR
     from pycocoevalcap.spice.spice import Spice
@@ -258,7 +265,8 @@ def _spice(references: dict, hypotheses: dict) -> float:
         socket.setdefaulttimeout(timeout)
     with _subprocesses_silenced() as said:
         try:
-            return scorer.compute_score(references, hypotheses)[0]
+            value, each = scorer.compute_score(references, hypotheses)
+            return value, [one["All"]["f"] for one in each]
         except subprocess.CalledProcessError as error:
             raise _CannotRun(_telling_line(said()) or f"Java ended with status {error.returncode}") from error
 

@@ -35,6 +35,7 @@ from decoding import Search
 from devices import choose_device, end_processes, is_main, process, start_processes
 from encoder import build_extractor, image_transform
 from features import is_feature_file
+from loaded_model import adapt, check_feature_files, command_history
 from model import Captioner, build_model, internal_spec, load_captioner
 from model_config import FeatureSpec, ModelConfig
 from reports import Bar, describe, epoch_line, report_end, show_tokens
@@ -65,6 +66,11 @@ def get_vocabulary(args, dataset) -> Vocabulary:
     return vocabulary
 
 
+def given_vocabulary(args) -> Vocabulary | None:
+    """The vocabulary file of --vocab, for a loaded model that has none."""
+    return None if args.vocab in ("AUTO", "REGEN") else Vocabulary.load(args.vocab)
+
+
 def feature_specs(names: str, dataset, args, extractors: dict) -> list[FeatureSpec]:
     """What --features or --persist_features name; internal encoders are built and put into `extractors`."""
     transform = {"size": args.crop_size} if args.crop_size else None
@@ -83,9 +89,13 @@ def feature_specs(names: str, dataset, args, extractors: dict) -> list[FeatureSp
 def make_captioner(args, dataset) -> Captioner:
     """A fresh captioner with the architecture of the flags, or the one of --load_model."""
     if args.load_model:
-        captioner = load_captioner(args.load_model[0], weights=args.weights, photos=False)
+        vocabulary = given_vocabulary(args)
+        captioner = load_captioner(args.load_model[0], weights=args.weights, photos=False, vocabulary=vocabulary)
         captioner.model.finetune(args.finetune_encoder)
         print(f"architecture and vocabulary from {args.load_model[0]}")
+        if vocabulary is not None and vocabulary.words != captioner.vocabulary.words:
+            print(f"--vocab {args.vocab}: not used, the loaded model has a vocabulary of its own")
+        adapt(captioner, args.given)
         return captioner
     vocabulary = get_vocabulary(args, dataset)
     extractors: dict = {}
@@ -95,6 +105,7 @@ def make_captioner(args, dataset) -> Captioner:
     config = ModelConfig(
         features=feature_specs(args.features, dataset, args, extractors),
         persist_features=feature_specs(args.persist_features, dataset, args, extractors),
+        projection=args.share_embedding_weights and args.regularize_projection > 0,
         **{name: getattr(args, name) for name in same},
     )
     if not config.specs:
@@ -120,7 +131,9 @@ def loader_settings(captioner: Captioner, args, train: bool) -> dict:
 def open_validation(captioner: Captioner, args):
     dataset = open_dataset(args.validate, args.dataset_config_file)
     settings = loader_settings(captioner, args, train=False)
-    return get_eval_loader(dataset, captioner.vocabulary, batch_size=64, with_captions=True, **settings)
+    loader = get_eval_loader(dataset, captioner.vocabulary, batch_size=64, with_captions=True, **settings)
+    check_feature_files(captioner.config, loader)
+    return loader
 
 
 def model_name(args) -> str:
@@ -221,7 +234,8 @@ def validate_models(args) -> int:
     """--validate_only: the figures of each model, printed and kept in validation_stats.json beside the first."""
     results = {}
     for path in args.load_model:
-        captioner = load_captioner(path, choose_device(args.device, args.cpu), args.weights, photos=False)
+        device = choose_device(args.device, args.cpu)
+        captioner = load_captioner(path, device, args.weights, photos=False, vocabulary=given_vocabulary(args))
         validation = open_validation(captioner, args)
         metrics = parse_metrics_or_none(args.validation_scoring)
         row = validate(captioner, validation, metrics, Search(beam_size=args.validation_beam_size), args.amp)
@@ -242,7 +256,7 @@ def start_training(args, trainer: Trainer, folder: RunFolder, contents: dict | N
     """Take over state from last.model or --load_model. Returns the first epoch and, mid-epoch, where to go on."""
     captioner = trainer.captioner
     if contents is not None:
-        saved, own = contents["config"], captioner.config.to_dict()
+        saved, own = ModelConfig.from_dict(contents["config"]).to_dict(), captioner.config.to_dict()
         for name in own:
             if saved.get(name) != own[name]:
                 was = f"the run was started with {name} {saved.get(name)!r}"
@@ -280,6 +294,7 @@ def main(args) -> int:
     contents = folder.prepare(args.resume, args.replace, is_main())
     captioner = make_captioner(args, dataset)
     captioner.model.to(device)
+    folder.history = contents.get("history", []) if contents else command_history(captioner.info)
     if args.show_tokens:
         show_tokens(dataset, captioner.vocabulary)
     rank, world = process()
@@ -293,6 +308,7 @@ def main(args) -> int:
         world_size=world,
         **loader_settings(captioner, args, train=True),
     )
+    check_feature_files(captioner.config, loader)
     validation = open_validation(captioner, args) if args.validate and is_main() else None
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     trainer = Trainer(captioner, settings, args.num_batches or len(loader), args.num_epochs)

@@ -2,6 +2,8 @@
 
 import argparse
 
+UNSET = object()
+
 
 # fmt: off
 def add_data(add) -> None:
@@ -82,6 +84,14 @@ def add_model(add) -> None:
     add("--encoder_dropout", type=float, default=0.0, help="on the projected image or the map (default 0)")
     add("--encoder_non_lin", action="store_true", help="SELU after projecting the image")
     add("--share_embedding_weights", action="store_true", help="one matrix for input and output embeddings")
+    add(
+        "--regularize_projection",
+        type=float,
+        default=0.15,
+        metavar="FACTOR",
+        help="--share_embedding_weights: penalty on the norm of the projection before the shared matrix (Press and "
+        "Wolf 2017; default 0.15); 0 leaves the projection out",
+    )
     add(
         "--finetune_encoder",
         type=int,
@@ -207,6 +217,10 @@ def parse_args(doc: str, argv=None) -> argparse.Namespace:
         add_flags(parser.add_argument_group(title).add_argument)
     args = parser.parse_args(argv)
     check(parser, args)
+    # again, without the defaults: what was asked for in so many words, which a loaded model must not contradict
+    bare = argparse.Namespace(**dict.fromkeys(vars(args), UNSET))
+    given = vars(parser.parse_args(argv, bare))
+    args.given = {name: value for name, value in given.items() if value is not UNSET}
     return args
 
 
@@ -229,5 +243,7 @@ def check(parser, args) -> None:
             parser.error(f"--{name} {getattr(args, name)}: from 0 to below 1")
     if args.self_critical_temperature <= 0:
         parser.error(f"--self_critical_temperature {args.self_critical_temperature}: above 0")
+    if args.regularize_projection < 0:
+        parser.error(f"--regularize_projection {args.regularize_projection}: 0 or more")
     if args.learning_rate <= 0 or (args.grad_clip is not None and args.grad_clip <= 0):
         parser.error("--learning_rate and --grad_clip must be above 0")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from common import UserError
 from decoding import Search, generate_rows
-from losses import attention_regularisation, token_cross_entropy
+from losses import attention_regularisation, projection_regularisation, token_cross_entropy
 from model import Captioner, batch_inputs, caption_loader
 from scoring import caption_statistics, score_captions
 from self_critical import CiderReward, advantages, sampled_captions, self_critical_loss
@@ -43,6 +43,7 @@ class Settings:
     warmup_steps: int = 0
     label_smoothing: float = 0.0
     regularize_attn: float = 0.0
+    regularize_projection: float = 0.15
     teacher_forcing: str = "always"
     teacher_forcing_k: float = 6500.0
     teacher_forcing_beta: float = 0.3
@@ -177,6 +178,9 @@ class Trainer:
         total = loss
         if s.regularize_attn and weights is not None:
             total = total + s.regularize_attn * attention_regularisation(weights, row, len(batch.lengths))
+        if s.regularize_projection and captioner.config.projection:
+            weight = captioner.model.decoder.projection.weight
+            total = total + s.regularize_projection * projection_regularisation(weight)
         return loss, total, len(targets), 0.0
 
     def _self_critical_losses(self, batch) -> tuple[Tensor, Tensor, int, float]:

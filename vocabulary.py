@@ -278,6 +278,11 @@ class Vocabulary:
             dataset=state.get("dataset", ""),
         )
 
+    @classmethod
+    def from_deepcaption(cls, state: "DeepCaptionVocabulary") -> "Vocabulary":
+        """The vocabulary whose attributes `state` took. Raises UserError where they are not as DeepCaption's."""
+        return cls(**_from_deepcaption(state))
+
     def save(self, path) -> None:
         """Write .json, .pkl (a pickle of the same plain dict) or .txt (a word a line), by the ending of `path`."""
         extension = file_kind(path)
@@ -304,7 +309,7 @@ class Vocabulary:
             data = Path(path).read_bytes()
             if extension == ".pkl":
                 state = read_pickle(data)
-                return cls(**_from_deepcaption(state)) if isinstance(state, _DeepCaption) else cls.from_dict(state)
+                return cls.from_deepcaption(state) if isinstance(state, DeepCaptionVocabulary) else cls.from_dict(state)
             return cls(_words_of_text(data.decode("utf-8")))
         except FileNotFoundError:
             raise UserError(f"vocabulary: no such file: {path}; build_vocab.py makes one") from None
@@ -333,16 +338,16 @@ def _words_of_text(text: str) -> list[str]:
     return words if set(words) & set(SPECIALS) else [*SPECIALS, *words]
 
 
-class _DeepCaption:
+class DeepCaptionVocabulary:
     """Takes the attributes of DeepCaption's pickled vocabulary.Vocabulary; has no behaviour of its own."""
 
 
 class _Reader(pickle.Unpickler):
-    """Builds plain types and _DeepCaption only: a pickle that names any other class or function is refused."""
+    """Builds plain types and DeepCaptionVocabulary only: a pickle that names any other class or function is refused."""
 
     def find_class(self, module: str, name: str):
         if (module, name) == ("vocabulary", "Vocabulary"):
-            return _DeepCaption
+            return DeepCaptionVocabulary
         raise UserError(f"the pickle asks for {module}.{name}: only plain vocabularies are read")
 
 
@@ -356,7 +361,7 @@ def read_pickle(data: bytes):
         raise UserError(f"vocabulary: not a readable pickle ({type(error).__name__}: {error})") from error
 
 
-def _from_deepcaption(state: _DeepCaption) -> dict:
+def _from_deepcaption(state: DeepCaptionVocabulary) -> dict:
     """Arguments of Vocabulary() from `word2idx`, and `metadata` and `freq` (by word or id) where they are there."""
     ids, metadata, freq = (getattr(state, name, None) or {} for name in ("word2idx", "metadata", "freq"))
     if not all(isinstance(table, dict) for table in (ids, metadata, freq)):

@@ -15,6 +15,7 @@ KINDS = {
     "pooled": {"image_size": IMAGE},
     "pooled_nonlin_shared": {"image_size": IMAGE, "encoder_non_lin": True, "share_embeddings": True},
     "pooled_persist_skip": {"image_size": IMAGE, "persist_size": PERSIST, "skip_start": True},
+    "pooled_projection": {"image_size": IMAGE, "share_embeddings": True, "projection": True},
     "from_features": {"initial_size": IMAGE},
     "from_features_persist_shared": {"initial_size": IMAGE, "persist_size": PERSIST, "share_embeddings": True},
     "persist": {"persist_size": PERSIST},
@@ -28,6 +29,7 @@ KINDS = {
         "skip_start": True,
         "encoder_non_lin": True,
         "share_embeddings": True,
+        "projection": True,
     },
     "spatial": {"attention": "spatial"},
     "spatial_pooled_persist": {"attention": "spatial", "image_size": IMAGE, "persist_size": PERSIST},
@@ -183,6 +185,8 @@ class Equations:
             x = first if s.get("skip_start") and token == START else self.w["embed.weight"][token]
             h, c, context, weights = advance(x, h, c)
             out = h[-1]
+            if s.get("projection"):
+                out = self.linear("projection", out)
             if attention or s.get("share_embeddings"):
                 out = self.linear("hidden_to_output", out)
             if attention:  # L_o (E y + L_h h + L_z z)

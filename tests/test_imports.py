@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 SCRIPTS = {"resize", "build_vocab", "extract_features", "train", "infer", "score", "plot_stats", "show_attention"}
-SCRIPTS |= {"datasets_compare"}
+SCRIPTS |= {"datasets_compare", "model_info"}
 
 # Module -> the project's modules that it may import, lowest first; all may import common, scripts any module.
 MAY_IMPORT = {
@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "feature_readers": "picsom_files",
     "features": "feature_readers",
     "encoder_weights": "",
+    "flat_encoders": "encoder_weights",
     "folding": "",
-    "encoder": "encoder_weights folding",
+    "encoder": "encoder_weights flat_encoders folding",
     "recurrence": "",
     "decoder": "recurrence vocabulary",
     "hierarchical": "decoder recurrence vocabulary",
@@ -48,8 +49,10 @@ MAY_IMPORT = {
     "data_loader": "vocabulary feature_readers features caption_datasets batch_sampler photo_loading",
     "devices": "",
     "model_config": "",
-    "model": "model_config encoder decoder hierarchical decoding checkpoint photo_loading recurrence teacher_forcing "
-    "vocabulary",
+    "deepcaption_files": "checkpoint encoder encoder_weights flat_encoders model_config vocabulary",
+    "loaded_model": "features model_config",
+    "model": "deepcaption_files model_config encoder decoder hierarchical decoding checkpoint photo_loading recurrence "
+    "teacher_forcing vocabulary",
     "training": "decoding devices losses model scoring self_critical teacher_forcing",
     "result_files": "images",
     "train_flags": "",

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from losses import attention_regularisation, token_cross_entropy
+from losses import attention_regularisation, projection_regularisation, token_cross_entropy
 
 
 def log_softmax(row):
@@ -55,3 +55,12 @@ def test_its_gradient():
     weights = torch.rand(5, 3, dtype=torch.float64).requires_grad_()
     row = torch.tensor([0, 1, 0, 2, 1])
     assert torch.autograd.gradcheck(lambda w: attention_regularisation(w, row, 3), (weights,))
+
+
+def test_projection_regularisation_by_hand():
+    """The L2 norm of all numbers, not the largest singular value; its gradient is P / ||P||."""
+    weight = torch.tensor([[3.0, 0.0, 1.0], [0.0, -4.0, 1.0], [1.0, 1.0, 2.0]], requires_grad=True)
+    norm = projection_regularisation(weight)
+    assert norm.item() == pytest.approx(math.sqrt(9 + 1 + 16 + 1 + 1 + 1 + 4))
+    norm.backward()
+    torch.testing.assert_close(weight.grad, weight.detach() / norm.item())

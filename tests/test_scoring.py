@@ -3,6 +3,7 @@
 METEOR takes half a minute to start; its test runs with `-m slow` only.
 """
 
+import csv
 import json
 import math
 import os
@@ -355,3 +356,44 @@ def test_score_alone(script_alone, files):
     done = script_alone("score.py", *files(), "--scoring", "bleu", "--tokenizer", "python")
     assert done.status == 0 and "BLEU-4" in done.out and done.err == ""
     assert script_alone("score.py", "--help").status == 0
+
+
+def test_score_several_files_to_csv(script, files, tmp_path):
+    """A row for each file, with the scores that it has alone; a row for each caption, with those of the scorers."""
+    first, *truth = files()
+    second = tmp_path / "worse.json"
+    second.write_text(json.dumps([{"image_id": 1, "caption": "a boat"}, {"image_id": 2, "caption": "two cats sleep"}]))
+    table, images = tmp_path / "scores.csv", tmp_path / "images.csv"
+    same = ["--scoring", "bleu,rouge,cider", "--tokenizer", "python"]
+    done = script("score.py", first, second, *truth, *same, "--output", table, "--per_image", images)
+    assert done.status == 0 and str(second) in done.out, done.err
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["results", "worse"]
+    for path, row in zip((first, second), rows):
+        assert script("score.py", path, *truth, *same, "--output", tmp_path / "one.json").status == 0
+        scores = json.loads((tmp_path / "one.json").read_text())["scores"]
+        assert {name: float(row[name]) for name in scores} == scores
+    with open(images, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["results"], row["image_id"]) for row in rows[3:]] == [(str(second), "1"), (str(second), "2")]
+    assert rows[0]["caption"] == CANDIDATES[1]
+    mine = [row for row in rows if row["results"] == str(first)]
+    three = {key: caption for key, caption in CANDIDATES.items() if key != 4}
+    scores = score_captions(three, REFERENCES, ("rouge", "cider"), tokenizer="python")
+    for name in ("rouge_l", "cider"):  # these average to the score of all
+        each = [float(row[name]) for row in mine]
+        assert each == scores.per_image[name] and sum(each) / 3 == pytest.approx(scores.values[name])
+    alone = score_captions({1: CANDIDATES[1]}, REFERENCES, ("bleu",), tokenizer="python")
+    assert float(mine[0]["bleu_4"]) == pytest.approx(alone.values["bleu_4"], abs=1e-6)
+
+
+def test_score_several_files_to_json(script, files, tmp_path):
+    first, *truth = files()
+    same = ["--scoring", "bleu", "--tokenizer", "python"]
+    done = script("score.py", first, first, *truth, *same, "--output", tmp_path / "scores.json")
+    assert done.status == 0
+    reports = json.loads((tmp_path / "scores.json").read_text())
+    assert [report["results"] for report in reports] == [str(first)] * 2
+    done = script("score.py", first, *truth, *same, "--per_image", tmp_path / "images.json")
+    assert done.status == 2 and "name a .csv file" in done.err

@@ -310,3 +310,46 @@ def test_feature_file_lacking_a_key_is_told_before_training(data, tmp_path, trai
     done = train("--features", tmp_path / "few.npy")
     assert done.status == 2
     assert "few.npy" in done.err and "COCO_train_000000000002.jpg" in done.err
+
+
+def test_regularised_projection(train):
+    """Press and Wolf 2017: what is minimised is the cross-entropy plus factor * ||P||, P before the shared matrix."""
+    flags = ["--features", "pooled.npy", "--share_embedding_weights", "--num_epochs", 3]
+    norms = {}
+    for factor in (0.15, 3.0):
+        done = train(*flags, "--regularize_projection", factor, name=f"run{factor}")
+        assert done.status == 0, done.err
+        decoder = load_captioner(train.folder / f"run{factor}" / "ep3.model", photos=False).model.decoder
+        assert decoder.linear.weight is decoder.embed.weight
+        norms[factor] = decoder.projection.weight.norm().item()
+    assert norms[3.0] < 0.7 * norms[0.15]
+    done = train(*flags, "--regularize_projection", 0, name="none")
+    model = load_captioner(train.folder / "none" / "ep3.model", photos=False).model
+    assert done.status == 0 and model.decoder.projection is None and not model.config.projection
+    assert "0 or more" in train(*flags, "--regularize_projection", -1).err
+
+
+def test_the_projection_is_in_what_is_minimised():
+    from types import SimpleNamespace
+
+    from model import Captioner, build_model
+    from model_config import FeatureSpec, ModelConfig
+    from training import Settings, Trainer
+    from vocabulary import Vocabulary
+
+    vocabulary = Vocabulary(["<pad>", "<start>", "<end>", "<unk>", "a", "dog"])
+    specs = [FeatureSpec("x.npy", (3,), True)]
+    config = ModelConfig(specs, embed_size=5, hidden_size=4, share_embedding_weights=True, projection=True)
+    captioner = Captioner(build_model(config, vocabulary), vocabulary)
+    trainer = Trainer(captioner, Settings(regularize_projection=0.4), 1, 1)
+    batch = SimpleNamespace(
+        pixels=None,
+        features=[torch.randn(2, 3)],
+        persist_features=[],
+        captions=torch.tensor([[1, 4, 5, 2], [1, 5, 2, 0]]),
+        lengths=torch.tensor([4, 3]),
+        row_image=torch.tensor([0, 1]),
+    )
+    loss, total, tokens, _ = trainer._losses(batch)
+    weight = captioner.model.decoder.projection.weight
+    assert (total - loss).item() == pytest.approx(0.4 * weight.square().sum().sqrt().item(), rel=1e-5) and tokens == 5

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Show what is in a model file, of this toolkit or of DeepCaption.
+
+    ./model_info.py models/mymodel/best.model
+    ./model_info.py models/*/best.model --json                       # a list, for other programs
+    ./model_info.py models/mymodel/best.model --dump_vocabulary -    # its words, one a line; or vocab.json, .pkl, .txt
+    ./model_info.py models/mymodel/best.model --verbose              # every tensor too
+
+Nothing in a file is run. Files of DeepCaption that cannot be loaded as models are shown all the same.
+"""
+
+import argparse
+import sys
+
+from common import UserError, run
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="model files")
+    add("--dump_vocabulary", metavar="FILE", help="write the vocabulary to a .json, .pkl or .txt file; - prints it")
+    add("--json", action="store_true", help="print JSON instead of text (default: text)")
+    add("--verbose", action="store_true", help="list every tensor (default: the number of weights only)")
+    args = parser.parse_args(argv)
+    if args.dump_vocabulary and len(args.models) > 1:
+        parser.error("--dump_vocabulary takes one model")
+    if args.dump_vocabulary == "-" and args.json:
+        parser.error("--dump_vocabulary - and --json exclude each other: both print")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
+
+import hashlib
+import json
+from pathlib import Path
+
+import deepcaption_files
+from loaded_model import command_history
+from model import read_model_file
+from vocabulary import Vocabulary
+
+NO_SETTINGS = ("encoder", "decoder", "optimizer", "vocab", "command_history")
+
+
+def describe(path) -> tuple[dict, Vocabulary | None]:
+    """What is in the file as plain types, and its vocabulary. Raises UserError where the file is damaged."""
+    old = deepcaption_files.read(path) if deepcaption_files.is_deepcaption_file(path) else None
+    try:
+        contents = read_model_file(path)
+    except UserError as error:
+        if old is None:
+            raise
+        contents = {"state": {}, "problem": str(error), "made_by": "DeepCaption"}
+        contents |= {"epoch": old.get("epoch"), "history": old.get("command_history") or []}
+        if old.get("vocab") is not None:
+            contents["vocabulary"] = Vocabulary.from_deepcaption(old["vocab"]).to_dict()
+    state = contents["state"] or {f"{part}.{k}": v for part in ("encoder", "decoder") for k, v in old[part].items()}
+    vocabulary = Vocabulary.from_dict(contents["vocabulary"]) if "vocabulary" in contents else None
+    file = Path(path)
+    info = {
+        "file": str(path),
+        "bytes": file.stat().st_size,
+        "sha256": sha256(file),
+        "made_by": contents.get("made_by", "DeepCaption reborn"),
+        "problem": contents.get("problem"),
+        "epoch": contents.get("epoch"),
+        "weights": count_weights(state),
+        "config": contents.get("config"),
+        "settings": None if old is None else settings(old),
+        "vocabulary": vocabulary and vocabulary_facts(vocabulary),
+        "versions": contents.get("versions"),
+        "stats": contents.get("stats"),
+        "training_state": "training" in contents or bool(old and old.get("optimizer")),
+        "history": command_history(contents),
+        "tensors": {name: [str(value.dtype).removeprefix("torch."), *value.shape] for name, value in state.items()},
+    }
+    return {name: value for name, value in info.items() if value is not None}, vocabulary
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else slow_digest(file)
+
+
+def slow_digest(file) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def count_weights(state: dict) -> dict[str, int]:
+    """Numbers of weights by part of the model and in all; a matrix that two layers share counts once."""
+    counts, seen = {"total": 0}, set()
+    for name, value in state.items():
+        key = value.data_ptr(), value.shape
+        if not value.is_floating_point() or (value.numel() and key in seen):
+            continue
+        seen.add(key)
+        part = ".".join(name.split(".")[:2])
+        counts[part] = counts.get(part, 0) + value.numel()
+        counts["total"] += value.numel()
+    return counts
+
+
+def settings(old: dict) -> dict:
+    """What DeepCaption noted beside weights and vocabulary, in types that JSON knows."""
+    kept = {name: value for name, value in old.items() if name not in NO_SETTINGS}
+    return {name: value._asdict() if hasattr(value, "_asdict") else plain(value) for name, value in kept.items()}
+
+
+def plain(value):
+    known = isinstance(value, str | int | float | bool | list | tuple | dict | None)
+    return value if known else f"({type(value).__name__})"
+
+
+def vocabulary_facts(vocabulary: Vocabulary) -> dict:
+    return {
+        "words": len(vocabulary),
+        "tokenizer": vocabulary.tokenizer,
+        "threshold": vocabulary.threshold,
+        "dataset": vocabulary.dataset,
+    }
+
+
+def lines(info: dict, verbose: bool) -> list[str]:
+    """`info` for people."""
+    rows = [("file", f"{info['file']}, {info['bytes'] / 1e6:,.2f} MB"), ("sha256", info["sha256"])]
+    rows.append(("made by", info["made_by"] + (f", epoch {info['epoch']}" if info.get("epoch") else "")))
+    rows += [("problem", info["problem"])] if "problem" in info else []
+    parts = ", ".join(f"{name} {count:,}" for name, count in info["weights"].items() if name != "total")
+    rows.append(("weights", f"{info['weights']['total']:,} ({parts})"))
+    if "config" in info:
+        config = dict(info["config"])
+        for name in ("features", "persist_features"):
+            for spec in config.pop(name):
+                rows.append((name.replace("_", " "), spec_line(spec)))
+        if not config["attention"]:
+            del config["attention_size"], config["value_size"]
+        rows += [(name.replace("_", " "), value) for name, value in config.items() if value]
+    else:
+        rows += [(name.replace("_", " "), value) for name, value in info["settings"].items()]
+    if "vocabulary" in info:
+        facts = info["vocabulary"]
+        source = f" from {facts['dataset']}, threshold {facts['threshold']}" if facts["dataset"] else ""
+        rows.append(("vocabulary", f"{facts['words']:,} words{source}, tokenizer {facts['tokenizer']}"))
+    if "versions" in info:
+        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in info["versions"].items())))
+    if info.get("stats"):
+        figures = ((name, value) for name, value in info["stats"].items() if value is not None)
+        rows.append(("statistics", ", ".join(f"{name} {value:.4g}" for name, value in figures)))
+    rows.append(("training state", "yes: optimizer and position" if info["training_state"] else "no"))
+    rows += [("command", command) for command in info["history"]]
+    rows += [(name, f"{kind} {tuple(shape)}") for name, (kind, *shape) in info["tensors"].items()] if verbose else []
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {value}" for name, value in rows]
+
+
+def spec_line(spec: dict) -> str:
+    maker = (spec.get("maker") or {}).get("extractor")
+    origin = "a file" if spec["external"] else "within the model"
+    origin += f", made by {maker}" if spec["external"] and maker else ""
+    shape = "x".join(map(str, spec["shape"])) if tuple(spec["shape"]) != (0,) else "counted with the one before"
+    return f"{spec['name']}: {shape} ({origin})"
+
+
+def main(args) -> int:
+    found = []
+    for path in args.models:
+        info, vocabulary = describe(path)
+        found.append(info)
+        if args.dump_vocabulary:
+            if vocabulary is None:
+                raise UserError(f"--dump_vocabulary: {path} holds no vocabulary that can be read")
+            if args.dump_vocabulary == "-":
+                print("\n".join(vocabulary.words))
+                return 0
+            vocabulary.save(args.dump_vocabulary)
+            print(f"{len(vocabulary)} words written to {args.dump_vocabulary}", file=sys.stderr)
+    if args.json:
+        for info in found if not args.verbose else ():
+            del info["tensors"]
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n\n".join("\n".join(lines(info, args.verbose)) for info in found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ARGS))
