@@ -7,6 +7,7 @@ attributes. Rows or images that are finished leave the batch.
 Shapes: B images, N rows, K beams, T tokens, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ class Search:
     temperature, top_k (0: off), top_p (nucleus, Holtzman et al. 2020; 1.0: off): for sampling. allow_unk: whether
     <unk> may be written.
     block_trigrams: never write a trigram twice in a sentence (Paulus et al. 2018).
+    trigram_penalty_alpha a: the log-probability of a word that would repeat a trigram is lower by a * ln 2 for each
+    earlier time (Melas-Kyriazi et al. 2018; 0 or less: off).
     """
 
     beam_size: int = 1
@@ -37,11 +40,14 @@ class Search:
     top_p: float = 1.0
     allow_unk: bool = False
     block_trigrams: bool = False
+    trigram_penalty_alpha: float = 0.0
 
 
 @dataclass
 class Sentences:
-    """tokens (B, n, T): ids after <start> up to <end>, then <pad>. log_prob (B, n): of these tokens with <end>.
+    """tokens (B, n, T): ids after <start> up to <end>, then <pad>.
+
+    log_prob (B, n): of these tokens with <end>, less the trigram penalties of the search.
 
     Where a beam search found fewer than n sentences the rest has log_prob -inf and tokens of no meaning.
     """
@@ -83,7 +89,7 @@ def generate_rows(decoder, memory, search: Search) -> Sentences:
         open_to = _restrict(log_probs, tokens[rows, :t], search, last_step=t == search.max_length)
         last = _draw(open_to, search) if search.sample else open_to.argmax(1)
         tokens[rows, t] = last
-        log_prob = log_prob.index_add(0, rows, log_probs.gather(1, last.unsqueeze(1)).squeeze(1))
+        log_prob = log_prob.index_add(0, rows, open_to.gather(1, last.unsqueeze(1)).squeeze(1))
         alive = (last != END).nonzero().squeeze(1)
         if len(alive) == 0:
             break
@@ -183,10 +189,11 @@ def _restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool
         end = allowed[:, END].clone()
         allowed.fill_(-torch.inf)
         allowed[:, END] = end
-    elif search.block_trigrams and tokens.shape[1] >= 3:
+    elif (search.block_trigrams or search.trigram_penalty_alpha > 0) and tokens.shape[1] >= 3:
         before = (tokens[:, :-2] == tokens[:, -2:-1]) & (tokens[:, 1:-1] == tokens[:, -1:])  # (N, t - 2)
         row, position = before.nonzero(as_tuple=True)
-        allowed[row, tokens[row, position + 2]] = -torch.inf
+        cost = torch.inf if search.block_trigrams else search.trigram_penalty_alpha * math.log(2)
+        allowed.index_put_((row, tokens[row, position + 2]), allowed.new_tensor(-cost), accumulate=True)
     return allowed
 
 

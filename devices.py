@@ -1,6 +1,7 @@
 """The device to compute on, and the processes that torchrun starts."""
 
 import os
+from datetime import timedelta
 
 import torch
 
@@ -30,7 +31,9 @@ def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
 def start_processes(device: torch.device) -> torch.device:
     """Join the other processes where torchrun started this one; otherwise nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # the others wait while the first one validates, which can take longer than the default of ten minutes
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))
         if device.type == "cuda":
             torch.cuda.set_device(device)
     return device
@@ -51,3 +54,18 @@ def process() -> tuple[int, int]:
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return process()[0] == 0
+
+
+def from_main(value):
+    """The main process' `value` (a plain one, such as a dict of figures) in every process, so that all decide alike."""
+    if not torch.distributed.is_initialized():
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def wait_for_all() -> None:
+    """Return once every process is here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()

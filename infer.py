@@ -44,6 +44,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--length_penalty", type=float, default=0.0, metavar="A", help="rank beams by log p / length^A (default: 0)")
     add("--n_best", type=int, default=1, metavar="N", help="captions of each image, best first (default: 1)")
     add("--block_trigrams", action="store_true", help="never repeat three words in a caption")
+    add("--trigram_penalty_alpha", type=float, default=0.0, metavar="A", help="lower the log-probability of a word "
+        "that would repeat three words by A ln 2 per earlier time (default: 0, off)")  # fmt: skip
     add("--allow_unk", action="store_true", help="let <unk>, the unknown word, be written")
     add("--sample", action="store_true", help="draw the words at random instead of searching for the likeliest")
     add("--temperature", type=float, metavar="T", help="with --sample: below 1 bolder, above wilder (default: 1)")
@@ -112,8 +114,9 @@ def check(args) -> None:
         raise UserError(f"--temperature {args.temperature}: must be above 0")
     if args.top_p is not None and not 0 < args.top_p <= 1:
         raise UserError(f"--top_p {args.top_p}: must be above 0 and at most 1")
-    if not math.isfinite(args.length_penalty):
-        raise UserError(f"--length_penalty {args.length_penalty}: must be a number")
+    for name in ("length_penalty", "trigram_penalty_alpha"):
+        if not math.isfinite(getattr(args, name)):
+            raise UserError(f"--{name} {getattr(args, name)}: must be a number")
     if args.sample and (args.beam_size or 1) > 1:
         raise UserError("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
     if args.beam_size and args.n_best > args.beam_size and not args.sample:
@@ -144,6 +147,7 @@ def search_of(args, captioner: Captioner) -> Search:
         top_p=args.top_p or 1.0,
         allow_unk=args.allow_unk or old,
         block_trigrams=args.block_trigrams,
+        trigram_penalty_alpha=args.trigram_penalty_alpha,
     )
 
 

@@ -57,7 +57,7 @@ class RunFolder:
             return contents
         if not writes:
             return None
-        old = [*self.path.glob("*.model"), *self.path.glob("train_stats.json")] if self.path.exists() else []
+        old = [*self.path.glob("*.model"), *self.path.glob("train_stats*.json")] if self.path.exists() else []
         if old and not (replace or resume):
             raise UserError(
                 f"{self.path} holds a run already ({old[0].name}): "
@@ -74,9 +74,11 @@ class RunFolder:
             stats = read_json(self.file("train_stats.json"), "--resume")
             self.stats = {int(epoch): row for epoch, row in stats.items() if int(epoch) < unfinished_epoch}
 
-    def add_epoch(self, epoch: int, row: dict[str, float]) -> None:
+    def add_epoch(self, epoch: int, row: dict[str, float], write: bool = True) -> None:
         """Note an epoch's figures and write train_stats.json. Numbers that are not finite become null."""
         self.stats[epoch] = {k: v if math.isfinite(v) else None for k, v in row.items()}
+        if not write:
+            return
         with atomic_write(self.file("train_stats.json")) as file:
             json.dump({str(epoch): row for epoch, row in self.stats.items()}, file, indent=2)
 

@@ -46,7 +46,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="ptb: Stanford's, needs Java; python: the same tokens without; auto: ptb where Java is (default: auto)",
     )
     parser.add_argument(
-        "--cached_words", metavar="FILE", help="pickle of document frequencies for ciderd (default: none)"
+        "--cached_words",
+        metavar="FILE",
+        help="document frequencies for ciderd, of build_cached_words.py (default: none)",
     )
     parser.add_argument(
         "--output",
@@ -66,7 +68,8 @@ import csv
 import json
 from pathlib import Path
 
-from scoring import Scores, caption_statistics, java_note, load_document_frequencies, parse_metrics, score_captions
+from cached_words import CachedWords
+from scoring import Scores, caption_statistics, java_note, parse_metrics, score_captions
 
 
 def read_ground_truth(path: str) -> dict:
@@ -187,7 +190,7 @@ def main(args) -> int:
         raise UserError("--cached_words is for ciderd, which --scoring does not name")
     if args.per_image and not args.per_image.lower().endswith(".csv"):
         raise UserError(f"--per_image {args.per_image}: name a .csv file")
-    table = load_document_frequencies(args.cached_words) if args.cached_words else None
+    table = CachedWords.load(args.cached_words).to_dict() if args.cached_words else None
     references = read_ground_truth(args.ground_truth)
     if note := java_note(metrics, args.tokenizer):
         print(note, file=sys.stderr)

@@ -10,74 +10,29 @@ Shapes: B images, N = B * samples rows, M real tokens, T time steps.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cider_reward import CiderReward
 from decoding import Search, generate_rows, memory_device
-from ptb_tokenizer import ptb_tokens
-from vocabulary import END, PAD, START, Vocabulary
+from recurrence import Packing
+from vocabulary import END, PAD, START
 
-END_TOKEN = "<end>"  # scored like a word in sample and references, or a caption could stop in the middle unpunished
-Vector = tuple[list[dict], list[float], int]
-
-
-class CiderReward:
-    """CIDEr-D (Vedantam et al. 2015) of word ids against the captions of their image, as the COCO scorer computes it.
-
-    references: for each image its captions; document frequencies are counted over these images. Words are compared as
-    PTB tokens, so that punctuation counts as little as in the scores.
-    """
-
-    def __init__(self, references: dict[object, Sequence[str]], vocabulary: Vocabulary, end_token: bool = True):
-        self.words = [tuple(ptb_tokens(word)) for word in vocabulary.words]
-        self.words[:4] = [(), (), (END_TOKEN,) if end_token else (), ("<unk>",)]
-        last = [END_TOKEN] if end_token else []
-        self.references = {key: [[*ptb_tokens(text), *last] for text in texts] for key, texts in references.items()}
-        self.frequency = Counter()
-        for captions in self.references.values():
-            self.frequency.update({ngram for caption in captions for ngram in ngrams(caption)})
-        self.log_images = math.log(max(len(self.references), 2))
-        self.vectors: dict[object, list[Vector]] = {}
-
-    def score(self, key, tokens: Iterable[str], sigma: float = 6.0) -> float:
-        """CIDEr-D, times ten as usual, of PTB `tokens` against the captions of image `key`."""
-        if key not in self.vectors:
-            self.vectors[key] = [self._vector(caption) for caption in self.references[key]]
-        counts, norms, length = self._vector(list(tokens))
-        total = 0.0
-        for other, other_norms, other_length in self.vectors[key]:
-            similarity = 0.0
-            for n in range(4):
-                if norms[n] and other_norms[n]:
-                    theirs = other[n]
-                    shared = sum(min(v, w) * w for k, v in counts[n].items() if (w := theirs.get(k)) is not None)
-                    similarity += shared / (norms[n] * other_norms[n])
-            total += similarity * math.exp(-((length - other_length) ** 2) / (2 * sigma**2))
-        return 10 * total / 4 / len(self.vectors[key])
-
-    def score_ids(self, key, ids: Iterable[int]) -> float:
-        """The same for word ids up to and with <end>."""
-        return self.score(key, [token for i in ids for token in self.words[i]])
-
-    def _vector(self, tokens: list[str]) -> Vector:
-        """tf-idf of the n-grams of each length, their norms, and the length (the COCO scorer counts bigrams)."""
-        parts: list[dict] = [{}, {}, {}, {}]
-        for ngram, count in Counter(ngrams(tokens)).items():
-            parts[len(ngram) - 1][ngram] = count * (self.log_images - math.log(max(1, self.frequency.get(ngram, 0))))
-        return parts, [math.sqrt(sum(v * v for v in part.values())) for part in parts], max(0, len(tokens) - 1)
-
-
-def ngrams(tokens: Sequence[str]) -> list[tuple]:
-    """All runs of one to four tokens."""
-    return [tuple(tokens[i : i + n]) for n in range(1, 5) for i in range(len(tokens) - n + 1)]
+__all__ = [
+    "CiderReward",
+    "advantages",
+    "baselined",
+    "policy_logits",
+    "sampled_captions",
+    "self_critical_loss",
+    "upto_end",
+]
 
 
 def sampled_captions(
-    model, memory, samples: int, max_length: int, temperature: float = 1.0
+    model, memory, samples: int, max_length: int, temperature: float = 1.0, trigram_penalty_alpha: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Captions drawn from the model, `samples` for each of the B images of `memory`, without gradients.
 
@@ -85,11 +40,37 @@ def sampled_captions(
     """
     device = memory_device(memory)
     row_image = torch.arange(len(memory), device=device).repeat_interleave(samples)
-    search = Search(sample=True, max_length=max_length, temperature=temperature)
+    search = Search(
+        sample=True, max_length=max_length, temperature=temperature, trigram_penalty_alpha=trigram_penalty_alpha
+    )
     tokens = generate_rows(model.decoder, memory.select(row_image), search).tokens[:, 0]
     tokens = tokens[:, :max_length]  # an <end> after the longest caption was forced, not drawn: it has no gradient
     captions = torch.cat([torch.full_like(tokens[:, :1], START), tokens], 1)
     return captions, (captions != PAD).sum(1).cpu(), row_image
+
+
+def policy_logits(logits: Tensor, captions: Tensor, lengths: Tensor, alpha: float) -> Tensor:
+    """Logits (M, V), in the order of `CaptionModel.decode`, less the trigram penalty that the captions were drawn with.
+
+    captions (N, T) from <start>, lengths (N,). A word that would repeat a trigram loses alpha * ln 2 per earlier time:
+    the gradient must be that of the policy that drew the words, which `Search.trigram_penalty_alpha` describes.
+    """
+    words = captions[:, 1:]
+    n_rows, n_steps = words.shape
+    if alpha <= 0 or n_steps < 4:
+        return logits
+    packing = Packing.of(lengths - 1, captions.device)
+    place = torch.full((n_rows, n_steps), -1, device=captions.device)  # of the token in `logits`
+    place[packing.row, packing.time] = torch.arange(len(logits), device=captions.device)
+    # the pair before word t, and the pairs that begin at p
+    same = (words[:, :-2].unsqueeze(1) == words[:, :-2].unsqueeze(2)) & (
+        words[:, 1:-1].unsqueeze(1) == words[:, 1:-1].unsqueeze(2)
+    )  # (N, t - 2, p)
+    row, time, earlier = same.tril(-1).nonzero(as_tuple=True)
+    token, word = place[row, time + 2], words[row, earlier + 2]
+    real = token >= 0
+    penalty = logits.new_full((int(real.sum()),), -alpha * math.log(2))
+    return logits.index_put((token[real], word[real]), penalty, accumulate=True)
 
 
 def advantages(reward: CiderReward, keys: list, samples: Tensor, greedy: Tensor | None) -> tuple[Tensor, float]:
@@ -100,12 +81,18 @@ def advantages(reward: CiderReward, keys: list, samples: Tensor, greedy: Tensor 
     per_image = len(samples) // len(keys)
     rows = samples.tolist()
     scores = np.array([reward.score_ids(keys[i // per_image], upto_end(row)) for i, row in enumerate(rows)])
-    grouped = scores.reshape(len(keys), per_image)
+    lines = None if greedy is None else greedy.tolist()
+    compared = None if lines is None else np.array([reward.score_ids(k, upto_end(row)) for k, row in zip(keys, lines)])
+    return torch.tensor(baselined(scores, len(keys), compared), dtype=torch.float32), float(scores.mean())
+
+
+def baselined(scores: np.ndarray, n_images: int, greedy: np.ndarray | None) -> np.ndarray:
+    """Scores (N,) minus their baseline: that of the image's greedy caption (B,), else the mean of its other samples."""
+    grouped = scores.reshape(n_images, -1)
     if greedy is not None:
-        baseline = np.array([[reward.score_ids(k, upto_end(row))] for k, row in zip(keys, greedy.tolist())])
-    else:
-        baseline = (grouped.sum(1, keepdims=True) - grouped) / (per_image - 1)
-    return torch.tensor((grouped - baseline).reshape(-1), dtype=torch.float32), float(scores.mean())
+        return (grouped - greedy.reshape(n_images, 1)).reshape(-1)
+    others = (grouped.sum(1, keepdims=True) - grouped) / (grouped.shape[1] - 1)
+    return (grouped - others).reshape(-1)
 
 
 def upto_end(ids: list[int]) -> list[int]:

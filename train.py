@@ -12,13 +12,13 @@ Writes models/NAME/epN.model and best.model, which infer.py takes, last.model, w
 train_stats.json, which plot_stats.py draws.
 """
 
-import json
+import re
 import signal
 import sys
 from pathlib import Path
 
 import train_flags
-from common import UserError, atomic_write, run
+from common import UserError, run
 
 
 def parse_args(argv=None):
@@ -30,9 +30,13 @@ if __name__ == "__main__":
 
 import torch
 
-from data_loader import FeatureSource, get_eval_loader, get_loader, open_dataset
+import checkpoint
+from cached_words import CachedWords, kept_words
+from compiling import compile_captioner
+from data_loader import FeatureSource, get_loader, open_dataset
 from decoding import Search
-from devices import choose_device, end_processes, is_main, process, start_processes
+from devices import choose_device, end_processes, from_main, is_main, process, start_processes, wait_for_all
+from distillation import Teachers, extra_features
 from encoder import build_extractor, image_transform
 from features import is_feature_file
 from loaded_model import adapt, check_feature_files, command_history
@@ -42,7 +46,10 @@ from reports import Bar, describe, epoch_line, report_end, show_tokens
 from run_folder import RunFolder
 from scoring import parse_metrics
 from self_critical import CiderReward
-from training import Settings, Trainer, image_key, validate
+from self_critical_training import SelfCritical, image_key
+from training import Settings, Trainer, validate
+from training_log import TrainingLog
+from validation import validate_models, validation_loader
 from vocabulary import Vocabulary, build_vocabulary
 
 # ---- data, vocabulary, model ----
@@ -113,27 +120,20 @@ def make_captioner(args, dataset) -> Captioner:
     return Captioner(build_model(config, vocabulary, args.weights, extractors=extractors), vocabulary, args.weights)
 
 
-def loader_settings(captioner: Captioner, args, train: bool) -> dict:
-    """Arguments of get_loader and get_eval_loader that follow from the model."""
+def loader_settings(captioner: Captioner, args) -> dict:
+    """Arguments of get_loader that follow from the model, and from the teachers' feature files."""
     config = captioner.config
     pixels = not all(captioner.external)
+    extra = extra_features(args.distill, config) if args.distill else []
     transform = captioner.transform
-    if pixels and train and not args.no_augment:
+    if pixels and not args.no_augment:
         transform = image_transform(transform.size, transform.interpolation, train=True)
     return {
         "features": [spec.name for spec in config.features if spec.external],
-        "persist_features": [spec.name for spec in config.persist_features if spec.external],
+        "persist_features": [spec.name for spec in config.persist_features if spec.external] + extra,
         "transform": transform if pixels else None,
         "num_workers": args.num_workers,
     }
-
-
-def open_validation(captioner: Captioner, args):
-    dataset = open_dataset(args.validate, args.dataset_config_file)
-    settings = loader_settings(captioner, args, train=False)
-    loader = get_eval_loader(dataset, captioner.vocabulary, batch_size=64, with_captions=True, **settings)
-    check_feature_files(captioner.config, loader)
-    return loader
 
 
 def model_name(args) -> str:
@@ -163,7 +163,7 @@ class Stop:
         self.signal = number
 
 
-def train_one_epoch(trainer: Trainer, loader, folder: RunFolder, args, epoch: int, resumed: dict | None, stop: Stop):
+def train_one_epoch(trainer: Trainer, loader, folder: RunFolder, args, epoch: int, resumed, stop: Stop, log):
     """-> the epoch's Progress, or None where the run was stopped (last.model then says where)."""
     start = resumed["batch"] if resumed else 0
     n_batches = min(len(loader), args.num_batches) if args.num_batches else len(loader)
@@ -172,12 +172,14 @@ def train_one_epoch(trainer: Trainer, loader, folder: RunFolder, args, epoch: in
 
     def on_step(progress, index: int) -> bool:
         bar.move_to(index + 1)
+        log.step()
         if trainer.step % args.log_step == 0 or stop.signal:
             loss = progress.loss
             if loss != loss:
                 advice = "lower --learning_rate or set --grad_clip"
                 raise UserError(f"the loss is not a number at step {trainer.step}: {advice}")
             bar.say(f"loss {loss:.3f}, {progress.speed:.0f} captions/s")
+            log.figures(trainer.step, {"training_loss": loss, **epoch_figures(trainer, progress)})
         last = bar.done >= n_batches
         due = args.save_every and trainer.step % args.save_every == 0
         if is_main() and not last and (due or stop.signal):
@@ -189,63 +191,122 @@ def train_one_epoch(trainer: Trainer, loader, folder: RunFolder, args, epoch: in
     return progress if stop.signal is None or bar.done >= n_batches else None
 
 
-def run_epochs(trainer: Trainer, loader, validation, folder: RunFolder, args, first: int, resumed: dict | None) -> int:
+def epoch_figures(trainer: Trainer, progress) -> dict[str, float]:
+    figures = {"learning_rate": trainer.optimizer.param_groups[0]["lr"]}
+    return figures if trainer.self_critical is None else {**figures, "training_reward": progress.reward}
+
+
+def make_self_critical(trainer: Trainer, loader, args) -> SelfCritical:
+    """The reward with the document frequencies of --cached_words, or of the training captions, and the loss."""
+    references = {image_key(item): item.captions for item in loader.items}
+    if args.cached_words:
+        words = CachedWords.load(args.cached_words)
+    else:
+        name = re.sub(r"[^\w.+-]", "-", args.dataset)
+        file = args.vocab not in ("AUTO", "REGEN") and not args.load_model and Path(args.vocab)
+        folder = file.parent if file else args.vocab_root
+        words = kept_words(references, folder, f"{file.stem}-{name}" if file else name, write=is_main())
+    return SelfCritical(
+        CiderReward(references, trainer.captioner.vocabulary, words=words),
+        args.self_critical_loss,
+        args.self_critical_samples,
+        args.self_critical_temperature,
+        args.gamma_ml_rl,
+        args.trigram_penalty_alpha,
+        trainer.word_counts,
+    )
+
+
+def turn_self_critical(trainer: Trainer, loader, folder: RunFolder, args, epoch: int) -> None:
+    """Self-critical training from `epoch` on; a run that did otherwise before goes back to its best epoch."""
+    trainer.self_critical = make_self_critical(trainer, loader, args)
+    if trainer.was_self_critical or not folder.stats:
+        return
+    wait_for_all()  # until the first process has written the last epoch's model
+    best = folder.best_epoch()
+    file = best and folder.file(f"ep{best}.model")
+    if folder.criterion() == "training_loss" or not file:
+        note = f"epoch {epoch - 1}: nothing was validated, so no epoch is known to be the best"
+    elif not file.exists():
+        note = f"epoch {epoch - 1}: {file} of the best epoch is gone"
+    else:
+        trainer.captioner.model.load_trained_state(checkpoint.load(file)["state"], file)
+        note = f"epoch {best}, the best so far"
+    trainer.turn_self_critical(epoch, args.num_epochs - epoch + 1)
+    if is_main():
+        print(f"self-critical training goes on from {note}")
+
+
+def run_epochs(trainer: Trainer, loader, validation, folder: RunFolder, args, first: int, resumed, log) -> int:
     """Train from epoch `first` to --num_epochs. Returns the exit status."""
     captioner, metrics = trainer.captioner, parse_metrics_or_none(args.validation_scoring)
-    search = Search(beam_size=args.validation_beam_size)
+    search = Search(beam_size=args.validation_beam_size, trigram_penalty_alpha=args.trigram_penalty_alpha)
     stop = Stop()
     for epoch in range(first, args.num_epochs + 1):
-        if 0 <= args.self_critical_from_epoch <= epoch and trainer.reward is None:
-            references = {image_key(item): item.captions for item in loader.items}
-            trainer.reward = CiderReward(references, captioner.vocabulary)
-        progress = train_one_epoch(trainer, loader, folder, args, epoch, resumed, stop)
+        if 0 <= args.self_critical_from_epoch <= epoch and trainer.self_critical is None:
+            turn_self_critical(trainer, loader, folder, args, epoch)
+        progress = train_one_epoch(trainer, loader, folder, args, epoch, resumed, stop, log)
         resumed = None
         if progress is None:
             print(f"stopped in epoch {epoch}; {folder.file('last.model')} holds the state: go on with --resume")
             return 128 + stop.signal
-        row = {"training_loss": progress.loss, "learning_rate": trainer.optimizer.param_groups[0]["lr"]}
-        if trainer.reward is not None:
-            row["training_reward"] = progress.reward
+        row = {"training_loss": progress.loss, **epoch_figures(trainer, progress)}
         with trainer.averaged_weights():
             if validation is not None and (epoch % args.validation_step == 0 or epoch == args.num_epochs):
                 bar = Bar(len(validation.items), "validation", "image")
-                row |= validate(captioner, validation, metrics, search, args.amp, bar)
+                row |= validate(captioner, validation, metrics, search, args.amp, bar, words_for(metrics, args))
                 bar.close()
-            trainer.epoch_ended(row.get("validation_loss", row["training_loss"]))
+            row = from_main(row)  # all processes decide by the same figures
+            trainer.epoch_ended(row)
+            folder.add_epoch(epoch, row, write=is_main())
             if is_main():
-                folder.add_epoch(epoch, row)
                 folder.save_epoch(captioner, epoch)
+                log.epoch(epoch, row, captioner.model)
         if is_main():
             folder.save_last(captioner, trainer, epoch + 1, 0, None)
             best = folder.best_epoch() == epoch
             print(epoch_line(epoch, args.num_epochs, row, progress.speed, best), flush=True)
-        best = folder.best_epoch() or epoch
+        best = max(folder.best_epoch() or epoch, trainer.turned - 1)  # a new way to train has its own patience
         if args.early_stopping and epoch - best >= args.early_stopping:
-            print(f"no better {folder.criterion()} for {args.early_stopping} epochs: stopped early")
+            if is_main():
+                print(f"no better {folder.criterion()} for {args.early_stopping} epochs: stopped early")
             break
         if stop.signal:
             print(f"stopped after epoch {epoch}; go on with --resume")
             return 128 + stop.signal
-    report_end(folder, loader.bad_items)
+    if is_main():
+        report_end(folder, loader.bad_items)
     return 1 if loader.bad_items else 0
 
 
-def validate_models(args) -> int:
-    """--validate_only: the figures of each model, printed and kept in validation_stats.json beside the first."""
-    results = {}
-    for path in args.load_model:
-        device = choose_device(args.device, args.cpu)
-        captioner = load_captioner(path, device, args.weights, photos=False, vocabulary=given_vocabulary(args))
-        validation = open_validation(captioner, args)
-        metrics = parse_metrics_or_none(args.validation_scoring)
-        row = validate(captioner, validation, metrics, Search(beam_size=args.validation_beam_size), args.amp)
-        results[str(path)] = row
-        print(f"{path}: " + ", ".join(f"{k.removeprefix('validation_')} {v:.4f}" for k, v in row.items()))
-    file_name = Path(args.load_model[0]).with_name("validation_stats.json")
-    with atomic_write(file_name) as file:
-        json.dump(results, file, indent=2)
-    print(f"statistics: {file_name}")
-    return 0
+def validate_only(args) -> int:
+    """--validate_only: the figures of each model of --load_model, printed and kept beside it."""
+    metrics = parse_metrics_or_none(args.validation_scoring)
+    search = Search(beam_size=args.validation_beam_size, trigram_penalty_alpha=args.trigram_penalty_alpha)
+    device, words = choose_device(args.device, args.cpu), words_for(metrics, args)
+
+    def measure(captioner: Captioner) -> dict[str, float]:
+        loader = validation_loader(captioner, args.validate, args.dataset_config_file, args.num_workers)
+        try:
+            return validate(captioner, loader, metrics, search, args.amp, words=words)
+        finally:
+            loader.close()
+
+    names = {"bleu": "bleu_4", "rouge": "rouge_l", "cider": "cider"}  # the others can be left out for want of something
+    wanted = ["validation_loss", *(f"validation_{names[name]}" for name in metrics if name in names)]
+    return validate_models(
+        args.load_model,
+        args.validate,
+        wanted,
+        measure,
+        lambda path: load_captioner(path, device, args.weights, photos=False, vocabulary=given_vocabulary(args)),
+        args.skip_existing_validations,
+    )
+
+
+def words_for(metrics: tuple[str, ...], args) -> dict | None:
+    """The document frequencies that the metric ciderd needs."""
+    return CachedWords.load(args.cached_words).to_dict() if "ciderd" in metrics and args.cached_words else None
 
 
 def parse_metrics_or_none(text: str) -> tuple[str, ...]:
@@ -273,10 +334,10 @@ def start_training(args, trainer: Trainer, folder: RunFolder, contents: dict | N
         first = int(captioner.info.get("epoch", 0)) + 1
         training = captioner.info.get("training")
         if training and not args.optimizer_reset:
-            trainer.load_state_dict({**training["trainer"], "step": 0})
+            trainer.load_state_dict({**training["trainer"], "step": 0, "began": 0, "turned": 0})
             first = training["epoch"]
-        if args.force_epoch is not None:
-            first = args.force_epoch
+    if args.force_epoch:
+        first = args.force_epoch
     trainer.num_epochs = args.num_epochs - first + 1  # the schedules begin anew
     return first, None
 
@@ -284,7 +345,7 @@ def start_training(args, trainer: Trainer, folder: RunFolder, contents: dict | N
 def main(args) -> int:
     parse_metrics_or_none(args.validation_scoring)
     if args.validate_only:
-        return validate_models(args)
+        return validate_only(args)
     device = start_processes(choose_device(args.device, args.cpu))
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(args.deterministic)
@@ -292,6 +353,7 @@ def main(args) -> int:
     dataset.require_captions()
     folder = RunFolder(Path(args.output_root) / args.model_path / model_name(args), sys.argv)
     contents = folder.prepare(args.resume, args.replace, is_main())
+    log = TrainingLog(folder.path, args.tensorboard and is_main(), args.profiler and is_main())
     captioner = make_captioner(args, dataset)
     captioner.model.to(device)
     folder.history = contents.get("history", []) if contents else command_history(captioner.info)
@@ -306,13 +368,19 @@ def main(args) -> int:
         seed=args.seed,
         rank=rank,
         world_size=world,
-        **loader_settings(captioner, args, train=True),
+        **loader_settings(captioner, args),
     )
     check_feature_files(captioner.config, loader)
-    validation = open_validation(captioner, args) if args.validate and is_main() else None
+    validation = None
+    if args.validate and is_main():
+        validation = validation_loader(captioner, args.validate, args.dataset_config_file, args.num_workers)
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     trainer = Trainer(captioner, settings, args.num_batches or len(loader), args.num_epochs)
     first, resumed = start_training(args, trainer, folder, contents)
+    if args.distill:
+        trainer.teachers = Teachers.load(
+            args.distill, captioner, loader.features + loader.persist_features, args.weights
+        )
     if first > args.num_epochs:
         print(f"nothing to do: epoch {first - 1} of --num_epochs {args.num_epochs} is done already")
         return 0
@@ -320,9 +388,12 @@ def main(args) -> int:
         describe(captioner, loader, validation)
         if args.verbose:
             print(captioner.model)
+    if args.compile and (reason := compile_captioner(captioner)):
+        print(f"--compile: torch cannot compile this model here, it runs as it is ({reason})", file=sys.stderr)
     try:
-        return run_epochs(trainer, loader, validation, folder, args, first, resumed)
+        return run_epochs(trainer, loader, validation, folder, args, first, resumed, log)
     finally:
+        log.close()
         loader.close()
         end_processes()
 

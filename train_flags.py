@@ -3,6 +3,9 @@
 import argparse
 
 UNSET = object()
+# the same as self_critical_losses.NAMES, which needs torch
+SELF_CRITICAL_LOSSES = ("sc", "sc_with_diversity", "sc_with_relative_diversity", "sc_with_bleu_diversity",
+    "sc_with_repetition", "mixed", "mixed_with_face")  # fmt: skip
 
 
 # fmt: off
@@ -18,7 +21,16 @@ def add_data(add) -> None:
         help="metrics at validation: cider,bleu,rouge,meteor,spice, or none (default cider,bleu)",
     )
     add("--validation_beam_size", type=int, default=1, metavar="K", help="beams at validation (default 1: greedy)")
-    add("--validate_only", action="store_true", help="only validate the models of --load_model")
+    add(
+        "--validate_only",
+        action="store_true",
+        help="only validate the models of --load_model; figures go to train_stats-DATASET.json beside each",
+    )
+    add(
+        "--skip_existing_validations",
+        action="store_true",
+        help="--validate_only: pass over models whose figures are there already",
+    )
     add("--num_workers", type=int, help="processes that load images (default: all cores; none for feature files)")
     add("--batch_size", type=int, default=128, help="captions in a batch (default 128)")
     add(
@@ -114,16 +126,16 @@ def add_optimiser(add) -> None:
     )
     add("--weight_decay", type=float, default=1e-6, help="default 1e-6")
     add("--grad_clip", type=float, metavar="VALUE", help="clip every gradient value to +-VALUE (default: no clipping)")
-    add("--lr_scheduler", choices=["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine"], help="default: constant")
     add(
-        "--lr_step_size",
-        type=int,
-        default=1,
-        metavar="EPOCHS",
-        help="StepLR: epochs to a tenth; CyclicalLR: epochs up and down; ReduceLROnPlateau: patience (default 1)",
+        "--lr_scheduler",
+        nargs="?",
+        const="ReduceLROnPlateau",
+        choices=["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine"],
+        help="default: constant; ReduceLROnPlateau (a tenth after 3 epochs that are no better) where no name is given",
     )
-    add("--lr_cyclical_min", type=float, default=1e-4, help="default 0.0001")
-    add("--lr_cyclical_max", type=float, default=1e-3, help="default 0.001")
+    add("--lr_step_size", type=int, default=5, metavar="EPOCHS", help="StepLR: epochs to half the rate (default 5)")
+    add("--lr_cyclical_min", type=float, default=1e-5, help="CyclicalLR: lowest rate, an epoch apart (default 0.00001)")
+    add("--lr_cyclical_max", type=float, default=1e-3, help="CyclicalLR: highest rate (default 0.001)")
     add("--warmup_steps", type=int, default=0, help="steps of linear warm-up (default 0)")
     add("--label_smoothing", type=float, default=0.0, help="default 0")
     add(
@@ -152,7 +164,41 @@ def add_self_critical_training(add) -> None:
         type=int,
         default=-1,
         metavar="N",
-        help="from epoch N on reward sampled captions by their CIDEr-D (default -1: never)",
+        help="from epoch N on reward sampled captions by their CIDEr-D; a run that turns to it midway goes back to its "
+        "best epoch so far and begins the optimizer anew (default -1: never)",
+    )
+    add(
+        "--self_critical_loss",
+        default="sc",
+        choices=SELF_CRITICAL_LOSSES,
+        help="sc, with a term against repetition or for diversity, or mixed with cross-entropy (default sc)",
+    )
+    add(
+        "--gamma_ml_rl",
+        type=float,
+        default=0.9995,
+        metavar="G",
+        help="mixed losses: G * self-critical + (1 - G) * cross-entropy (default 0.9995)",
+    )
+    add(
+        "--self_critical_learning_rate",
+        type=float,
+        metavar="RATE",
+        help="of a run that turns self-critical midway, by Adam (default 0.00005)",
+    )
+    add(
+        "--cached_words",
+        metavar="FILE",
+        help="document frequencies for CIDEr-D, of build_cached_words.py or a pickle of DeepCaption (default: counted "
+        "over the training captions and kept beside the vocabulary)",
+    )
+    add(
+        "--trigram_penalty_alpha",
+        type=float,
+        default=0.0,
+        metavar="A",
+        help="a word that would repeat a trigram loses A * ln 2 of log-probability per earlier time, in samples and in "
+        "captions of the validation (default 0: off)",
     )
     add(
         "--self_critical_samples",
@@ -167,6 +213,23 @@ def add_self_critical_training(add) -> None:
         default=0.5,
         metavar="T",
         help="the policy is softmax(logits / T); below 1 fewer of the captions drawn are noise (default 0.5)",
+    )
+
+
+def add_distillation(add) -> None:
+    add(
+        "--distill",
+        nargs="+",
+        metavar="FILE",
+        help="learn the mean word probabilities of these trained models too; the same vocabulary (default: none)",
+    )
+    add("--distill_weight", type=float, default=0.5, metavar="W", help="share of the teachers in the loss (default 0.5)")
+    add(
+        "--distill_temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="soften all probabilities by T; above 1 the unlikely words count more (default 1)",
     )
 
 
@@ -194,6 +257,21 @@ def add_run(add) -> None:
     add("--seed", type=int, default=42, help="default 42")
     add("--deterministic", action="store_true", help="only deterministic algorithms (slower on a GPU)")
     add("--amp", choices=["off", "bf16"], default="off", help="mixed precision (default off)")
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile the encoder and the output layers, where they can be (default: no)",
+    )
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="write scalars and histograms for TensorBoard into the run's folder tensorboard/ (default: no)",
+    )
+    add(
+        "--profiler",
+        action="store_true",
+        help="profile ten steps into the run's profile.txt and trace.json (default: no)",
+    )
     add("--cpu", action="store_true", help="do not use a GPU")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
 
@@ -206,6 +284,7 @@ GROUPS = {
     "optimiser": add_optimiser,
     "teacher forcing": add_teacher_forcing,
     "self-critical training": add_self_critical_training,
+    "distillation": add_distillation,
     "run": add_run,
 }
 
@@ -245,5 +324,16 @@ def check(parser, args) -> None:
         parser.error(f"--self_critical_temperature {args.self_critical_temperature}: above 0")
     if args.regularize_projection < 0:
         parser.error(f"--regularize_projection {args.regularize_projection}: 0 or more")
+    if args.skip_existing_validations and not args.validate_only:
+        parser.error("--skip_existing_validations is for --validate_only")
+    for name in ("gamma_ml_rl", "distill_weight"):
+        if not 0 <= getattr(args, name) <= 1:
+            parser.error(f"--{name} {getattr(args, name)}: from 0 to 1")
+    if args.distill_temperature <= 0:
+        parser.error(f"--distill_temperature {args.distill_temperature}: above 0")
+    if args.self_critical_learning_rate is not None and args.self_critical_learning_rate <= 0:
+        parser.error(f"--self_critical_learning_rate {args.self_critical_learning_rate}: above 0")
+    if args.cached_words and args.self_critical_from_epoch < 0 and not args.validate_only:
+        parser.error("--cached_words is for --self_critical_from_epoch, which is not given")
     if args.learning_rate <= 0 or (args.grad_clip is not None and args.grad_clip <= 0):
         parser.error("--learning_rate and --grad_clip must be above 0")

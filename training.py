@@ -10,17 +10,18 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from common import UserError
-from decoding import Search, generate_rows
+from decoding import Search
+from distillation import Teachers
 from losses import attention_regularisation, projection_regularisation, token_cross_entropy
 from model import Captioner, batch_inputs, caption_loader
 from scoring import caption_statistics, score_captions
-from self_critical import CiderReward, advantages, sampled_captions, self_critical_loss
+from self_critical_training import SelfCritical
 from teacher_forcing import truth_probability
 
 OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
@@ -37,8 +38,8 @@ class Settings:
     weight_decay: float = 1e-6
     grad_clip: float | None = None
     lr_scheduler: str | None = None
-    lr_step_size: int = 1
-    lr_cyclical_min: float = 1e-4
+    lr_step_size: int = 5
+    lr_cyclical_min: float = 1e-5
     lr_cyclical_max: float = 1e-3
     warmup_steps: int = 0
     label_smoothing: float = 0.0
@@ -48,8 +49,14 @@ class Settings:
     teacher_forcing_k: float = 6500.0
     teacher_forcing_beta: float = 0.3
     ema: float = 0.0
+    self_critical_loss: str = "sc"
     self_critical_samples: int = 5
     self_critical_temperature: float = 0.5
+    self_critical_learning_rate: float | None = None
+    gamma_ml_rl: float = 0.9995
+    trigram_penalty_alpha: float = 0.0
+    distill_weight: float = 0.5
+    distill_temperature: float = 1.0
     amp: str = "off"
     seed: int = 42
 
@@ -57,23 +64,25 @@ class Settings:
 def learning_rate(settings: Settings, step: int, steps_per_epoch: int, num_epochs: int) -> float:
     """The learning rate of `step`, counted from 0 (ReduceLROnPlateau scales it further by what validation shows).
 
-    cosine: from the top down to 0 over all steps (Loshchilov and Hutter 2017). StepLR: a tenth after every lr_step_size
-    epochs. CyclicalLR: a triangle between the minimum and the maximum, lr_step_size epochs up and as many down (Smith
-    2017). The first warmup_steps rise linearly under every schedule.
+    cosine: from the top down to 0 over all steps (Loshchilov and Hutter 2017). StepLR: halved after every lr_step_size
+    epochs. CyclicalLR: a triangle between the minimum and the maximum, an epoch up and one down (Smith 2017). The first
+    warmup_steps rise linearly under every schedule.
     """
     top = settings.learning_rate
     if settings.lr_scheduler == "cosine":
         progress = min(1.0, step / max(1, num_epochs * steps_per_epoch))
         rate = top * 0.5 * (1 + math.cos(math.pi * progress))
     elif settings.lr_scheduler == "StepLR":
-        rate = top * 0.1 ** (step // steps_per_epoch // settings.lr_step_size)
+        rate = top * 0.5 ** (step // steps_per_epoch // settings.lr_step_size)
     elif settings.lr_scheduler == "CyclicalLR":
-        half = settings.lr_step_size * steps_per_epoch
-        height = 1 - abs(step % (2 * half) / half - 1)
+        height = 1 - abs(step % (2 * steps_per_epoch) / steps_per_epoch - 1)
         rate = settings.lr_cyclical_min + (settings.lr_cyclical_max - settings.lr_cyclical_min) * height
     else:
         rate = top
     return rate * min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else rate
+
+
+SELF_CRITICAL_RATE = 5e-5  # learning rate of a run that turns self-critical midway
 
 
 def make_optimizer(
@@ -98,10 +107,20 @@ def make_optimizer(
     return kinds[settings.optimizer](groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
+def make_plateau() -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+    """A tenth of the rate when the third epoch running is no better, as in DeepCaption."""
+    # a stand-in optimizer: only the factor it reaches is used
+    stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau
+    return schedule(stand_in, factor=0.1, patience=2, threshold_mode="abs")
+
+
 class Trainer:
     """Optimizer, schedule and averaged weights of a captioner, and the loop over one epoch.
 
-    step: steps taken since training (re)started; the schedules and the random numbers follow it.
+    step: steps taken since training (re)started; the random numbers and, from step `began` on, the schedules follow it.
+    self_critical: set for self-critical training instead of cross-entropy; teachers: set for distillation.
+    turned: the epoch from which on a run was self-critical that was not before, else 0.
     """
 
     def __init__(self, captioner: Captioner, settings: Settings, steps_per_epoch: int, num_epochs: int):
@@ -109,17 +128,29 @@ class Trainer:
         self.steps_per_epoch, self.num_epochs = steps_per_epoch, num_epochs
         decoder = [p for p in captioner.model.decoder.parameters() if p.requires_grad]
         encoder = [p for p in captioner.model.extractors.parameters() if p.requires_grad]
-        self.parameters = decoder + encoder
+        self.parameters, self.groups = decoder + encoder, (decoder, encoder)
         self.optimizer = make_optimizer(settings, decoder, encoder)
-        self.plateau = None
-        if settings.lr_scheduler == "ReduceLROnPlateau":
-            # a stand-in optimizer: only the factor it reaches is used
-            stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau
-            self.plateau = schedule(stand_in, factor=0.1, patience=settings.lr_step_size)
+        self.plateau = make_plateau() if settings.lr_scheduler == "ReduceLROnPlateau" else None
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema else None
-        self.step = 0
-        self.reward: CiderReward | None = None  # set: self-critical training instead of cross-entropy
+        self.step = self.began = self.turned = 0
+        self.self_critical: SelfCritical | None = None
+        self.was_self_critical = False  # as the checkpoint says that training goes on from
+        self.word_counts: Tensor | None = None  # of mixed_with_face, from the checkpoint
+        self.teachers: Teachers | None = None
+
+    def turn_self_critical(self, epoch: int, epochs_left: int) -> None:
+        """Begin the optimizer, the schedules and the averaged weights anew before `epoch`, with Adam as DeepCaption."""
+        self.turned, self.began, self.num_epochs = epoch, self.step, epochs_left
+        self._adam()
+        self.plateau = self.plateau and make_plateau()
+        self.average = self.average and [p.detach().clone() for p in self.parameters]
+
+    def _adam(self) -> None:
+        s = self.settings
+        rate = s.self_critical_learning_rate or SELF_CRITICAL_RATE
+        encoder = s.encoder_learning_rate and s.encoder_learning_rate * rate / s.learning_rate
+        self.settings = replace(s, optimizer="adam", learning_rate=rate, encoder_learning_rate=encoder)
+        self.optimizer = make_optimizer(self.settings, *self.groups)
 
     def train_epoch(self, loader, on_step: Callable, resumed: dict | None = None) -> "Progress":
         """Train over the batches of `loader` from the position it is set to.
@@ -139,12 +170,13 @@ class Trainer:
         """One step: the batch's loss (on the device, not waited for), its number of tokens and its mean reward."""
         s = self.settings
         reseed(s.seed, self.step)
-        rate = learning_rate(s, self.step, self.steps_per_epoch, self.num_epochs)
+        rate = learning_rate(s, self.step - self.began, self.steps_per_epoch, self.num_epochs)
         if self.plateau is not None:
             rate *= self.plateau.optimizer.param_groups[0]["lr"]
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        loss, total, tokens, reward = self._losses(batch) if self.reward is None else self._self_critical_losses(batch)
+        losses = self._losses if self.self_critical is None else self._self_critical_losses
+        loss, total, tokens, reward = losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
         share = share_of_tokens(tokens, total.device)
         (total * share).backward()
@@ -157,8 +189,8 @@ class Trainer:
             self._update_average()
         return loss.detach(), tokens, reward
 
-    def _losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
-        """The cross-entropy that is reported, what is minimised, the number of tokens, and no reward."""
+    def _teacher_forced(self, batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Logits, targets, attention weights and rows of the batch's captions, as `CaptionModel.forward` gives them."""
         s, captioner = self.settings, self.captioner
         forcing = None
         if s.teacher_forcing != "always":
@@ -166,7 +198,7 @@ class Trainer:
             forcing = (s.teacher_forcing, p, torch.Generator().manual_seed(s.seed * 1_000_003 + self.step))
         pixels, inputs = batch_inputs(captioner, batch)
         with autocast(captioner.device, s.amp):
-            logits, targets, weights, row = captioner.model(
+            return captioner.model(
                 pixels,
                 inputs,
                 batch.captions.to(captioner.device, non_blocking=True),
@@ -174,32 +206,35 @@ class Trainer:
                 batch.row_image.to(captioner.device, non_blocking=True),
                 forcing,
             )
+
+    def _losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
+        """The cross-entropy that is reported, what is minimised, the number of tokens, and no reward."""
+        s = self.settings
+        logits, targets, weights, row = self._teacher_forced(batch)
         loss = token_cross_entropy(logits, targets, s.label_smoothing)
         total = loss
+        if self.teachers is not None:
+            total = self.teachers.mixed(loss, logits, batch, s.distill_weight, s.distill_temperature)
         if s.regularize_attn and weights is not None:
             total = total + s.regularize_attn * attention_regularisation(weights, row, len(batch.lengths))
-        if s.regularize_projection and captioner.config.projection:
-            weight = captioner.model.decoder.projection.weight
+        if s.regularize_projection and self.captioner.config.projection:
+            weight = self.captioner.model.decoder.projection.weight
             total = total + s.regularize_projection * projection_regularisation(weight)
         return loss, total, len(targets), 0.0
 
     def _self_critical_losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
-        """As `_losses`, from captions that the model draws. No dropout: the gradient must be that of what was drawn."""
-        captioner, samples = self.captioner, self.settings.self_critical_samples
-        temperature = self.settings.self_critical_temperature
-        model, inputs = captioner.model, batch_inputs(captioner, batch)
-        keys = [image_key(item) for item in batch.items]
-        model.eval()
-        with autocast(captioner.device, self.settings.amp):
-            memory = model.encode(*inputs)  # once: for drawing and for the gradient
-        with torch.no_grad():
-            captions, lengths, row_image = sampled_captions(model, memory, samples, 20, temperature)
-            greedy = generate_rows(model.decoder, memory, Search()).tokens[:, 0] if samples == 1 else None
-        advantage, reward = advantages(self.reward, keys, captions[:, 1:], greedy)
-        with autocast(captioner.device, self.settings.amp):
-            logits, targets, _, row = model.decode(memory, captions, lengths, row_image)
-        loss = self_critical_loss(logits, targets, advantage.to(captioner.device)[row], temperature)
-        return loss, loss, len(targets), reward
+        """As `_losses`, from captions that the model draws; a mixed loss adds the cross-entropy of the true ones."""
+        s, objective, device = self.settings, self.self_critical, self.captioner.device
+        loss, total, tokens, reward = objective.losses(self.captioner, batch, lambda: autocast(device, s.amp))
+        if objective.mixed:
+            self.captioner.model.train()
+            logits, targets, _, _ = self._teacher_forced(batch)
+            truth = objective.cross_entropy(logits, targets, s.label_smoothing)
+            # the whole will be weighed by this process' share of the drawn tokens
+            share = share_of_tokens(len(targets), device) / share_of_tokens(tokens, device)
+            loss = objective.gamma * loss + (1 - objective.gamma) * truth.detach()
+            total = objective.gamma * total + (1 - objective.gamma) * truth * share
+        return loss, total, tokens, reward
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -222,12 +257,21 @@ class Trainer:
             with torch.no_grad():
                 torch._foreach_copy_(self.parameters, current)
 
-    def epoch_ended(self, loss: float) -> None:
-        """Tell the plateau schedule the validation loss (or the training loss where nothing is validated)."""
-        if self.plateau is not None:
-            self.plateau.step(loss)
+    def epoch_ended(self, row: dict[str, float]) -> None:
+        """Tell the plateau schedule the epoch's figures.
+
+        It looks at the validation loss, or the training loss where nothing is validated; in self-critical training at
+        the validation CIDEr where there is one, since the loss means little there.
+        """
+        if self.plateau is None:
+            return
+        loss = row.get("validation_loss", row["training_loss"])
+        if self.self_critical is not None and "validation_cider" in row:
+            loss = -row["validation_cider"]
+        self.plateau.step(loss)
 
     def state_dict(self) -> dict:
+        counts = self.self_critical and self.self_critical.word_counts
         return {
             "step": self.step,
             "num_epochs": self.num_epochs,
@@ -235,10 +279,23 @@ class Trainer:
             "plateau": self.plateau and {k: v for k, v in self.plateau.state_dict().items() if not callable(v)},
             "plateau_factor": self.plateau and self.plateau.optimizer.param_groups[0]["lr"],
             "average": self.average,
+            "began": self.began,
+            "turned": self.turned,
+            "self_critical": self.self_critical is not None,
+            "optimizer_name": self.settings.optimizer,
+            "word_counts": counts and counts.counts,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on exactly where `state_dict()` was taken. Raises UserError where the optimizer's state does not fit."""
+        self.began, self.turned = state.get("began", 0), state.get("turned", 0)
+        self.was_self_critical, self.word_counts = state.get("self_critical", True), state.get("word_counts")
+        if self.turned:
+            self._adam()
+        name = state.get("optimizer_name", self.settings.optimizer)
+        if name != self.settings.optimizer:
+            wanted = f"not --optimizer {self.settings.optimizer}"
+            raise UserError(f"the checkpoint has the state of {name}, {wanted}: use --optimizer_reset")
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except (ValueError, KeyError) as error:
@@ -288,12 +345,19 @@ class Progress:
 
 
 def validate(
-    captioner: Captioner, loader, metrics: tuple[str, ...], search: Search, amp: str = "off", bar=None
+    captioner: Captioner,
+    loader,
+    metrics: tuple[str, ...],
+    search: Search,
+    amp: str = "off",
+    bar=None,
+    words: dict | None = None,
 ) -> dict[str, float]:
     """Validation loss under teacher forcing and scores of free-running captions over `loader` (with_captions).
 
     Returns `validation_loss` (nats per token), `validation_METRIC`, and what warns of collapse: the share of distinct
     captions, their mean length in words, the share of <unk>. Tokens by the Python tokenizer: the same everywhere.
+    words: document frequencies for "ciderd", as scoring.py takes them.
     """
     loss_sum, tokens, written, references = 0.0, 0, {}, {}
     for batch, memory, captions in caption_loader(captioner, loader, search if metrics else None, amp):
@@ -313,17 +377,12 @@ def validate(
             bar.update(len(batch.items))
     results = {"validation_loss": loss_sum / max(1, tokens)}
     if metrics:
-        scores = score_captions(written, references, metrics, tokenizer="python")
+        scores = score_captions(written, references, metrics, tokenizer="python", document_frequencies=words)
         results |= {f"validation_{name}": value for name, value in scores.values.items()}
         results |= {f"validation_{name}": value for name, value in caption_statistics(list(written.values())).items()}
         for name, reason in scores.left_out.items():
             print(f"validation: {name} left out: {reason}")
     return results
-
-
-def image_key(item) -> tuple:
-    """What tells the images of a joined dataset apart."""
-    return item.part, item.image_id
 
 
 def reseed(seed: int, step: int) -> None:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SCRIPTS = {"resize", "build_vocab", "extract_features", "train", "infer", "score", "plot_stats", "show_attention"}
 SCRIPTS |= {"datasets_compare", "model_info"}
+SCRIPTS |= {"build_cached_words", "average_models"}
 
 # Module -> the project's modules that it may import, lowest first; all may import common, scripts any module.
 MAY_IMPORT = {
@@ -33,8 +34,11 @@ MAY_IMPORT = {
     "decoding": "vocabulary",
     "losses": "",
     "ptb_tokenizer": "",
-    "self_critical": "decoding ptb_tokenizer vocabulary",
     "scoring": "ptb_tokenizer",
+    "cached_words": "ptb_tokenizer scoring",
+    "cider_reward": "cached_words ptb_tokenizer vocabulary",
+    "self_critical": "cider_reward decoding recurrence vocabulary",
+    "self_critical_losses": "",
     "checkpoint": "",
     "teacher_forcing": "decoder",
     "dataset_items": "dataset_config images image_zips",
@@ -53,7 +57,13 @@ MAY_IMPORT = {
     "loaded_model": "features model_config",
     "model": "deepcaption_files model_config encoder decoder hierarchical decoding checkpoint photo_loading recurrence "
     "teacher_forcing vocabulary",
-    "training": "decoding devices losses model scoring self_critical teacher_forcing",
+    "self_critical_training": "cider_reward decoding losses model self_critical self_critical_losses",
+    "distillation": "data_loader model model_config",
+    "compiling": "model vocabulary",
+    "training_log": "",
+    "validation": "data_loader loaded_model model",
+    "model_average": "checkpoint vocabulary",
+    "training": "decoding devices distillation losses model scoring self_critical_training teacher_forcing",
     "result_files": "images",
     "train_flags": "",
     "run_folder": "checkpoint model training",

@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Count in how many images each phrase of one to four words occurs: the cached words that CIDEr-D weighs words by.
+
+    ./build_cached_words.py --dataset coco:train2014 --output coco-train2014.npz
+    ./train.py --dataset coco:train2014 --self_critical_from_epoch 20 --cached_words coco-train2014.npz ...
+    ./score.py results.json --ground_truth captions.json --scoring ciderd --cached_words coco-train2014.npz
+
+train.py counts its training captions by itself; this is for the words of another or a larger dataset, and for other
+programs: .pkl holds the dict of document_frequency and ref_len that DeepCaption reads. The end of a caption is counted
+as the word <end>, unless --no_end.
+"""
+
+import argparse
+import sys
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", required=True, metavar="NAME", help="sections of datasets.conf, several joined by +")
+    add("--dataset_config_file", metavar="FILE", help="the datasets.conf to use (default: see README)")
+    add("--output", required=True, metavar="FILE", help="file to write: .npz, .json or .pkl")
+    add("--vocab", metavar="FILE", help="count words that this vocabulary lacks as <unk>, as DeepCaption does "
+        "(default: every word by itself)")  # fmt: skip
+    add("--no_end", action="store_true", help="do not count the end of a caption (default: as the word <end>)")
+    add("--force", action="store_true", help="write over --output where it exists")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
+
+from pathlib import Path
+
+from cached_words import caption_hash, count_documents, file_kind, tokenized
+from caption_datasets import open_dataset
+from common import UserError, run
+from ptb_tokenizer import ptb_tokens
+from vocabulary import Vocabulary
+
+
+def main(args) -> int:
+    file_kind(args.output)
+    if Path(args.output).exists() and not args.force:
+        raise UserError(f"--output {args.output} exists: give another name, or --force to write over it")
+    known = None
+    if args.vocab:
+        known = {token for word in Vocabulary.load(args.vocab).words for token in ptb_tokens(word)}
+    dataset = open_dataset(args.dataset, args.dataset_config_file)
+    dataset.require_captions()
+    captions = {(item.part, item.image_id): item.captions for item in dataset.items if item.captions}
+    words = count_documents(tokenized(captions, end_token=not args.no_end).values(), known)
+    words.origin = caption_hash(captions) if known is None and not args.no_end else ""
+    words.save(args.output)
+    print(f"{args.output}: {len(words):,} phrases of {len(words.tokens):,} words in {int(words.images):,} images")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, ARGS))
