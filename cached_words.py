@@ -94,8 +94,8 @@ class CachedWords:
 
     @classmethod
     def load(cls, path) -> "CachedWords":
-        """Read a file of any of the kinds. Raises UserError, naming the file, where it is missing or damaged."""
-        kind = file_kind(path)
+        """Read .npz, .json or, whatever else it ends in, a pickle. Raises UserError, naming the file, for a bad one."""
+        kind = Path(path).suffix.lower()
         if not Path(path).is_file():
             raise UserError(f"cached words: no such file: {path}; build_cached_words.py makes one")
         try:

@@ -46,7 +46,13 @@ def try_step(captioner: Captioner) -> None:
     if not all(captioner.external):
         pixels = torch.zeros(2, 3, captioner.size, captioner.size, dtype=torch.uint8, device=device)
     captions = torch.tensor([[START, END], [START, END]], device=device)
+    statistics = [buffer.clone() for buffer in model.buffers()]  # batch norms would remember the made-up images
+    was_training = model.training
     model.train()
     logits, _, _, _ = model(pixels, inputs, captions, torch.tensor([2, 2]), torch.arange(2, device=device))
     logits.sum().backward()
     model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), statistics):
+            buffer.copy_(before)

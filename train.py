@@ -48,7 +48,7 @@ from scoring import parse_metrics
 from self_critical import CiderReward
 from self_critical_training import SelfCritical, image_key
 from training import Settings, Trainer, validate
-from training_log import TrainingLog
+from training_log import TrainingLog, require_tensorboard
 from validation import validate_models, validation_loader
 from vocabulary import Vocabulary, build_vocabulary
 
@@ -241,6 +241,7 @@ def run_epochs(trainer: Trainer, loader, validation, folder: RunFolder, args, fi
     """Train from epoch `first` to --num_epochs. Returns the exit status."""
     captioner, metrics = trainer.captioner, parse_metrics_or_none(args.validation_scoring)
     search = Search(beam_size=args.validation_beam_size, trigram_penalty_alpha=args.trigram_penalty_alpha)
+    words = words_for(metrics, args) if validation is not None else None
     stop = Stop()
     for epoch in range(first, args.num_epochs + 1):
         if 0 <= args.self_critical_from_epoch <= epoch and trainer.self_critical is None:
@@ -254,7 +255,7 @@ def run_epochs(trainer: Trainer, loader, validation, folder: RunFolder, args, fi
         with trainer.averaged_weights():
             if validation is not None and (epoch % args.validation_step == 0 or epoch == args.num_epochs):
                 bar = Bar(len(validation.items), "validation", "image")
-                row |= validate(captioner, validation, metrics, search, args.amp, bar, words_for(metrics, args))
+                row |= validate(captioner, validation, metrics, search, args.amp, bar, words)
                 bar.close()
             row = from_main(row)  # all processes decide by the same figures
             trainer.epoch_ended(row)
@@ -346,6 +347,8 @@ def main(args) -> int:
     parse_metrics_or_none(args.validation_scoring)
     if args.validate_only:
         return validate_only(args)
+    if args.tensorboard:
+        require_tensorboard()  # before a run of that name is replaced
     device = start_processes(choose_device(args.device, args.cpu))
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(args.deterministic)

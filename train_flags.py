@@ -223,7 +223,7 @@ def add_distillation(add) -> None:
         metavar="FILE",
         help="learn the mean word probabilities of these trained models too; the same vocabulary (default: none)",
     )
-    add("--distill_weight", type=float, default=0.5, metavar="W", help="share of the teachers in the loss (default 0.5)")
+    add("--distill_weight", type=float, default=0.5, metavar="W", help="the teachers' share of the loss (default 0.5)")
     add(
         "--distill_temperature",
         type=float,
@@ -303,6 +303,10 @@ def parse_args(doc: str, argv=None) -> argparse.Namespace:
     return args
 
 
+def measures_ciderd(metrics: str) -> bool:
+    return "ciderd" in metrics.lower().replace("-", "").replace("_", "")
+
+
 def check(parser, args) -> None:
     """Settings that contradict each other are told before anything is loaded."""
     if args.validate_only and not (args.load_model and args.validate):
@@ -333,7 +337,7 @@ def check(parser, args) -> None:
         parser.error(f"--distill_temperature {args.distill_temperature}: above 0")
     if args.self_critical_learning_rate is not None and args.self_critical_learning_rate <= 0:
         parser.error(f"--self_critical_learning_rate {args.self_critical_learning_rate}: above 0")
-    if args.cached_words and args.self_critical_from_epoch < 0 and not args.validate_only:
-        parser.error("--cached_words is for --self_critical_from_epoch, which is not given")
+    if args.cached_words and args.self_critical_from_epoch < 0 and not measures_ciderd(args.validation_scoring):
+        parser.error("--cached_words is for --self_critical_from_epoch and for --validation_scoring ciderd")
     if args.learning_rate <= 0 or (args.grad_clip is not None and args.grad_clip <= 0):
         parser.error("--learning_rate and --grad_clip must be above 0")

@@ -24,7 +24,7 @@ class TrainingLog:
 
     def __init__(self, folder, tensorboard: bool = False, profiler: bool = False):
         self.folder = Path(folder)
-        self.writer = open_writer(self.folder / "tensorboard") if tensorboard else None
+        self.writer = require_tensorboard()(str(self.folder / "tensorboard")) if tensorboard else None
         self.profiler = None
         if profiler:
             self.profiler = torch.profiler.profile(
@@ -83,10 +83,10 @@ class TrainingLog:
             self.profiler.stop()  # writes what was recorded so far
 
 
-def open_writer(folder):
-    """TensorBoard's writer. Raises UserError where the package is missing."""
+def require_tensorboard():
+    """TensorBoard's class of writers. Raises UserError where the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(f"--tensorboard needs the package tensorboard ({error}): pip install tensorboard") from error
-    return SummaryWriter(str(folder))
+    return SummaryWriter
