@@ -1,64 +1,67 @@
 """Knowledge distillation (Hinton et al. 2015): a captioner learns the word probabilities of trained ones, its teachers.
 
-    teachers = Teachers.load(["a/best.model", "b/best.model"], student, loader.features + loader.persist_features)
+    teachers = Teachers(["a/best.model", "b/best.model"], student)
+    loader = get_loader(..., persist_features=[*own, *teachers.extra_features])
+    teachers.bind(loader)
     loss = teachers.mixed(cross_entropy, logits, batch, weight=0.5, temperature=1.0)
 
 The teachers read the true captions, as the student does, and their probabilities are averaged. Their features come with
-the student's batch: those of the same names, and feature files of their own through `extra_features`.
+the student's batch: those of the same names, and feature files of their own behind them.
 
 Shapes: B images, N rows, M real tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import checkpoint
 from common import UserError
-from data_loader import FeatureSource
+from loaded_model import check_feature_files
 from model import Captioner, load_captioner
 from model_config import ModelConfig
 
 
 class Teachers:
-    """Trained captioners with the student's vocabulary.
+    """Trained captioners with the student's vocabulary, on the student's device.
 
-    sources: for each of them, for each of its features, the place in the batch's list of features (`features`, then
-    `persist_features`), or None for an encoder that reads the pixels.
+    weights: local file of an encoder's weights. extra_features: the feature files that they read and the student does
+    not. Raises UserError, naming the file, where a model has another vocabulary or reads photos that the student does
+    not.
     """
 
-    def __init__(self, captioners: list[Captioner], sources: list[list[int | None]]):
-        self.captioners, self.sources = captioners, sources
-
-    @classmethod
-    def load(
-        cls, paths: Sequence[str], student: Captioner, features: Sequence[FeatureSource], weights: str | None = None
-    ) -> "Teachers":
-        """The models of `paths` on the student's device.
-
-        features: the sources of a batch's `features` and `persist_features`, those of `extra_features` among them.
-        weights: local file of an encoder's weights. Raises UserError, naming the file, where a model has another
-        vocabulary, reads pixels that the student does not, or features of another shape.
-        """
-        captioners, sources = [], []
-        place = {source.name: index for index, source in reversed(list(enumerate(features)))}
+    def __init__(self, paths: Sequence[str], student: Captioner, weights: str | None = None):
+        self.captioners: list[Captioner] = []
+        self.sources: list[list[int | None]] = []  # of each, for each feature, its place in the batch; None: the pixels
+        own, extra = file_names(student.config), {}
         for path in paths:
             teacher = load_captioner(path, student.device, weights, photos=False)
             if teacher.vocabulary.words != student.vocabulary.words:
                 raise UserError(f"--distill {path}: its vocabulary is not the student's; train both with one --vocab")
             if not all(teacher.external):
                 check_pixels(path, teacher, student)
-            for spec in teacher.config.specs:
-                found = tuple(features[place[spec.name]].shape) if spec.external else spec.shape
-                if found != spec.shape:
-                    shapes = f"of shape {spec.shape}, but the one of --dataset has {found}"
-                    raise UserError(f"--distill {path}: it reads {spec.name} {shapes}")
             teacher.model.requires_grad_(False)
-            captioners.append(teacher)
-            sources.append([place[spec.name] if spec.external else None for spec in teacher.config.specs])
-        return cls(captioners, sources)
+            self.captioners.append(teacher)
+            extra |= dict.fromkeys(name for name in file_names(teacher.config) if name not in own)
+        self.extra_features = list(extra)
+
+    def bind(self, loader) -> None:
+        """Learn where the features stand in the batches of `loader` (data_loader.Loader), and whether they fit.
+
+        Raises UserError, naming the file, where one has another shape than a teacher reads.
+        """
+        opened = [*loader.features, *loader.persist_features]
+        place = {source.name: index for index, source in reversed(list(enumerate(opened)))}
+        for teacher in self.captioners:
+            config = teacher.config
+            lists = [
+                [opened[place[s.name]] for s in specs if s.external]
+                for specs in (config.features, config.persist_features)
+            ]
+            check_feature_files(config, SimpleNamespace(features=lists[0], persist_features=lists[1]))
+            self.sources.append([place[spec.name] if spec.external else None for spec in config.specs])
 
     @torch.no_grad()
     def probabilities(self, batch, temperature: float = 1.0) -> Tensor:
@@ -95,22 +98,6 @@ def soft_cross_entropy(logits: Tensor, probabilities: Tensor, temperature: float
 def file_names(config: ModelConfig) -> list[str]:
     """The feature files that a model reads, in the order of a batch's features."""
     return [spec.name for spec in config.specs if spec.external]
-
-
-def extra_features(paths: Sequence[str], student: ModelConfig) -> list[str]:
-    """The feature files that the teachers read and the student does not: to be loaded with its batches, behind its own.
-
-    Raises UserError where a model file cannot be read.
-    """
-    own, extra = file_names(student), {}
-    for path in paths:
-        contents = checkpoint.load(path)
-        if "config" not in contents:
-            raise UserError(f"--distill {path}: this is no model of train.py")
-        for name in file_names(ModelConfig.from_dict(contents["config"])):
-            if name not in own:
-                extra[name] = None
-    return list(extra)
 
 
 def check_pixels(path, teacher: Captioner, student: Captioner) -> None:

@@ -36,7 +36,7 @@ from compiling import compile_captioner
 from data_loader import FeatureSource, get_loader, open_dataset
 from decoding import Search
 from devices import choose_device, end_processes, from_main, is_main, process, start_processes, wait_for_all
-from distillation import Teachers, extra_features
+from distillation import Teachers
 from encoder import build_extractor, image_transform
 from features import is_feature_file
 from loaded_model import adapt, check_feature_files, command_history
@@ -120,11 +120,11 @@ def make_captioner(args, dataset) -> Captioner:
     return Captioner(build_model(config, vocabulary, args.weights, extractors=extractors), vocabulary, args.weights)
 
 
-def loader_settings(captioner: Captioner, args) -> dict:
+def loader_settings(captioner: Captioner, teachers: Teachers | None, args) -> dict:
     """Arguments of get_loader that follow from the model, and from the teachers' feature files."""
     config = captioner.config
     pixels = not all(captioner.external)
-    extra = extra_features(args.distill, config) if args.distill else []
+    extra = teachers.extra_features if teachers else []
     transform = captioner.transform
     if pixels and not args.no_augment:
         transform = image_transform(transform.size, transform.interpolation, train=True)
@@ -362,6 +362,7 @@ def main(args) -> int:
     folder.history = contents.get("history", []) if contents else command_history(captioner.info)
     if args.show_tokens:
         show_tokens(dataset, captioner.vocabulary)
+    teachers = Teachers(args.distill, captioner, args.weights) if args.distill else None
     rank, world = process()
     loader = get_loader(
         dataset,
@@ -371,7 +372,7 @@ def main(args) -> int:
         seed=args.seed,
         rank=rank,
         world_size=world,
-        **loader_settings(captioner, args),
+        **loader_settings(captioner, teachers, args),
     )
     check_feature_files(captioner.config, loader)
     validation = None
@@ -380,10 +381,9 @@ def main(args) -> int:
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     trainer = Trainer(captioner, settings, args.num_batches or len(loader), args.num_epochs)
     first, resumed = start_training(args, trainer, folder, contents)
-    if args.distill:
-        trainer.teachers = Teachers.load(
-            args.distill, captioner, loader.features + loader.persist_features, args.weights
-        )
+    if teachers is not None:
+        teachers.bind(loader)
+        trainer.teachers = teachers
     if first > args.num_epochs:
         print(f"nothing to do: epoch {first - 1} of --num_epochs {args.num_epochs} is done already")
         return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common import UserError, atomic_write, read_json
 from data_loader import Loader, get_eval_loader, open_dataset
+from loaded_model import check_feature_files
 from model import Captioner
 
 ITS_EPOCH = re.compile(r"ep(\d+)|best")
@@ -22,7 +23,7 @@ def validation_loader(
 ) -> Loader:
     """All captioned images of `dataset` with the features, or the pixels, that the captioner reads."""
     config = captioner.config
-    return get_eval_loader(
+    loader = get_eval_loader(
         open_dataset(dataset, config_file),
         captioner.vocabulary,
         batch_size=64,
@@ -32,6 +33,8 @@ def validation_loader(
         transform=None if all(captioner.external) else captioner.transform,
         num_workers=num_workers,
     )
+    check_feature_files(config, loader)
+    return loader
 
 
 def stats_file(model_path, dataset: str) -> Path:

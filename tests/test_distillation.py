@@ -10,7 +10,7 @@ from test_train import SMALL
 from toy import feature_vector, make_coco, write_config, write_features
 
 from data_loader import get_loader, open_dataset
-from distillation import Teachers, extra_features, soft_cross_entropy
+from distillation import Teachers, soft_cross_entropy
 from model import load_captioner
 from training import Settings, Trainer
 
@@ -45,11 +45,12 @@ def test_loss_is_the_formula(toys, temperature, weight):
     """Mean of the teachers' softened probabilities, T^2, and the share of the true words (Hinton et al. 2015)."""
     student = load_captioner(toys.paths[0], photos=False)
     dataset = open_dataset("toy:train", toys.config)
-    extra = extra_features(toys.paths, student.config)
+    teachers = Teachers(toys.paths, student)
+    extra = teachers.extra_features
     assert extra == ["wide.npy"]
     loader = get_loader(dataset, student.vocabulary, batch_size=40, features=["pooled.npy"], persist_features=extra)
     batch = next(iter(loader))
-    teachers = Teachers.load(toys.paths, student, loader.features + loader.persist_features)
+    teachers.bind(loader)
     trainer = Trainer(student, Settings(distill_weight=weight, distill_temperature=temperature), len(loader), 1)
     trainer.teachers = teachers
     loss, total, tokens, _ = trainer._losses(batch)

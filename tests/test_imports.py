@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "model": "deepcaption_files model_config encoder decoder hierarchical decoding checkpoint photo_loading recurrence "
     "teacher_forcing vocabulary",
     "self_critical_training": "cider_reward decoding losses model self_critical self_critical_losses",
-    "distillation": "data_loader model model_config",
+    "distillation": "loaded_model model model_config",
     "compiling": "model vocabulary",
     "training_log": "",
     "validation": "data_loader loaded_model model",
