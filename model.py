@@ -8,6 +8,7 @@ Shapes: B images, N rows (captions), T time steps, M real tokens, R regions, D f
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,16 @@ from common import UserError
 from decoder import Memory, SentenceDecoder
 from decoding import Search, generate
 from encoder import Extractor, build_extractor, image_transform
+from feature_captions import caption_features
 from model_config import FeatureSpec, ModelConfig
 from photo_loading import StoryPixels, encoded
+from photo_views import TenCropFeatures, photo_transform, see, ten_crop_size
 from recurrence import Packing
 from teacher_forcing import mixed_pass
 from vocabulary import END, PAD, START, Vocabulary
+
+__all__ = ["Caption", "CaptionModel", "Captioner", "build_model", "caption_features", "caption_loader"]
+__all__ += ["internal_spec", "load_captioner", "make_extractor", "save_captioner"]
 
 
 class CaptionModel(nn.Module):
@@ -68,15 +74,16 @@ class CaptionModel(nn.Module):
     def encode(self, pixels: Tensor | StoryPixels | None, inputs: list[Tensor | None]) -> Memory:
         """What the decoder needs of B images.
 
-        pixels (B, 3, H, W), uint8 or float in 0..255, or StoryPixels, whose features are averaged; inputs: per spec a
-        tensor (B, D) or (B, R, D) read from a file, or None to have its encoder make it from the pixels.
+        pixels (B, 3, H, W), uint8 or float in 0..255, views of photo_views (B, W, 3, H, W), or StoryPixels of either,
+        whose features are averaged; inputs: per spec a tensor (B, D) or (B, R, D) read from a file, or None to have its
+        encoder make it from the pixels.
         """
         made: dict[str, Tensor] = {}
         tensors = []
         for spec, extractor, given in zip(self.config.specs, self.extractors, inputs):
             if given is None:
                 if spec.name not in made:
-                    made[spec.name] = as_regions(encoded(extractor, pixels))
+                    made[spec.name] = as_regions(encoded(partial(see, extractor), pixels))
                 given = made[spec.name]
             tensors.append(given.float() if given.dtype != torch.float32 else given)
         regions = None if self.attended is None else tensors[self.attended]
@@ -164,8 +171,12 @@ def joined(tensors: list[Tensor | None]) -> Tensor | None:
 # ---- building ----
 
 
-def make_extractor(spec: FeatureSpec, weights: str | None = None, pretrained: bool = True) -> Extractor:
+def make_extractor(
+    spec: FeatureSpec, weights: str | None = None, pretrained: bool = True
+) -> Extractor | TenCropFeatures:
     """The encoder that makes `spec` from photos, checked against the weights it was made with.
+
+    Features of type avg and max come from the ten crops of photo_views.
 
     Raises UserError where a feature file does not say what made it, or where the weights at hand are other ones.
     """
@@ -175,10 +186,10 @@ def make_extractor(spec: FeatureSpec, weights: str | None = None, pretrained: bo
             f"the model reads features from {spec.name}, which does not say what made them, so it cannot caption "
             "photos; caption a dataset that has such features (--dataset), or make them anew with extract_features.py"
         )
-    if maker.get("feature_type", "plain") != "plain":
+    kind = maker.get("feature_type", "plain")
+    if kind not in ("plain", "avg", "max"):
         raise UserError(
-            f"the model reads features of type {maker['feature_type']!r} from {spec.name}: photos are captioned with "
-            "plain ones only"
+            f"the model reads features of type {kind!r} from {spec.name}: only plain, avg and max are known"
         )
     # its own size and normalisation: extract_features.py can change them
     extractor = build_extractor(maker["extractor"], weights, pretrained, transform=maker.get("transform"))
@@ -188,7 +199,7 @@ def make_extractor(spec: FeatureSpec, weights: str | None = None, pretrained: bo
             f"the model was made with other weights of {maker['extractor']} (sha256 {expected[:12]}..., here "
             f"{extractor.weights_sha256[:12]}...): give the file with --weights"
         )
-    return extractor
+    return extractor if kind == "plain" else TenCropFeatures(extractor, kind, ten_crop_size(extractor.transform, maker))
 
 
 def internal_spec(name: str, extractor: Extractor) -> FeatureSpec:
@@ -271,6 +282,11 @@ class Captioner:
                 )
             self.model.extractors[index] = made[maker]
         self.external = [False] * len(self.external)
+        try:
+            plain = image_transform(self.size, self.transform.interpolation)
+            self.transform = photo_transform(list(self.model.extractors), plain)
+        except ValueError as error:
+            raise UserError(f"the model's features are of {error}, so it cannot caption photos") from error
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor | None, inputs: list[Tensor | None]) -> Memory:

@@ -257,7 +257,7 @@ def run_epochs(trainer: Trainer, loader, validation, folder: RunFolder, args, fi
                 bar = Bar(len(validation.items), "validation", "image")
                 row |= validate(captioner, validation, metrics, search, args.amp, bar, words)
                 bar.close()
-            row = from_main(row)  # all processes decide by the same figures
+            row = from_main(lambda row=row: row)  # all processes decide by the same figures
             trainer.epoch_ended(row)
             folder.add_epoch(epoch, row, write=is_main())
             if is_main():

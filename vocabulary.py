@@ -241,10 +241,7 @@ class Vocabulary:
         `capitalize=False` it is what decode() gives. No words give the empty string.
         """
         text = self.decode(ids)
-        if not capitalize or not text:
-            return text
-        text = re.sub(r"\s+([.,!?](?:\s|$))", r"\1", text).strip()
-        return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+        return as_sentence(text) if capitalize else text
 
     # ------------------------------------------------------------ files
 
@@ -321,6 +318,14 @@ class Vocabulary:
             if str(path) in str(error):
                 raise
             raise UserError(f"{path}: {error}") from error
+
+
+def as_sentence(text: str) -> str:
+    """Words joined by blanks, as a sentence to print. See Vocabulary.sentence."""
+    if not text:
+        return text
+    text = re.sub(r"\s+([.,!?](?:\s|$))", r"\1", text).strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def file_kind(path) -> str:

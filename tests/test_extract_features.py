@@ -1,10 +1,15 @@
 """extract_features.py through its command line: formats, crops, resuming, bad images."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+import torchvision
+from conftest import ROOT, run_here
 from toy import draw, make_coco, write_config
 
 from encoder import TenCrops, build_extractor, image_transform
@@ -163,3 +168,121 @@ def test_an_image_in_two_parts_is_encoded_once_but_two_images_need_two_keys(extr
     )
     done = extract("--dataset_config_file", tmp_path / "two.conf", "--output_file", "g.npy", dataset="one+two")
     assert done.status == 2 and "would have the same key" in done.err
+
+
+# ---- DeepCaption's encoders ----
+
+
+def caffe_resnet152():
+    """The network and its preprocessing written out from the Caffe model, apart from the toolkit's own."""
+    network = torchvision.models.resnet152(weights=None)
+    network.maxpool = torch.nn.MaxPool2d(3, 2, 0, ceil_mode=True)
+    for stage in (network.layer2, network.layer3, network.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    network.fc = torch.nn.Identity()
+    return network.eval()
+
+
+def test_caffe_resnet152_from_a_local_file(script, tmp_path):
+    """Blue, green, red in 0..255 minus Caffe's mean, by numpy; random weights, as the real ones are not at hand."""
+    torch.manual_seed(0)
+    network = caffe_resnet152()
+    torch.save(network.state_dict(), tmp_path / "caffe.pth")
+    (tmp_path / "photos").mkdir()
+    draw(5, 64).save(tmp_path / "photos/a.png")
+    extract = ("--image_dir", tmp_path / "photos", "--num_workers", 0, "--cpu", "--crop_size", 64)
+    extract += ("--weights", tmp_path / "caffe.pth", "--output_file", tmp_path / "f.npy", "--force")
+    image = np.asarray(draw(5, 64), np.float32)
+    mean_bgr = np.array([103.939, 116.779, 123.68], np.float32)
+    inputs = {
+        "resnet152caffe-original": image[..., ::-1] - mean_bgr,
+        "resnet152caffe-torchvision": (image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225],
+    }
+    for name, pixels in inputs.items():
+        done = script("extract_features.py", *extract, "--extractor", name)
+        assert done.status == 0, done.err
+        with torch.no_grad():
+            expected = network(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()).float())[0].numpy()
+        found = open_features(tmp_path / "f.npy")["a.png"]
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max(), name
+    maker = json.loads((tmp_path / "f.json").read_text())
+    assert maker["extractor"] == "resnet152caffe-torchvision"
+
+
+def test_caffe_resnet152_cannot_be_downloaded(extract):
+    done = extract("--extractor", "resnet152caffe-original")
+    assert done.status == 2 and "--weights FILE" in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name, dim, grid",
+    [
+        ("alexnet", 4096, None),
+        ("densenet201", 1920, None),
+        ("resnet152-conv", 2048, (7, 7)),
+        ("resnet152caffe-original", 2048, None),
+        ("resnet152caffe-original-conv", 2048, (7, 7)),
+        ("vgg16", 4096, None),
+        ("inceptionv3", 2048, None),
+    ],
+)
+def test_names_of_deepcaption(name, dim, grid):
+    extractor = build_extractor(name, pretrained=False)
+    assert (extractor.dim, extractor.grid) == (dim, grid)
+
+
+# ---- resuming and several processes ----
+
+
+@pytest.mark.parametrize("name", ["f.npy", "f.bin", "f.h5"])
+def test_every_format_is_resumed(extract, tmp_path, monkeypatch, name):
+    import extract_features
+
+    original, calls = extract_features.encode, []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    options = ("--output_file", name, "--batch_size", 2, "--crop_size", 64)
+    monkeypatch.setattr(extract_features, "encode", dies)
+    assert extract(*options).status == 130
+    monkeypatch.setattr(extract_features, "encode", original)
+    done = extract(*options, "--resume")
+    assert done.status == 0 and "4 of them done already" in done.out, done.err
+    assert len(calls) == 3
+    assert extract("--output_file", f"whole.{name[2:]}", *options[2:]).status == 0
+    resumed, whole = open_features(tmp_path / name), open_features(tmp_path / f"whole.{name[2:]}")
+    keys = list(whole.keys())
+    assert list(resumed.keys()) == keys and resumed.maker == whole.maker
+    assert np.allclose(resumed.get_many(keys), whole.get_many(keys), atol=1e-5)
+
+
+def torchrun(processes: int, *arguments, cwd) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command += [str(ROOT / "extract_features.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_two_processes_write_one_file(extract, data, tmp_path):
+    """The same records in the same order as one process, a broken image named once; then resumed by one."""
+    images = tmp_path / "in"
+    shutil.copytree(next(data.rglob("COCO_train*.jpg")).parent, images)
+    (images / "COCO_train_000000000000.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
+    options = ("--image_dir", images, "--batch_size", 2, "--crop_size", 64, *LITE0)
+    done = torchrun(2, *options, "--output_file", tmp_path / "two.npy", cwd=tmp_path)
+    assert "5 records" in done.stdout and done.stdout.count("-> ") == 1, done.stderr
+    assert done.returncode != 0 and done.stderr.count("1 images could not be read") == 1
+    one = run_here("extract_features.py", *options, "--output_file", tmp_path / "one.npy")
+    assert one.status == 1
+    two, one = open_features(tmp_path / "two.npy"), open_features(tmp_path / "one.npy")
+    assert list(two.keys()) == list(one.keys()) and two.maker == one.maker
+    assert np.allclose(two.get_many(list(two.keys())), one.get_many(list(one.keys())), atol=1e-4)
+    (images / "COCO_train_000000000000.jpg").unlink()
+    again = torchrun(2, *options, "--output_file", tmp_path / "two.npy", "--resume", cwd=tmp_path)
+    assert again.returncode == 0 and "has all 5 images" in again.stdout, again.stderr
+    (tmp_path / "mine.npy").write_text("mine")
+    refused = torchrun(2, *options, "--output_file", tmp_path / "mine.npy", cwd=tmp_path)
+    assert refused.returncode != 0 and refused.stderr.count("exists: --force replaces it") == 1

@@ -403,7 +403,7 @@ def test_a_feature_file_that_names_its_encoder_alone():
         (None, r"reads features from x\.npy, which does not say what made them"),
         ({}, r"reads features from x\.npy, which does not say"),
         ({"transform": {"size": 16, "interpolation": "bilinear"}}, r"reads features from x\.npy, which does not say"),
-        ({"extractor": "tiny", "feature_type": "avg"}, r"of type 'avg' from x\.npy"),
+        ({"extractor": "tiny", "feature_type": "median"}, r"of type 'median' from x\.npy"),
         ({"extractor": "tiny", "weights_sha256": "0" * 64}, r"other weights of tiny \(sha256 0000.*--weights"),
     ],
 )
