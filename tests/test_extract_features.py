@@ -267,7 +267,7 @@ def torchrun(processes: int, *arguments, cwd) -> subprocess.CompletedProcess:
 
 
 def test_two_processes_write_one_file(extract, data, tmp_path):
-    """The same records in the same order as one process, a broken image named once; then resumed by one."""
+    """The same records in the same order as one process, a broken image named once."""
     images = tmp_path / "in"
     shutil.copytree(next(data.rglob("COCO_train*.jpg")).parent, images)
     (images / "COCO_train_000000000000.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
@@ -280,9 +280,16 @@ def test_two_processes_write_one_file(extract, data, tmp_path):
     two, one = open_features(tmp_path / "two.npy"), open_features(tmp_path / "one.npy")
     assert list(two.keys()) == list(one.keys()) and two.maker == one.maker
     assert np.allclose(two.get_many(list(two.keys())), one.get_many(list(one.keys())), atol=1e-4)
-    (images / "COCO_train_000000000000.jpg").unlink()
-    again = torchrun(2, *options, "--output_file", tmp_path / "two.npy", "--resume", cwd=tmp_path)
-    assert again.returncode == 0 and "has all 5 images" in again.stdout, again.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_tell_of_a_mistake_once(data, tmp_path):
+    """What the first process finds ends the others too; a file that is complete is left alone."""
+    images = next(data.rglob("COCO_train*.jpg")).parent
+    options = ("--image_dir", images, "--crop_size", 64, *LITE0)
     (tmp_path / "mine.npy").write_text("mine")
     refused = torchrun(2, *options, "--output_file", tmp_path / "mine.npy", cwd=tmp_path)
     assert refused.returncode != 0 and refused.stderr.count("exists: --force replaces it") == 1
+    assert run_here("extract_features.py", *options, "--output_file", tmp_path / "f.npy").status == 0
+    again = torchrun(2, *options, "--output_file", tmp_path / "f.npy", "--resume", cwd=tmp_path)
+    assert again.returncode == 0 and "has all 5 images" in again.stdout, again.stderr
