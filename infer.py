@@ -78,7 +78,7 @@ def as_deepcaption(args, captioner: Captioner) -> bool:
 def search_of(args, captioner: Captioner) -> Search:
     old = as_deepcaption(args, captioner)
     beams = 1 if args.sample or old else args.beam_size or max(3, args.n_best)
-    own = 0.0 if old or args.sample else captioner.info.get("length_penalty", 0.0)
+    own = 0.0 if old or args.sample else captioner.length_penalty
     length_penalty = own if args.length_penalty is None else args.length_penalty
     return Search(
         beam_size=beams,

@@ -260,6 +260,11 @@ class Captioner:
     def device(self) -> torch.device:
         return self.model.decoder.embed.weight.device
 
+    @property
+    def length_penalty(self) -> float:
+        """The one that the model's file recommends for beam search."""
+        return float(self.info.get("length_penalty", 0.0))
+
     def prepare_for_photos(self) -> None:
         """Build the encoders behind feature files, so that photos can be captioned too.
 

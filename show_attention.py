@@ -32,7 +32,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="figure: .png, .svg, or .pdf, a page for each photo; or a folder (default: PHOTO_attention.png here)",
     )
     add("--beam_size", type=int, default=3, metavar="K", help="beams; 1 is greedy (default: 3)")
-    add("--length_penalty", type=float, default=0.0, metavar="A", help="rank beams by log p / length^A (default: 0)")
+    add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
     add("--max_seq_length", type=int, default=20, metavar="N", help="most words of a caption (default: 20)")
     add("--block_trigrams", action="store_true", help="never repeat three words in a caption")
     add("--columns", type=int, metavar="N", help="panels in a row (default: what makes a pleasant shape)")
@@ -110,7 +110,7 @@ def figure_of(args, captioner: Captioner, path: str):
     search = Search(
         beam_size=args.beam_size,
         max_length=args.max_seq_length,
-        length_penalty=args.length_penalty,
+        length_penalty=captioner.length_penalty if args.length_penalty is None else args.length_penalty,
         block_trigrams=args.block_trigrams,
     )
     caption = captioner.caption(memory, search)[0][0]
@@ -159,7 +159,7 @@ def main(args) -> int:
             raise UserError(f"{path} is a folder: name the photos in it, {path}/*.jpg")
         if not path.exists():
             raise UserError(f"no such image: {path}")
-    if not math.isfinite(args.length_penalty):
+    if not math.isfinite(args.length_penalty or 0.0):
         raise UserError(f"--length_penalty {args.length_penalty}: must be a number")
     paths = output_paths(args.images, args.output)
     return 1 if draw_all(args, open_model(args), paths) else 0

@@ -6,7 +6,9 @@ from conftest import run_here
 from toy import feature_map, make_coco, write_config, write_features
 
 import checkpoint
+import infer_flags
 from common import UserError
+from infer import search_of
 from model import load_captioner
 from model_average import Average, greedy_soup, half_precision
 
@@ -101,6 +103,16 @@ def test_a_single_model_keeps_its_epoch(models, tmp_path, script):
     assert checkpoint.load(tmp_path / "one.model")["epoch"] == 2
     again = script("average_models.py", models[1], "--output", tmp_path / "one.model")
     assert again.status == 2 and "--force" in again.err
+
+
+def test_a_length_penalty_in_the_file_is_infers_default(models, tmp_path):
+    kept = tmp_path / "kept.model"
+    assert run_here("average_models.py", models[1], "--length_penalty", 0.7, "--output", kept).status == 0
+    captioner = load_captioner(kept, photos=False)
+    asked = [search_of(infer_flags.parse_args("", flags), captioner) for flags in ([], ["--length_penalty", "0"])]
+    assert [search.length_penalty for search in asked] == [0.7, 0.0]
+    plain = load_captioner(models[1], photos=False)
+    assert search_of(infer_flags.parse_args("", []), plain).length_penalty == 0.0
 
 
 @pytest.mark.parametrize(
