@@ -356,7 +356,7 @@ def get_loader(
 ) -> Loader:
     """Batches for training.
 
-    batch_size: captions; features, persist_features: external names; transform: (PIL image, seed) -> uint8 (3, H, W),
+    batch_size: captions; features, persist_features: external names, or opened sources; transform: (PIL image, seed) -> uint8 (3, H, W),
     None for no pixels (an attribute `size_hint` allows reduced-scale decoding); num_workers: processes, None for 0
     without pixels and for the machine's cores with them; max_tokens: words kept of a caption.
     Raises UserError where there are no captions, an image lacks a feature, or no image file is there.
@@ -413,6 +413,6 @@ def _sources(dataset: CaptionDataset, items: list[ImageItem], *lists: Sequence[s
     """The opened feature files, every item's key checked now: training must not die of one in the night."""
     opened: dict[str, FeatureSource] = {}
     for name in dict.fromkeys(name for names in lists for name in names):
-        opened[name] = FeatureSource(dataset, name)
+        opened[name] = FeatureSource(dataset, name) if isinstance(name, str) else name
         opened[name].check(items)
     return [[opened[name] for name in names] for names in lists]

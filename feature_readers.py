@@ -308,6 +308,8 @@ class LmdbReader(FeatureReader):
     `@vdim` is the shape as int32 (absent: one dimension), `@dtype` the type (absent: float32), `@extractor` the maker.
     """
 
+    lock = False  # nobody writes to a finished file, and its folder may be read-only
+
     def __init__(self, path: Path, keys: Sequence[str] | None = None):
         super().__init__(path)
         self.file = path / "data.mdb" if path.is_dir() else path
@@ -342,7 +344,7 @@ class LmdbReader(FeatureReader):
 
         if not self.file.stat().st_size:
             raise UserError(f"feature file {self.path} is empty")
-        environment = lmdb.open(str(self.path), subdir=self.path.is_dir(), readonly=True, lock=False)
+        environment = lmdb.open(str(self.path), subdir=self.path.is_dir(), readonly=True, lock=self.lock)
         # A page beyond the end of the file would not raise but kill the process (SIGBUS). The last pages may rightly be
         # absent if they were freed before they were ever written, hence the second look, in a process of its own.
         claimed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]

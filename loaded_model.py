@@ -65,7 +65,8 @@ def check_feature_files(config: ModelConfig, loader) -> None:
     """Raise UserError unless the files that `loader` (data_loader.Loader) opened have what the model reads."""
     groups = ((config.features, loader.features), (config.persist_features, loader.persist_features))
     for specs, sources in groups:
-        pairs = list(zip((spec for spec in specs if spec.external), sources))
+        files = (source for source in sources if is_feature_file(source.name))  # the others are caches of encoders
+        pairs = list(zip((spec for spec in specs if spec.external), files))
         settle_joint_sizes([spec for spec, _ in pairs], [tuple(source.shape) for _, source in pairs])
         for spec, source in pairs:
             if tuple(source.shape) != tuple(spec.shape):

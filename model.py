@@ -255,6 +255,12 @@ class Captioner:
         self.size = None if settings is None else self.config.crop_size or settings["size"]
         self.transform = None if settings is None else image_transform(self.size, settings["interpolation"])
         self.external = [spec.external for spec in self.config.specs]
+        self.sources: dict = {}  # encoder name -> CachedFeatures that stand in for it (feature_cache.py)
+
+    def feature_names(self, specs: list[FeatureSpec]) -> list:
+        """What get_loader is to read for `specs`: names of feature files, and caches that stand in for encoders."""
+        read = [spec.name for spec in specs if spec.external or spec.name in self.sources]
+        return [self.sources.get(name, name) for name in read]
 
     @property
     def device(self) -> torch.device:

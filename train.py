@@ -33,11 +33,12 @@ import torch
 import checkpoint
 from cached_words import CachedWords, kept_words
 from compiling import compile_captioner
-from data_loader import FeatureSource, get_loader, open_dataset
+from data_loader import CaptionDataset, FeatureSource, get_loader, open_dataset
 from decoding import Search
 from devices import choose_device, end_processes, from_main, is_main, process, start_processes, wait_for_all
 from distillation import Teachers
 from encoder import build_extractor, image_transform
+from feature_cache import cache_features, readable
 from features import is_feature_file
 from loaded_model import adapt, check_feature_files, command_history
 from model import Captioner, build_model, internal_spec, load_captioner
@@ -129,11 +130,23 @@ def loader_settings(captioner: Captioner, teachers: Teachers | None, args) -> di
     if pixels and not args.no_augment:
         transform = image_transform(transform.size, transform.interpolation, train=True)
     return {
-        "features": [spec.name for spec in config.features if spec.external],
-        "persist_features": [spec.name for spec in config.persist_features if spec.external] + extra,
+        "features": captioner.feature_names(config.features),
+        "persist_features": captioner.feature_names(config.persist_features) + extra,
         "transform": transform if pixels else None,
         "num_workers": args.num_workers,
     }
+
+
+def use_cache(args, captioner: Captioner, dataset: CaptionDataset) -> tuple[CaptionDataset, list[str]]:
+    """--cache_features: the encoders run over all images now, or did before. `dataset` without the unreadable ones."""
+    datasets = [dataset]
+    if args.validate:
+        datasets.append(open_dataset(args.validate, args.dataset_config_file))
+    tell = print if is_main() else lambda line: None
+    bad = cache_features(args.cache_features, captioner, datasets, num_workers=args.num_workers, tell=tell)
+    if not args.no_augment:
+        tell("the cache holds whole images: random crops and mirror images are off")
+    return readable(dataset, captioner), bad
 
 
 def model_name(args) -> str:
@@ -362,6 +375,7 @@ def main(args) -> int:
     folder.history = contents.get("history", []) if contents else command_history(captioner.info)
     if args.show_tokens:
         show_tokens(dataset, captioner.vocabulary)
+    dataset, bad = use_cache(args, captioner, dataset) if args.cache_features else (dataset, [])
     teachers = Teachers(args.distill, captioner, args.weights) if args.distill else None
     rank, world = process()
     loader = get_loader(
@@ -375,6 +389,7 @@ def main(args) -> int:
         **loader_settings(captioner, teachers, args),
     )
     check_feature_files(captioner.config, loader)
+    loader.bad_items += bad
     validation = None
     if args.validate and is_main():
         validation = validation_loader(captioner, args.validate, args.dataset_config_file, args.num_workers)

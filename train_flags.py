@@ -47,6 +47,12 @@ def add_data(add) -> None:
         action="store_true",
         help="train on whole images instead of random crops and mirror images (captions that say left and right)",
     )
+    add(
+        "--cache_features",
+        metavar="DIR",
+        help="keep the frozen encoder's output of every image in this (local) folder and train from it: later epochs "
+        "are as fast as from feature files; whole images, no random crops (default: off)",
+    )
 
 
 def add_vocabulary(add) -> None:
@@ -313,6 +319,10 @@ def check(parser, args) -> None:
         parser.error("--validate_only needs --load_model and --validate")
     if not args.dataset and not args.validate_only:
         parser.error("--dataset is required: sections of datasets.conf, such as coco:train2014")
+    if args.cache_features and args.finetune_encoder:
+        parser.error("--cache_features needs a frozen encoder: leave out --finetune_encoder")
+    if args.cache_features and args.validate_only:
+        parser.error("--cache_features is for training: with --validate_only every image is encoded once anyway")
     if args.load_model and len(args.load_model) > 1 and not args.validate_only:
         parser.error("--load_model takes several models with --validate_only alone")
     counts = ("batch_size", "captions_per_image", "num_epochs", "hidden_size", "embed_size", "num_layers", "log_step")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common import UserError, atomic_write, read_json
 from data_loader import Loader, get_eval_loader, open_dataset
+from feature_cache import readable
 from loaded_model import check_feature_files
 from model import Captioner
 
@@ -24,12 +25,12 @@ def validation_loader(
     """All captioned images of `dataset` with the features, or the pixels, that the captioner reads."""
     config = captioner.config
     loader = get_eval_loader(
-        open_dataset(dataset, config_file),
+        readable(open_dataset(dataset, config_file), captioner),
         captioner.vocabulary,
         batch_size=64,
         with_captions=True,
-        features=[spec.name for spec in config.features if spec.external],
-        persist_features=[spec.name for spec in config.persist_features if spec.external],
+        features=captioner.feature_names(config.features),
+        persist_features=captioner.feature_names(config.persist_features),
         transform=None if all(captioner.external) else captioner.transform,
         num_workers=num_workers,
     )
