@@ -356,9 +356,10 @@ def get_loader(
 ) -> Loader:
     """Batches for training.
 
-    batch_size: captions; features, persist_features: external names, or opened sources; transform: (PIL image, seed) -> uint8 (3, H, W),
-    None for no pixels (an attribute `size_hint` allows reduced-scale decoding); num_workers: processes, None for 0
-    without pixels and for the machine's cores with them; max_tokens: words kept of a caption.
+    batch_size: captions; features, persist_features: external names, or opened sources; transform:
+    (PIL image, seed) -> uint8 (3, H, W), None for no pixels (an attribute `size_hint` allows reduced-scale decoding);
+    num_workers: processes, None for 0 without pixels and for the machine's cores with them; max_tokens: words kept of a
+    caption.
     Raises UserError where there are no captions, an image lacks a feature, or no image file is there.
     """
     dataset.require_captions()

@@ -5,8 +5,8 @@
 
 One lmdb file per encoder, weights and transform: its name carries a hash of them and its contents repeat them in full,
 so that features of other weights, or of pixels prepared in another way, are never taken for these. A record's key is
-made of the image's path, size in bytes and time of change: an image that was changed is encoded anew, and one that is in
-several datasets once. Records are added in whole transactions: a killed run keeps what it had, and the next one goes on.
+made of the image's path, size in bytes and time of change: an image that was changed is encoded anew, one that is in
+several datasets once. Records are added in whole transactions: a killed run keeps what it had, the next one goes on.
 
 A record is what `CaptionModel.encode` reads, of the whole image: (D,) float32, or the regions (R, D) of a map, float16.
 """
