@@ -1,0 +1,201 @@
+"""Rows that caption: decoding from features as infer.py does it, and infer.py itself."""
+
+import re
+import time
+from pathlib import Path
+
+import torch
+from bench_data import captions, words, write_captions, write_config, write_features, write_pictures
+from bench_limits import CAPTION, IMAGE, TOKEN, Sizes, beam_tokens, decoder_terms, operations
+from bench_machine import forget_peak, synchronize
+from bench_models import MAP, POOLED, from_file, from_pixels, plant_ending, random_encoder
+from bench_rows import Bench, Row, cores, import_seconds, of_products, peak_of_this_process
+
+from data_loader import get_eval_loader, open_dataset
+from decoding import Search
+from images import open_image
+from model import caption_loader, save_captioner
+
+LITE0 = "efficientnet_lite0-conv"
+
+
+def feature_data(bench: Bench, section: str, images: int, shape: tuple, dtype: str, maker=None):
+    """A captioner of features with sentences of natural lengths, its dataset and the name of its feature file."""
+    texts = captions(images, words(2928))
+    names = write_captions(bench.folder / "captions" / f"{section}.json", texts, images)
+    write_features(bench.folder / "features" / section / "features.lmdb", names, shape, dtype, maker)
+    dataset = open_dataset(f"bench:{section}", str(write_config(bench.folder, [section])))
+    captioner = from_file("features.lmdb", shape, maker)
+    captioner.model.to(bench.device)
+    batch = next(iter(get_eval_loader(dataset, features=["features.lmdb"], batch_size=64)))
+    plant_ending(captioner.model, None, [batch.features[0].to(bench.device)])
+    return captioner, dataset
+
+
+def decode(bench: Bench, beams: int, row: Row) -> Row:
+    """Captions of images from their maps, in infer.py's batches of 32."""
+    captioner, dataset = feature_data(bench, "decode", bench.scale.decode_images, MAP, "float16")
+    loader = get_eval_loader(dataset, features=["features.lmdb"], batch_size=32)
+    search = Search(beam_size=beams)
+    terms = decoder_terms(Sizes.of(captioner))
+    row.explain = [term.line(training=False) for term in terms]
+
+    # what the search cannot do without, from the sentences it finds: all K of them where there are beams
+    lengths = []
+    for _, _, several in caption_loader(captioner, loader, Search(beam_size=beams, n_best=beams), bench.amp):
+        lengths += [[len(caption.tokens) + 1 for caption in image] for image in several]
+    counts = {IMAGE: len(dataset), CAPTION: len(dataset), TOKEN: beam_tokens(lengths, beams)}
+    row.parts["decoder_rows_per_image"] = counts[TOKEN] / len(dataset)
+    row.parts["tokens_per_caption"] = sum(image[0] for image in lengths) / len(dataset)
+    if beams > 1:
+        row.explain.append("tokens: of an image 1 + K x (T - 1), T being those of the longest of its K best sentences")
+
+    def run():
+        synchronize(bench.device)
+        began = time.perf_counter()
+        for _ in caption_loader(captioner, loader, search, bench.amp):
+            pass
+        synchronize(bench.device)
+        return len(dataset), time.perf_counter() - began, operations(terms, counts, training=False)
+
+    return of_products(row, bench, run, bench.scale.runs)
+
+
+def greedy_attention(bench: Bench) -> Row:
+    return decode(bench, 1, Row("greedy with attention, from features (lmdb)", "images/s", "matrix products"))
+
+
+def beam5_attention(bench: Bench) -> Row:
+    return decode(bench, 5, Row("beam 5 with attention, from features (lmdb)", "images/s", "matrix products"))
+
+
+# ---- infer.py on a folder ----
+
+
+def folder_model(bench: Bench) -> tuple[Path, list[Path], object]:
+    """A model file with EfficientNet-Lite0 and attention, a folder of 224x224 JPEGs, and the captioner."""
+    folder, model = bench.folder / "images" / "folder", bench.folder / "lite0.model"
+    names = [f"{number:05d}.jpg" for number in range(bench.scale.folder_images)]
+    write_pictures(folder, names, 224, 224)
+    captioner = from_pixels(random_encoder(LITE0, pretrained=True))
+    paths = [folder / name for name in names]
+    pixels = torch.stack([captioner.transform(open_image(path), None) for path in paths[:12]])
+    plant_ending(captioner.model, pixels, [None])
+    save_captioner(captioner, model)
+    captioner.model.to(bench.device)
+    return model, paths, captioner
+
+
+def parts_of_folder(bench: Bench, captioner, paths: list[Path], search: Search) -> dict[str, float]:
+    """Images a second of each part by itself: decoding JPEGs (one core), the encoder, the decoder."""
+    paths = paths[:64]
+    began = time.perf_counter()
+    pixels = [captioner.transform(open_image(path, captioner.transform.size_hint), None) for path in paths]
+    jpeg = len(paths) / (time.perf_counter() - began)
+    batches = [batch.to(bench.device) for batch in torch.stack(pixels).split(32)]
+    extractor = captioner.model.extractors[0]
+    found = {"jpeg_one_core": jpeg}
+    with torch.inference_mode():
+        maps = [extractor(batch).flatten(2).transpose(1, 2) for batch in batches]
+        for name, work, inputs in (
+            ("encoder", extractor, batches),
+            ("decoder", lambda values: captioner.caption(captioner.encode(None, [values]), search), maps),
+        ):
+            synchronize(bench.device)
+            began = time.perf_counter()
+            for part in inputs:
+                work(part)
+            synchronize(bench.device)
+            found[name] = len(paths) / (time.perf_counter() - began)
+    return found
+
+
+def infer_folder(bench: Bench, beams: int, row: Row) -> Row:
+    model, paths, captioner = folder_model(bench)
+    search = Search(beam_size=beams)
+    forget_peak(bench.device)
+    parts_of_folder(bench, captioner, paths, search)  # the first time sets things up
+    command = ["infer.py", "--model", model, "--image_dir", paths[0].parent, "--beam_size", beams, "--verbose"]
+    command += ["--output_file", bench.folder / "folder.json", *bench.device_flags(), "--amp", bench.amp]
+    row.explain = [
+        f"the parts one after the other: 1 / (1 / encoder + 1 / decoder + 1 / (JPEGs of one core x {cores()} cores)),",
+        "each measured by itself before and after every run; the time is infer.py's own, without imports and start-up",
+    ]
+    if bench.scale.script_runs > 1:
+        row.peak_bytes = bench.script(*command, watch=True).peak
+    before = parts_of_folder(bench, captioner, paths, search)
+    for _ in range(bench.scale.script_runs):
+        ran = bench.script(*command, watch=not row.peak_bytes)
+        row.peak_bytes = row.peak_bytes or ran.peak
+        images, seconds = re.search(r"(\d+) images in ([\d.]+) s", ran.err).groups()
+        after = parts_of_folder(bench, captioner, paths, search)
+        part = {name: (before[name] + after[name]) / 2 for name in before}
+        limit = 1 / (1 / part["encoder"] + 1 / part["decoder"] + 1 / (part["jpeg_one_core"] * cores()))
+        row.add(int(images) / float(seconds), limit)
+        row.parts |= {f"{name}_images_per_second": value for name, value in part.items()}
+        row.parts["whole_process_seconds"] = ran.seconds
+        before = after
+    return row
+
+
+def infer_folder_greedy(bench: Bench) -> Row:
+    return infer_folder(
+        bench, 1, Row("infer.py, folder of 224x224 JPEGs, Lite0, greedy", "images/s", "its parts in turn")
+    )
+
+
+def infer_folder_beam5(bench: Bench) -> Row:
+    return infer_folder(
+        bench, 5, Row("infer.py, folder of 224x224 JPEGs, Lite0, beam 5", "images/s", "its parts in turn")
+    )
+
+
+# ---- whole scripts, from their start ----
+
+
+def infer_features(bench: Bench) -> Row:
+    """infer.py as a whole over a dataset of pooled features."""
+    count = bench.scale.feature_images
+    row = Row(
+        f"captions of {count:,} images from pooled features, whole infer.py",
+        "s",
+        "importing torch",
+        less_is_better=True,
+    )
+    captioner, _ = feature_data(bench, "infer", count, POOLED, "float32")
+    model = bench.folder / "pooled.model"
+    save_captioner(captioner, model)
+    command = ["infer.py", "--model", model, "--dataset", "bench:infer", "--beam_size", 1, *bench.device_flags()]
+    command += ["--dataset_config_file", bench.folder / "datasets.conf", "--output_file", bench.folder / "infer.json"]
+    row.explain = ["the limit: a Python process that imports torch and ends; what is above it is infer.py's own time"]
+    if bench.scale.script_runs > 1:
+        row.peak_bytes = bench.script(*command, watch=True).peak
+    beyond = []
+    for _ in range(bench.scale.script_runs):
+        imports = import_seconds(bench, "torch")
+        ran = bench.script(*command, watch=not row.peak_bytes)
+        row.peak_bytes = row.peak_bytes or ran.peak
+        row.add(ran.seconds, imports)
+        beyond.append(ran.seconds - imports)
+    row.parts["seconds_beyond_importing_torch"] = beyond
+    return row
+
+
+def first_caption(bench: Bench) -> Row:
+    """infer.py photo.jpg, from the shell's prompt to the caption."""
+    row = Row("first caption of one photo, Lite0, whole infer.py", "s", "its imports", less_is_better=True)
+    model, paths, _ = folder_model(bench)
+    row.explain = ["the limit: a Python process that imports torch, torchvision and timm and ends"]
+    beyond = []
+    for _ in range(bench.scale.script_runs):
+        imports = import_seconds(bench, "torch", "torchvision", "timm")
+        ran = bench.script("infer.py", "--model", model, paths[0], *bench.device_flags(), watch=not row.peak_bytes)
+        row.peak_bytes = row.peak_bytes or ran.peak
+        row.add(ran.seconds, imports)
+        beyond.append(ran.seconds - imports)
+    row.parts["seconds_beyond_imports"] = beyond
+    return row
+
+
+__all__ = ["beam5_attention", "first_caption", "greedy_attention", "infer_features", "infer_folder_beam5"]
+__all__ += ["infer_folder_greedy", "peak_of_this_process"]

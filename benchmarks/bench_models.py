@@ -1,0 +1,106 @@
+"""Captioners with random weights for the benchmark, built as train.py builds them."""
+
+import contextlib
+import io
+
+import torch
+from bench_data import VOCABULARY, words
+from torch import Tensor
+
+from model import Captioner, CaptionModel, build_model, internal_spec
+from model_config import FeatureSpec, ModelConfig
+from vocabulary import END, PAD, SPECIALS, START, UNK, Vocabulary
+
+POOLED, MAP = (1280,), (1280, 7, 7)  # EfficientNet-Lite0's vector and map
+STEPS = 21  # words that a caption may have at most, and <end>
+
+
+def vocabulary() -> Vocabulary:
+    return Vocabulary([*SPECIALS, ".", *words(VOCABULARY - len(SPECIALS) - 1)])
+
+
+def captioner(specs: list[FeatureSpec], extractors: dict | None = None, **settings) -> Captioner:
+    """Embedding 256, hidden 512, attention 256, projected regions 512, unless `settings` say otherwise."""
+    torch.manual_seed(0)
+    config = ModelConfig(features=specs, **settings)
+    return Captioner(build_model(config, vocabulary(), extractors=extractors or {}), vocabulary())
+
+
+def from_file(name: str, shape: tuple[int, ...], maker: dict | None = None, **settings) -> Captioner:
+    """A captioner that reads the feature file `name`; one of maps attends to them."""
+    attention = {"attention": "soft"} if len(shape) == 3 else {}
+    return captioner([FeatureSpec(name, shape, True, maker)], **attention, **settings)
+
+
+def from_pixels(extractor, **settings) -> Captioner:
+    """A captioner with an encoder of its own."""
+    attention = {"attention": "soft"} if extractor.spatial else {}
+    return captioner([internal_spec(extractor.name, extractor)], {extractor.name: extractor}, **attention, **settings)
+
+
+@torch.inference_mode()
+def plant_ending(model: CaptionModel, pixels: Tensor | None, inputs: list, mean_words: float = 10.5) -> None:
+    """Make a model with random weights end its sentences as trained ones do: at different lengths, `mean_words` long.
+
+    A random decoder hardly ever writes <end>, and every caption would have the longest length there is. Here one memory
+    cell of the (one-layer) LSTM counts the steps and drives the logit of <end>; which step it wins at depends on the
+    other weights, and so on the image. The logits are also made larger, as sharp as a trained model's.
+    pixels, inputs: of a few images, to set the size of it by.
+    """
+    decoder = model.eval().decoder
+    memory = model.encode(pixels, inputs)
+    _count_steps(decoder)
+    state = decoder.start(memory)
+    last = torch.full((len(memory),), START, device=state[0].device)
+    hidden, logits = [], []
+    for _ in range(STEPS):
+        out, state, _ = decoder.step(last, state, memory)
+        hidden.append(state[0][-1][:, 0])
+        logits.append(out)
+        out = out.clone()
+        out[:, [PAD, START, END, UNK]] = -torch.inf
+        last = out.argmax(1)
+    count, logits = torch.stack(hidden), torch.stack(logits)  # (T, N), (T, N, V)
+    scale = 4 / logits.std()
+    for parameter in (decoder.linear.weight, decoder.linear.bias):
+        parameter *= scale
+    logits = logits * scale
+    own = logits[:, :, END].clone()
+    logits[:, :, [PAD, START, END, UNK]] = -torch.inf
+    ahead = logits.amax(2) - own  # by how much <end> is behind the likeliest word
+    slope = ahead.std() / (2.5 * (count[11] - count[10]).mean())  # lengths then spread by about two and a half words
+    low, high = (-slope * count.max()).item(), (ahead.max() - slope * count.min()).item()
+    for _ in range(40):
+        middle = (low + high) / 2
+        ends = slope * count + middle > ahead
+        ends[-1] = True
+        short = ends.int().argmax(0).float().mean() < mean_words
+        low, high = (low, middle) if short else (middle, high)
+    decoder.linear.weight[END, 0] = slope
+    decoder.linear.bias[END] += middle
+
+
+def _count_steps(decoder) -> None:
+    """Give the LSTM's cell 0 to a count of the steps, and the output layer's input 0 to that alone."""
+    rnn, H = decoder.rnn, decoder.hidden_size
+    for gate, bias in enumerate((8.0, 8.0, 0.05, 8.0)):  # input and forget gates open, 0.05 a step, output gate open
+        row = gate * H
+        rnn.weight_ih_l0[row] = rnn.weight_hh_l0[row] = 0
+        rnn.bias_ih_l0[row], rnn.bias_hh_l0[row] = bias, 0
+    if decoder.has_initial:
+        for layer in (decoder.init_h[0], decoder.init_c[0]):
+            layer.weight[0], layer.bias[0] = 0, 0
+    if decoder.deep_output:
+        decoder.hidden_to_output.weight[0], decoder.hidden_to_output.bias[0] = 0, 0
+        decoder.hidden_to_output.weight[0, 0] = 1
+        decoder.context_to_output.weight[0] = 0
+        decoder.embed.weight[:, 0] = 0
+    decoder.linear.weight[:, 0] = 0
+
+
+def random_encoder(name: str, pretrained: bool = False):
+    """An encoder, without a download where it has random weights. Raises UserError where a package is missing."""
+    from encoder import build_extractor
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return build_extractor(name, pretrained=pretrained)
