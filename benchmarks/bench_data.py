@@ -1,8 +1,8 @@
 """Data for the benchmark, made from random numbers: nothing is downloaded, nothing real is needed.
 
-Captions have the lengths of Flickr8k's 30,000 training captions (tokens, the final period included: mean 11.8) and words
-of Zipf frequencies. Pictures are smooth noise with some grain, so that they take about the bytes, and the decoding
-time, of photos.
+Captions have the lengths of Flickr8k's 30,000 training captions (tokens, the final period included: mean 11.8) and
+words of Zipf frequencies. Pictures are smooth noise with some grain, so that they take about the bytes, and the
+decoding time, of photos.
 """
 
 import json
@@ -98,9 +98,8 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
     for cells, strength in ((3, 60), (9, 35), (40, 18), (160, 8)):
         noise = random.standard_normal((cells, cells, 3)) * 40 + 128
         small = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
-        total += (np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32) - 128) * (
-            strength / 40
-        )
+        large = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        total += (large - 128) * (strength / 40)
     total += random.standard_normal((height, width, 1), np.float32) * 4 + 128
     return Image.fromarray(total.clip(0, 255).astype(np.uint8))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from bench_data import captions, words, write_captions, write_config, write_features, write_pictures
 from bench_limits import CAPTION, IMAGE, TOKEN, Sizes, beam_tokens, decoder_terms, operations
-from bench_machine import forget_peak, synchronize
+from bench_machine import cores, synchronize
 from bench_models import MAP, POOLED, from_file, from_pixels, plant_ending, random_encoder
-from bench_rows import Bench, Row, cores, import_seconds, of_products, peak_of_this_process
+from bench_rows import Bench, Row, import_seconds, of_products
 
 from data_loader import get_eval_loader, open_dataset
 from decoding import Search
@@ -113,7 +113,6 @@ def parts_of_folder(bench: Bench, captioner, paths: list[Path], search: Search) 
 def infer_folder(bench: Bench, beams: int, row: Row) -> Row:
     model, paths, captioner = folder_model(bench)
     search = Search(beam_size=beams)
-    forget_peak(bench.device)
     parts_of_folder(bench, captioner, paths, search)  # the first time sets things up
     command = ["infer.py", "--model", model, "--image_dir", paths[0].parent, "--beam_size", beams, "--verbose"]
     command += ["--output_file", bench.folder / "folder.json", *bench.device_flags(), "--amp", bench.amp]
@@ -139,15 +138,13 @@ def infer_folder(bench: Bench, beams: int, row: Row) -> Row:
 
 
 def infer_folder_greedy(bench: Bench) -> Row:
-    return infer_folder(
-        bench, 1, Row("infer.py, folder of 224x224 JPEGs, Lite0, greedy", "images/s", "its parts in turn")
-    )
+    row = Row("infer.py, folder of 224x224 JPEGs, Lite0, greedy", "images/s", "its parts in turn")
+    return infer_folder(bench, 1, row)
 
 
 def infer_folder_beam5(bench: Bench) -> Row:
-    return infer_folder(
-        bench, 5, Row("infer.py, folder of 224x224 JPEGs, Lite0, beam 5", "images/s", "its parts in turn")
-    )
+    row = Row("infer.py, folder of 224x224 JPEGs, Lite0, beam 5", "images/s", "its parts in turn")
+    return infer_folder(bench, 5, row)
 
 
 # ---- whole scripts, from their start ----
@@ -195,7 +192,3 @@ def first_caption(bench: Bench) -> Row:
         beyond.append(ran.seconds - imports)
     row.parts["seconds_beyond_imports"] = beyond
     return row
-
-
-__all__ = ["beam5_attention", "first_caption", "greedy_attention", "infer_features", "infer_folder_beam5"]
-__all__ += ["infer_folder_greedy", "peak_of_this_process"]

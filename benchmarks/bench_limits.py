@@ -1,10 +1,10 @@
 """What the matrix products of a captioner take: the arithmetic behind "of the products".
 
-A product of (m, k) and (k, n) is 2 m k n operations. A `Term` is one product of the model: its operations in the forward
-pass per image, per caption or per token, and how often training needs it: 3 times where both factors have a gradient (the
-forward product and one more for each gradient), 2 where one factor is data, 1 without training. Tokens are real ones,
-words and <end>; padding counts nothing. Element-wise work, softmax, table look-ups and the optimizer count nothing either:
-the limit is that of a machine that does all this for free.
+A product of (m, k) and (k, n) is 2 m k n operations. Each line is one product of the model: its operations in the
+forward pass per image, per caption or per token, and how often training needs it: 3 times where both factors have a
+gradient (the forward product and one more for each gradient), twice where one factor is data, once without training.
+Tokens are real ones, words and <end>; padding counts nothing. Element-wise work, softmax, table look-ups and the
+optimizer count nothing either: the limit is that of a machine that does all this for free.
 """
 
 from collections.abc import Mapping

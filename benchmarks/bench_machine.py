@@ -57,9 +57,8 @@ class Probe:
         options = {"device": self.device, "dtype": self.dtype}
         self.a, self.b = (torch.randn(self.size, self.size, **options) for _ in range(2))
         self.out = torch.empty_like(self.a)
-        self.source = torch.zeros(
-            64 * MB if self.device.type == "cpu" else 512 * MB, dtype=torch.uint8, device=self.device
-        )
+        size = 64 * MB if self.device.type == "cpu" else 512 * MB  # far more than caches hold
+        self.source = torch.zeros(size, dtype=torch.uint8, device=self.device)
         self.target = torch.zeros_like(self.source)
         self._time(self._product, 0)  # the first ones set things up
         self._time(self._copy, 0)
@@ -146,7 +145,7 @@ class Ran:
 
 
 def run_script(command: list, folder: Path, watch: bool = False) -> Ran:
-    """Run `command` in `folder` to its end; `watch` looks at the memory ten times a second, which takes some time itself.
+    """Run `command` in `folder` to its end; `watch` looks at its memory ten times a second, which takes some time.
 
     Raises RuntimeError with its last words where it fails.
     """

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 from bench_data import captions, features, words, write_captions, write_config, write_pictures
-from bench_machine import MB, forget_peak, run_script
-from bench_rows import ROOT, Bench, Row, cores, peak_of_this_process
+from bench_machine import MB, cores, forget_peak, run_script
+from bench_rows import ROOT, Bench, Row, peak_of_this_process
 from PIL import Image
 
 # ---- resize.py ----
 
 
 def resize(bench: Bench, width: int, height: int, count: int, row: Row) -> Row:
-    """resize.py to 256x256 with all cores. The limit: decoding and encoding the JPEGs, on all cores, and nothing else."""
+    """resize.py to 256x256 with all cores. The limit: decoding and encoding the JPEGs, on all cores, and no more."""
     from images import open_image, resize_square
     from resize import OVERSAMPLING
 
@@ -48,29 +48,30 @@ def resize(bench: Bench, width: int, height: int, count: int, row: Row) -> Row:
     paths = [source / name for name in names[:48]]
     small = [full(path) for path in paths[:3]]
     errors = [
-        np.abs(
-            np.asarray(resize_square(open_image(path, 256 * OVERSAMPLING), 256), np.float32)
-            - np.asarray(image, np.float32)
-        ).mean()
-        for path, image in zip(paths, small)
+        difference(resize_square(open_image(path, 256 * OVERSAMPLING), 256), one) for path, one in zip(paths, small)
     ]
     row.explain = [
-        f"the limit: {cores()} cores / (decoding at the scale that resize.py asks libjpeg for + encoding 256x256), each",
-        "measured on one core; start-up (a run over one image) is taken off the time of resize.py",
+        f"the limit: {cores()} cores / (decoding at the scale that resize.py asks libjpeg for + encoding 256x256),",
+        "each measured on one core; start-up (a run over one image) is taken off the time of resize.py",
         "plain: the same with every JPEG decoded in full and resized by Pillow, measured on one core, times the cores",
     ]
     row.peak_bytes = script(source, watch=True).peak
     for _ in range(bench.scale.script_runs):
         start_up = script(one).seconds
-        seconds = script(source).seconds - start_up
+        seconds = max(1e-3, script(source).seconds - start_up)
         decoding = rate(lambda path: open_image(path, 256 * OVERSAMPLING), paths)
         encoding = rate(save, small * 20)
         plain = cores() * rate(lambda path: save(full(path)), paths if width < 1000 else paths[:3])
         row.add((count - 1) / seconds, cores() / (1 / decoding + 1 / encoding))
         row.parts.setdefault("times_plain_full_decoding", []).append(row.runs[-1] / plain)
     row.parts["start_up_seconds"] = start_up
-    row.parts["mean_error_grey_levels"] = [round(float(error), 3) for error in errors]
+    row.parts["mean_error_grey_levels"] = errors
     return row
+
+
+def difference(image: Image.Image, other: Image.Image) -> float:
+    """Mean absolute difference in grey levels."""
+    return float(np.abs(np.asarray(image, np.float32) - np.asarray(other, np.float32)).mean())
 
 
 def resize_small(bench: Bench) -> Row:
@@ -240,7 +241,7 @@ def scoring(bench: Bench) -> Row:
 
     row = Row("scoring, bleu,cider,rouge, five references", "captions/s", "n-grams counted once")
     texts = captions(6 * bench.scale.scored, words(2928))
-    candidates = {number: text for number, text in enumerate(texts[: bench.scale.scored])}
+    candidates = dict(enumerate(texts[: bench.scale.scored]))
     others = texts[bench.scale.scored :]
     references = {number: others[number * 5 : number * 5 + 5] for number in candidates}
 
@@ -275,7 +276,3 @@ def startup(bench: Bench) -> Row:
     row.parts["seconds_of_each_script"] = {name: min(times) for name, times in every.items()}
     row.peak_bytes = bench.script("train.py", "--help", watch=True).peak
     return row
-
-
-__all__ = ["read_bin", "read_bin_struct", "read_h5", "read_lmdb", "read_npy", "resize_large", "resize_small"]
-__all__ += ["scoring", "startup", "vocab_30k", "vocab_414k"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from bench_machine import Probe, Speed, cores, forget_peak, resident, run_script, synchronize
+from bench_machine import Probe, forget_peak, resident, run_script, synchronize
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -128,18 +128,3 @@ def of_products(row: Row, bench: Bench, run: Callable[[], tuple[float, float, fl
 def import_seconds(bench: Bench, *packages: str) -> float:
     """Time of a Python process that imports `packages` and ends."""
     return run_script([bench.python, "-c", f"import {', '.join(packages)}"], ROOT).seconds
-
-
-__all__ = [
-    "Bench",
-    "FULL",
-    "QUICK",
-    "ROOT",
-    "Row",
-    "Scale",
-    "Speed",
-    "cores",
-    "import_seconds",
-    "of_products",
-    "spread",
-]

@@ -1,5 +1,6 @@
 """Rows that train: the loader, the trainer and the model are those of train.py, with its defaults."""
 
+import os
 import time
 
 import torch
@@ -123,16 +124,9 @@ def train_pixels(bench: Bench) -> Row:
 
     training.run(1)
     of_products(row, bench, run, bench.scale.runs)
-    workers = [pid for pid in tree(_own_pid()) if pid != _own_pid()]
-    row.peak_bytes += sum(proportional(pid) for pid in workers)
+    row.peak_bytes += sum(proportional(pid) for pid in tree(os.getpid())[1:])  # the workers
     training.loader.close()
     return row
-
-
-def _own_pid() -> int:
-    import os
-
-    return os.getpid()
 
 
 def train_cached(bench: Bench) -> Row:

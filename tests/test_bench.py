@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -170,12 +171,18 @@ def test_quick_run_of_some_rows(tmp_path, script_alone):
     assert found["rows"]["train_lstm"]["parts"]["tokens_per_caption"] == pytest.approx(12.8, abs=0.4)
 
 
-def test_help_needs_no_heavy_imports(script_alone):
-    code = "import runpy, sys; sys.argv = ['bench.py', '--help']; runpy.run_path('benchmarks/bench.py', run_name='__main__')"
-    ask = f"import sys\ntry:\n    exec({code!r})\nfinally:\n    print(sorted({{'torch', 'numpy', 'PIL'}} & set(sys.modules)))"
-    import subprocess
+HELP = """
+import runpy, sys
+sys.argv = ["bench.py", "--help"]
+try:
+    runpy.run_path("benchmarks/bench.py", run_name="__main__")
+finally:
+    print(sorted({"torch", "numpy", "PIL"} & set(sys.modules)))
+"""
 
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, cwd=ROOT)
+
+def test_help_needs_no_heavy_imports():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.startswith("usage:") and done.stdout.endswith("[]\n")
 
 
