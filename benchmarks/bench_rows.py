@@ -46,6 +46,7 @@ class Bench:
     scale: Scale
     amp: str = "off"
     python: str = "python3"
+    made: dict = field(default_factory=dict)  # what several rows share
 
     def script(self, *command, watch: bool = False):
         """A script of the toolkit, run as a person would."""
