@@ -15,6 +15,7 @@ from images import list_images
 from picsom_dataset import PicSOMDataset
 from story_dataset import VistDataset
 from video_datasets import MSRVTTDataset, TRECVID2018Dataset
+from visual_genome_paragraphs import VisualGenomeIM2PDataset
 from visual_genome_regions import VisualGenomeRegionsDataset
 
 __all__ = ["CaptionDataset", "CocoDataset", "GenericDataset", "ImageItem", "join_datasets", "open_dataset"]
@@ -103,6 +104,7 @@ DATASET_CLASSES = {
         MSRVTTDataset,
         PicSOMDataset,
         TRECVID2018Dataset,
+        VisualGenomeIM2PDataset,
         VisualGenomeRegionsDataset,
         VistDataset,
     )

@@ -29,6 +29,7 @@ from caption_datasets import CaptionDataset, CocoDataset, GenericDataset, ImageI
 from common import UserError
 from feature_readers import FeatureReader
 from features import open_features
+from paragraph_text import split_sentences
 from photo_loading import PhotoLoader, StoryPixels, stacked, with_files
 from vocabulary import END, PAD, START
 
@@ -47,11 +48,13 @@ class Batch:
     captions: torch.Tensor | None = None  # (N, T) int64: <start> words <end>, then <pad>
     lengths: torch.Tensor | None = None  # (N,) int64, counting <start> and <end>
     row_image: torch.Tensor | None = None  # (N,) int64, the row's image in 0..B-1
+    # Of paragraphs: (Q,) int64, how many sentences each caption has. A row is a sentence, those of a caption in order.
+    sentences: torch.Tensor | None = None
     index: int = 0  # which batch of the epoch this is: a batch of nothing but bad images is passed over
     bad: list[str] = field(default_factory=list)  # why images were dropped from it
 
     def _each(self, change: Callable) -> "Batch":
-        names = ("pixels", "captions", "lengths", "row_image")
+        names = ("pixels", "captions", "lengths", "row_image", "sentences")
         changed = {name: change(value) for name in names if (value := getattr(self, name)) is not None}
         lists = {name: [change(value) for value in getattr(self, name)] for name in ("features", "persist_features")}
         return replace(self, **changed, **lists)
@@ -184,32 +187,50 @@ def alternatives(item: ImageItem) -> str | tuple[str, ...]:
 
 
 class _Captions:
-    """The captions of all items as ids in one flat array, <start> and <end> included."""
+    """The captions of all items as ids in one flat array, <start> and <end> included.
 
-    def __init__(self, items: Sequence[ImageItem], vocabulary, max_tokens: int | None):
+    max_sentences: captions are paragraphs, each sentence a row of its own; what goes beyond them is left out.
+    """
+
+    def __init__(self, items: Sequence[ImageItem], vocabulary, max_tokens: int | None, max_sentences: int | None):
         encode = vocabulary.encode
-        flat, lengths = array("i"), []
+        flat, lengths, sentences = array("i"), [], []
         for item in items:
             for caption in item.captions:
-                ids = encode(caption)
-                row = [START, *(ids if max_tokens is None else ids[:max_tokens]), END]
-                flat.extend(row)
-                lengths.append(len(row))
+                parts = [caption]
+                if max_sentences is not None:
+                    parts = split_sentences(caption)[:max_sentences] or parts
+                sentences.append(len(parts))
+                for part in parts:
+                    ids = encode(part)
+                    row = [START, *(ids if max_tokens is None else ids[:max_tokens]), END]
+                    flat.extend(row)
+                    lengths.append(len(row))
+        self.paragraphs = max_sentences is not None
+        self.sentences = np.array(sentences, np.int64)  # of each caption
+        self.first_row = np.cumsum(self.sentences) - self.sentences
         self.flat = np.frombuffer(flat, np.int32)
         self.lengths = np.array(lengths, np.int64)
         self.begins = np.cumsum(self.lengths) - self.lengths
         self.first = np.cumsum([0, *(len(item.captions) for item in items)])  # of each item, its first caption
 
-    def rows(self, groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """captions (N, T), lengths (N,), row_image (N,)."""
+    def rows(self, groups: Sequence[Group]) -> dict[str, torch.Tensor]:
+        """captions (N, T), lengths (N,), row_image (N,), and of paragraphs sentences (Q,), as a Batch has them."""
         rows = np.array([self.first[item] + c for item, captions in groups for c in captions], np.int64)
         row_image = np.repeat(np.arange(len(groups)), [len(captions) for _, captions in groups])
+        sentences = {}
+        if self.paragraphs:
+            counts = self.sentences[rows]
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            rows, row_image = np.repeat(self.first_row[rows], counts) + within, np.repeat(row_image, counts)
+            sentences["sentences"] = torch.from_numpy(counts)
         lengths = self.lengths[rows]
         steps = np.arange(lengths.max(initial=0))
         inside = steps < lengths[:, None]  # (N, T)
         ids = np.full(inside.shape, PAD, np.int64)
         ids[inside] = self.flat[(self.begins[rows][:, None] + steps)[inside]]
-        return torch.from_numpy(ids), torch.from_numpy(lengths), torch.from_numpy(row_image)
+        arrays = {"captions": ids, "lengths": lengths, "row_image": row_image}
+        return {name: torch.from_numpy(values) for name, values in arrays.items()} | sentences
 
 
 class _Batches:
@@ -242,7 +263,7 @@ class _Batches:
             batch.features = [source.get(batch.items) for source in self.features]
             batch.persist_features = [source.get(batch.items) for source in self.persist_features]
             if self.captions is not None:
-                batch.captions, batch.lengths, batch.row_image = self.captions.rows(groups)
+                batch = replace(batch, **self.captions.rows(groups))
         return batch
 
     def _load_pixels(self, batch: Batch, epoch: int, groups: list[Group]) -> list[Group]:
@@ -350,6 +371,7 @@ def get_loader(
     seed: int = 42,
     num_workers: int | None = None,
     max_tokens: int | None = None,
+    max_sentences: int | None = None,
     shuffle: bool = True,
     rank: int = 0,
     world_size: int = 1,
@@ -359,7 +381,8 @@ def get_loader(
     batch_size: captions; features, persist_features: external names, or opened sources; transform:
     (PIL image, seed) -> uint8 (3, H, W), None for no pixels (an attribute `size_hint` allows reduced-scale decoding);
     num_workers: processes, None for 0 without pixels and for the machine's cores with them; max_tokens: words kept of a
-    caption.
+    caption; max_sentences: captions are paragraphs, a row is a sentence, and so many are kept of each (batch_size still
+    counts captions).
     Raises UserError where there are no captions, an image lacks a feature, or no image file is there.
     """
     dataset.require_captions()
@@ -367,7 +390,7 @@ def get_loader(
     items, bad = with_files(dataset, items) if transform is not None else (items, [])
     counts = [len(item.captions) for item in items]
     sampler = GroupedBatchSampler(counts, batch_size, captions_per_image, seed, shuffle, rank, world_size)
-    captions = _Captions(items, vocabulary, max_tokens)
+    captions = _Captions(items, vocabulary, max_tokens, max_sentences)
     batches = _Batches(items, captions, *_sources(dataset, items, features, persist_features), transform, seed)
     return Loader(dataset, batches, sampler, _workers(num_workers, transform), bad)
 
@@ -383,6 +406,7 @@ def get_eval_loader(
     transform: Callable | None = None,
     num_workers: int | None = None,
     max_tokens: int | None = None,
+    max_sentences: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
@@ -397,7 +421,7 @@ def get_eval_loader(
     items, bad = with_files(dataset, items) if transform is not None else (items, [])
     counts = [len(item.captions) if with_captions else 0 for item in items]
     sampler = ImageBatchSampler(counts, batch_size, rank, world_size)
-    captions = _Captions(items, vocabulary, max_tokens) if with_captions else None
+    captions = _Captions(items, vocabulary, max_tokens, max_sentences) if with_captions else None
     batches = _Batches(items, captions, *_sources(dataset, items, features, persist_features), transform, None)
     return Loader(dataset, batches, sampler, _workers(num_workers, transform), bad)
 

@@ -108,6 +108,7 @@ class SentenceDecoder(nn.Module):
     projection: a square layer P between the hidden state and the shared matrix, whose norm the loss penalises (the
         same paper; `losses.projection_regularisation`).
     skip_start: the pooled image is read in place of <start> instead of before it.
+    given_first: there is no pooled image; the caller sets `memory.first` (N, E), which is read like one (a topic).
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class SentenceDecoder(nn.Module):
         share_embeddings: bool = False,
         projection: bool = False,
         skip_start: bool = False,
+        given_first: bool = False,
     ):
         super().__init__()
         self.vocab_size, self.embed_size, self.hidden_size = vocab_size, embed_size, hidden_size
@@ -139,7 +141,8 @@ class SentenceDecoder(nn.Module):
         self.embed = nn.Embedding(vocab_size, embed_size)
         self.image = ImageEmbedding(image_size, embed_size, encoder_non_lin, encoder_dropout) if image_size else None
         self.persist_size, self.skip_start = persist_size, skip_start
-        if skip_start and not image_size:
+        self.reads_first = bool(image_size) or given_first
+        if skip_start and not self.reads_first:
             raise ValueError("skip_start needs a pooled image to stand in for <start>")
         context_size = 0
         if attention:
@@ -195,7 +198,7 @@ class SentenceDecoder(nn.Module):
         else:
             zeros = self.embed.weight.new_zeros(self.num_layers, len(memory), self.hidden_size)
             state = tuple(zeros for _ in names)
-        if self.image is not None and not self.skip_start:
+        if self.reads_first and not self.skip_start:
             state, _, _ = self._advance(memory.first, state, memory)
         return state
 
@@ -251,14 +254,18 @@ class SentenceDecoder(nn.Module):
         Row n is about image row_image[n] of `memory`. Returns logits (M, V) and attention weights (M, R) or None, token
         j of either belonging to [packing.row[j], packing.time[j]]: no padding is computed.
         """
-        memory = memory.select(row_image[packing.order])
+        logits, weights, _ = self.read(memory.select(row_image[packing.order]), tokens, packing)
+        return logits, weights
+
+    def read(self, memory: Memory, tokens: Tensor, packing: Packing) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`forward` with a memory whose rows are in `packing.order`; gives the last layer's states (M, H) too."""
         state = self.start(memory)
         first = memory.first.index_select(0, packing.rank) if self.skip_start else None
         embedded = self.dropout(self.embed_words(tokens[packing.row, packing.time], first))  # (M, E)
         if self.attention_kind == "soft":
             attend = self._attend_lstm if self.rnn_arch == "LSTM" and self.num_layers == 1 else self._attend_steps
             hidden, context, weights = attend(embedded, state, memory, packing)
-            return self._logits(hidden, embedded, context), weights
+            return self._logits(hidden, embedded, context), weights, hidden
         inputs = embedded
         if memory.persist is not None:
             inputs = torch.cat([embedded, memory.persist.index_select(0, packing.rank)], 1)
@@ -267,7 +274,7 @@ class SentenceDecoder(nn.Module):
         context = weights = None
         if self.attention_kind == "spatial":
             context, weights = self._attend_after(hidden, memory, packing)
-        return self._logits(hidden, embedded, context), weights
+        return self._logits(hidden, embedded, context), weights, hidden
 
     def _attend_lstm(self, embedded: Tensor, state: State, memory: Memory, packing: Packing) -> tuple[Tensor, ...]:
         """Soft attention with one LSTM layer: what does not depend on the step is one product before the loop."""

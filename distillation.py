@@ -42,6 +42,8 @@ class Teachers:
                 raise UserError(f"--distill {path}: its vocabulary is not the student's; train both with one --vocab")
             if not all(teacher.external):
                 check_pixels(path, teacher, student)
+            if teacher.config.paragraphs is not None:
+                raise UserError(f"--distill {path}: it writes paragraphs; a teacher writes sentences")
             teacher.model.requires_grad_(False)
             self.captioners.append(teacher)
             extra |= dict.fromkeys(name for name in file_names(teacher.config) if name not in own)

@@ -37,7 +37,6 @@ from tqdm import tqdm
 from caption_datasets import CaptionDataset, GenericDataset, ImageItem, open_dataset
 from common import script_name
 from data_loader import Loader, get_eval_loader
-from decoding import Search
 from devices import choose_device
 from image_zips import is_zip
 from images import image_exists
@@ -46,6 +45,7 @@ from lemma_rules import LemmaRules
 from loaded_model import check_feature_files
 from model import Caption, Captioner, caption_loader, load_captioner
 from model_inputs import check_features, missing_features, replace_files
+from paragraphs import ParagraphSearch
 from photo_views import with_size
 from result_files import (
     GROWING,
@@ -75,12 +75,12 @@ def as_deepcaption(args, captioner: Captioner) -> bool:
     return captioner.info.get("made_by") == "DeepCaption" and not asked
 
 
-def search_of(args, captioner: Captioner) -> Search:
+def search_of(args, captioner: Captioner) -> ParagraphSearch:
     old = as_deepcaption(args, captioner)
     beams = 1 if args.sample or old else args.beam_size or max(3, args.n_best)
     own = 0.0 if old or args.sample else captioner.length_penalty
     length_penalty = own if args.length_penalty is None else args.length_penalty
-    return Search(
+    return ParagraphSearch(
         beam_size=beams,
         max_length=args.max_seq_length,
         length_penalty=length_penalty,
@@ -92,7 +92,18 @@ def search_of(args, captioner: Captioner) -> Search:
         allow_unk=args.allow_unk or old,
         block_trigrams=args.block_trigrams,
         trigram_penalty_alpha=args.trigram_penalty_alpha,
+        no_repeat_sentences=args.no_repeat_sentences,
+        only_complete_sentences=args.only_complete_sentences,
     )
+
+
+def check_paragraphs(args) -> None:
+    """Raises UserError for what cannot be asked of a model that writes paragraphs."""
+    if args.n_best > 1 and not args.sample:
+        raise UserError(f"--n_best {args.n_best}: a beam search writes one paragraph of an image; for several --sample")
+    for name in ("alternatives", "probabilities", "lemma_pos_rules"):
+        if getattr(args, name):
+            raise UserError(f"--{name} is for captions of one sentence; the model writes paragraphs")
 
 
 def model_path(args) -> str:
@@ -159,6 +170,8 @@ def open_model(args) -> Captioner:
         captioner.vocabulary = vocabulary
     if as_deepcaption(args, captioner):
         note("a model of DeepCaption: captions as it wrote them (greedy, with <unk>); --beam_size 3 searches better")
+    if captioner.config.paragraphs is not None:
+        check_paragraphs(args)
     if args.attention_output and captioner.model.attended is None:
         raise UserError("--attention_output: the model has no attention")
     return captioner
@@ -221,8 +234,7 @@ def log_attention(args, log: AttentionLog, captioner: Captioner, items: list[Ima
     with torch.autocast(captioner.device.type, torch.bfloat16, enabled=args.amp == "bf16"):
         explained = captioner.explain(memory, best)
     for item, caption, (weights, log_probs) in zip(items, best, explained):
-        words = [*captioner.vocabulary.tokens(caption.tokens), "<end>"]
-        log.add(result_id(args, item), words, weights.numpy(), log_probs.numpy())
+        log.add(result_id(args, item), captioner.words(caption), weights.numpy(), log_probs.numpy())
 
 
 def caption_all(args, captioner: Captioner, loader: Loader, add, attention: AttentionLog | None) -> None:
@@ -267,7 +279,7 @@ def result_of(args, captioner: Captioner, item: ImageItem, captions: list[Captio
     vocabulary, pairs = captioner.vocabulary, []
     for caption in captions:
         if rules is None:
-            text = vocabulary.sentence(caption.tokens, not args.no_capitalize)
+            text = captioner.text(caption, not args.no_capitalize)
         else:
             text = " ".join(rules.words(vocabulary.tokens(caption.tokens)))
             text = text if args.no_capitalize else as_sentence(text)

@@ -36,7 +36,7 @@ def add_model(add) -> None:
 
 
 def add_search(add) -> None:
-    add("--max_seq_length", type=int, default=20, metavar="N", help="most words of a caption (default: 20)")
+    add("--max_seq_length", type=int, default=20, metavar="N", help="most words of a sentence (default: 20)")
     add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
     add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
     add("--n_best", type=int, default=1, metavar="N", help="captions of each image, best first (default: 1)")
@@ -48,6 +48,8 @@ def add_search(add) -> None:
         metavar="A",
         help="lower the log-probability of a word that would repeat three words by A ln 2 per earlier time (default 0)",
     )
+    add("--no_repeat_sentences", action="store_true", help="no sentence twice in a paragraph: the next best, or none")
+    add("--only_complete_sentences", action="store_true", help="leave out sentences cut off at --max_seq_length")
     add("--allow_unk", action="store_true", help="let <unk>, the unknown word, be written")
     add("--sample", action="store_true", help="draw the words at random instead of searching for the likeliest")
     add("--temperature", type=float, metavar="T", help="with --sample: below 1 bolder, above wilder (default: 1)")

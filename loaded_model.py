@@ -10,6 +10,8 @@ from model_config import FeatureSpec, ModelConfig, settle_joint_sizes
 FIXED = ("embed_size", "hidden_size", "num_layers", "rnn_arch", "rnn_hidden_init", "encoder_non_lin", "attention")
 FIXED += ("share_embedding_weights", "skip_start_token")
 FIXED_WITH_ATTENTION = ("attention_size", "value_size")
+FIXED_PARAGRAPHS = ("pooling_size", "fc_size", "coherent_sentences", "coupling_alpha", "coupling_beta")
+FREE_PARAGRAPHS = ("max_sentences", "weight_sentence_loss", "weight_word_loss", "dropout_stopping", "dropout_fc")
 
 
 def adapt(captioner, given: dict) -> None:
@@ -22,6 +24,7 @@ def adapt(captioner, given: dict) -> None:
     for name in FIXED + (FIXED_WITH_ATTENTION if config.attention else ()):
         if name in given and given[name] != getattr(config, name):
             contradicts(name, given[name], getattr(config, name))
+    adapt_paragraphs(captioner, given)
     if given.get("regularize_projection") and not config.projection:
         contradicts("regularize_projection", given["regularize_projection"], "no projection")
     if given.get("crop_size") not in (None, captioner.size):
@@ -31,15 +34,40 @@ def adapt(captioner, given: dict) -> None:
             take_features(name, given[name], specs)
     if "dropout" in given:
         config.dropout = given["dropout"]
-        decoder = captioner.model.decoder
+        decoder = captioner.model.sentence_decoder
         decoder.dropout.p = config.dropout
         decoder.rnn.dropout = config.dropout if config.num_layers > 1 else 0.0
     if "encoder_dropout" in given:
         config.encoder_dropout = given["encoder_dropout"]
-        decoder = captioner.model.decoder
-        for part in (getattr(decoder.image, "dropout", None), getattr(decoder, "region_dropout", None)):
+        decoder = captioner.model.sentence_decoder
+        image = decoder.image if config.paragraphs is None else captioner.model.decoder.pooling
+        for part in (getattr(image, "dropout", None), getattr(decoder, "region_dropout", None)):
             if part is not None:
                 part.p = config.encoder_dropout
+
+
+def adapt_paragraphs(captioner, given: dict) -> None:
+    """The part of `adapt` that is about paragraphs: most sentences, loss weights and dropout act."""
+    config, decoder = captioner.config.paragraphs, captioner.model.decoder
+    for name in FIXED_PARAGRAPHS + FREE_PARAGRAPHS:
+        if name not in given:
+            continue
+        if config is None:
+            raise UserError(f"--{name}: the loaded model writes sentences; add --hierarchical_model to build on it")
+        if name in FIXED_PARAGRAPHS and given[name] != getattr(config, name):
+            contradicts(name, given[name], getattr(config, name))
+        setattr(config, name, given[name])
+    if config is not None:
+        decoder.max_sentences = config.max_sentences
+        decoder.dropout_stopping.p, decoder.dropout_fc.p = config.dropout_stopping, config.dropout_fc
+
+
+def check_word_decoder(config: ModelConfig, given: dict) -> None:
+    """Raises UserError where a flag contradicts the model of sentences that becomes a word decoder."""
+    fixed = ("embed_size", "hidden_size", "num_layers", "rnn_arch", "attention", "share_embedding_weights")
+    for name in fixed + ("skip_start_token",) + (FIXED_WITH_ATTENTION if config.attention else ()):
+        if name in given and given[name] != getattr(config, name):
+            contradicts(name, given[name], getattr(config, name))
 
 
 def contradicts(name: str, value, own) -> None:

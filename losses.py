@@ -12,6 +12,26 @@ def token_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float 
     return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
 
 
+def paragraph_loss(
+    logits: Tensor,
+    targets: Tensor,
+    stops: Tensor,
+    last: Tensor,
+    weight_sentence: float = 5.0,
+    weight_word: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The objective of Krause et al. 2017 (eq. 2), which sums over sentences and words, divided by the words' number.
+
+    logits (M, V), targets (M,): words; stops (N, 2): logits of going on and stopping after each sentence, last (N,) 1
+    where the sentence is its paragraph's last, else 0. Smoothing is for words alone.
+    Returns the weighted sum, and its parts: mean nats per word, and per sentence of the decision to stop.
+    """
+    word = token_cross_entropy(logits, targets, label_smoothing)
+    stop = F.cross_entropy(stops.float(), last)
+    return weight_word * word + weight_sentence * stop * len(last) / len(targets), word, stop
+
+
 def attention_regularisation(weights: Tensor, row: Tensor, n_rows: int) -> Tensor:
     """Doubly stochastic attention (Xu et al. 2015, eq. 14): the mean of (1 - sum over time of weights)^2.
 

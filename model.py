@@ -20,7 +20,9 @@ from decoder import Memory, SentenceDecoder
 from decoding import Search, generate
 from encoder import Extractor, build_extractor, image_transform
 from feature_captions import caption_features
+from hierarchical import hierarchical_decoder
 from model_config import FeatureSpec, ModelConfig
+from paragraphs import Paragraph, as_text, explain_paragraphs, tidy_caption, write_paragraphs
 from photo_loading import StoryPixels, encoded
 from photo_views import TenCropFeatures, photo_transform, see, ten_crop_size
 from recurrence import Packing
@@ -32,7 +34,7 @@ __all__ += ["internal_spec", "load_captioner", "make_extractor", "save_captioner
 
 
 class CaptionModel(nn.Module):
-    """Encoders (frozen unless `finetune_encoder`) and a sentence decoder.
+    """Encoders (frozen unless `finetune_encoder`) and a sentence decoder, or a paragraph decoder over one.
 
     extractors: for each of `config.specs` its encoder, or None where features come from a file.
     """
@@ -48,16 +50,17 @@ class CaptionModel(nn.Module):
         from_features = config.rnn_hidden_init == "from_features" and not config.attention
         if from_features and not pooled:
             raise UserError("--rnn_hidden_init from_features needs initial features (--features)")
-        if config.skip_start_token and (from_features or not pooled):
+        if config.skip_start_token and (from_features or not pooled) and config.paragraphs is None:
             raise UserError("--skip_start_token needs pooled initial features, which are read in place of <start>")
-        self.decoder = SentenceDecoder(
+        paragraphs = config.paragraphs is not None
+        decoder = SentenceDecoder(
             vocab_size,
             embed_size=config.embed_size,
             hidden_size=config.hidden_size,
             num_layers=config.num_layers,
             rnn_arch=config.rnn_arch,
             dropout=config.dropout,
-            image_size=0 if from_features else pooled,
+            image_size=0 if from_features or paragraphs else pooled,
             encoder_non_lin=config.encoder_non_lin,
             encoder_dropout=config.encoder_dropout,
             persist_size=sum(n for i, n in size.items() if i >= self.n_initial),
@@ -69,10 +72,17 @@ class CaptionModel(nn.Module):
             share_embeddings=config.share_embedding_weights,
             projection=config.projection,
             skip_start=config.skip_start_token,
+            given_first=paragraphs,
         )
+        self.decoder = hierarchical_decoder(config, decoder) if paragraphs else decoder
+
+    @property
+    def sentence_decoder(self) -> SentenceDecoder:
+        """The decoder, or the word decoder of a hierarchical model."""
+        return self.decoder if self.config.paragraphs is None else self.decoder.word_decoder
 
     def encode(self, pixels: Tensor | StoryPixels | None, inputs: list[Tensor | None]) -> Memory:
-        """What the decoder needs of B images.
+        """What the decoder needs of B images; a ParagraphMemory in a hierarchical model.
 
         pixels (B, 3, H, W), uint8 or float in 0..255, views of photo_views (B, W, 3, H, W), or StoryPixels of either,
         whose features are averaged; inputs: per spec a tensor (B, D) or (B, R, D) read from a file, or None to have its
@@ -91,6 +101,8 @@ class CaptionModel(nn.Module):
         pooled = [None if i == self.attended else x.mean(1) if x.dim() == 3 else x for i, x in enumerate(tensors)]
         initial = joined(pooled[: self.n_initial])
         persist = joined(pooled[self.n_initial :])
+        if self.config.paragraphs is not None:
+            return self.decoder.prepare(tensors[: self.n_initial], persist, regions)
         return self.decoder.prepare(image=initial, persist=persist, regions=regions, initial=initial)
 
     def forward(
@@ -234,11 +246,15 @@ def build_model(
 
 @dataclass
 class Caption:
-    """text as it is printed; tokens: word ids without <start> and <end>; log_prob: natural, of the words and <end>."""
+    """text as it is printed; tokens: word ids without <start> and <end>; log_prob: natural, of the words and <end>.
+
+    paragraph: the sentences of a hierarchical model, whose words `tokens` joins and whose log_prob is the sum.
+    """
 
     text: str
     tokens: list[int]
     log_prob: float
+    paragraph: Paragraph | None = None
 
 
 class Captioner:
@@ -309,24 +325,45 @@ class Captioner:
     def caption(self, memory: Memory, search: Search) -> list[list[Caption]]:
         """Captions of the B images of `memory`, `search.n_best` each, best first."""
         self.model.eval()
+        if self.config.paragraphs is not None:
+            written = write_paragraphs(self.model.decoder, memory, search)
+            return [[self._paragraph(one) for one in several] for several in written]
         found = generate(self.model.decoder, memory, search)
         return [
-            [self._caption(*pair) for pair in zip(tokens, log_prob) if pair[1] > -float("inf")]
+            [self._caption(*pair, search) for pair in zip(tokens, log_prob) if pair[1] > -float("inf")]
             for tokens, log_prob in zip(found.tokens.tolist(), found.log_prob.tolist())
         ]
 
-    def _caption(self, tokens: list[int], log_prob: float) -> Caption:
+    def _caption(self, tokens: list[int], log_prob: float, search: Search) -> Caption:
         words = tokens[: tokens.index(END)] if END in tokens else [t for t in tokens if t != PAD]
+        words = tidy_caption(words, self.vocabulary, search)
         return Caption(self.vocabulary.sentence(words), words, log_prob)
+
+    def _paragraph(self, paragraph: Paragraph) -> Caption:
+        tokens = [word for sentence in paragraph.sentences for word in sentence]
+        return Caption(as_text(paragraph.sentences, self.vocabulary), tokens, paragraph.log_prob, paragraph)
+
+    def text(self, caption: Caption, capitalize: bool = True) -> str:
+        """The caption as it is printed, or as plain words."""
+        if caption.paragraph is not None:
+            return as_text(caption.paragraph.sentences, self.vocabulary, capitalize)
+        return self.vocabulary.sentence(caption.tokens, capitalize)
+
+    def words(self, caption: Caption) -> list[str]:
+        """The words of a caption with its <end>, of a paragraph with that of each sentence: what `explain` explains."""
+        sentences = [caption.tokens] if caption.paragraph is None else caption.paragraph.sentences
+        return [word for sentence in sentences for word in (*self.vocabulary.tokens(sentence), "<end>")]
 
     @torch.inference_mode()
     def explain(self, memory: Memory, captions: list[Caption]) -> list[tuple[Tensor | None, Tensor]]:
         """Where the model looked for each word, and how sure it was: one caption for each of the B images of `memory`.
 
         Gives for each image attention weights (T, R), None without attention, and log-probabilities (T,), natural;
-        T counts the words and <end>. Both on the CPU, float32.
+        T counts the words and <end>, in a paragraph that of each sentence. Both on the CPU, float32.
         """
         self.model.eval()
+        if self.config.paragraphs is not None:
+            return explain_paragraphs(self.model.decoder, memory, [caption.paragraph for caption in captions])
         lengths = torch.tensor([len(caption.tokens) + 2 for caption in captions])
         rows = [torch.tensor([START, *caption.tokens, END]) for caption in captions]
         tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(self.device)

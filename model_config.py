@@ -26,6 +26,22 @@ class FeatureSpec:
 
 
 @dataclass
+class ParagraphConfig:
+    """What a hierarchical model has besides its word decoder. Meanings and defaults are those of train.py's flags."""
+
+    pooling_size: int = 1024
+    fc_size: int | None = None  # None: pooling_size
+    max_sentences: int = 6
+    dropout_stopping: float = 0.0
+    dropout_fc: float = 0.0
+    weight_sentence_loss: float = 5.0
+    weight_word_loss: float = 1.0
+    coherent_sentences: bool = False
+    coupling_alpha: float = 1.0
+    coupling_beta: float = 1.5
+
+
+@dataclass
 class ModelConfig:
     """Everything needed to build the model again, in plain types. Meanings are those of train.py's flags."""
 
@@ -48,6 +64,7 @@ class ModelConfig:
     finetune_encoder: int = 0  # how many of the encoder's last blocks are trained; -1: all
     crop_size: int | None = None  # pixels; None: the encoder's own
     encoder_in_file: bool = False  # its weights travel in the model file, although frozen: no package has them
+    paragraphs: ParagraphConfig | None = None  # None: a caption is one sentence, written by the word decoder alone
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -58,6 +75,8 @@ class ModelConfig:
             name: [FeatureSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in state[name]]
             for name in ("features", "persist_features")
         }
+        if state.get("paragraphs") is not None:
+            specs["paragraphs"] = ParagraphConfig(**state["paragraphs"])
         return cls(**{**state, **specs})
 
     @property

@@ -45,6 +45,12 @@ class Packing:
             starts.append(starts[-1] + n)
         return starts
 
+    def ends(self) -> Tensor:
+        """Where each row's last token is in the packed order (N,); rows as in `order`."""
+        ranks = torch.arange(self.active[0])
+        steps = (torch.tensor(self.active).unsqueeze(1) > ranks).sum(0)  # (N,)
+        return (torch.tensor(self.starts())[steps - 1] + ranks).to(self.order.device)
+
 
 def attention_lstm(
     inputs: Tensor,

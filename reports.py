@@ -64,6 +64,9 @@ def describe(captioner: Captioner, loader, validation) -> None:
     shapes = [f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in config.specs]
     kind = f"{config.num_layers}-layer {config.rnn_arch} {config.hidden_size}"
     kind += f", {config.attention} attention" if config.attention else ""
+    if config.paragraphs is not None:
+        coherent = "coherent " if config.paragraphs.coherent_sentences else ""
+        kind += f", {coherent}paragraphs of up to {config.paragraphs.max_sentences} sentences"
     print(f"model:      {', '.join(shapes)} -> {kind}; {total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained")
     print(f"device:     {captioner.device}", flush=True)
 

@@ -9,9 +9,9 @@
     ./score.py results.json --ground_truth captions.json --per_image images.csv   # a row for each image
 
 results.json is the COCO results list that `infer.py --output_format json` writes:
-[{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. The ground truth is a COCO caption file. Images of the
-ground truth without a result are counted and left aside. A metric that cannot run (METEOR and SPICE without Java) is
-named with the reason; the exit status is 1 if --scoring asked for it by name.
+[{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. The ground truth is a COCO caption file, or Visual
+Genome's list of paragraphs. Images of the ground truth without a result are counted and left aside. A metric that
+cannot run (METEOR and SPICE without Java) is named with the reason; the exit status is 1 if --scoring asked for it.
 """
 
 import argparse
@@ -32,7 +32,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="RESULTS.json",
         help="captions to score, as infer.py writes them; several to compare",
     )
-    parser.add_argument("--ground_truth", metavar="FILE", required=True, help="reference captions, a COCO caption file")
+    parser.add_argument(
+        "--ground_truth", metavar="FILE", required=True, help="COCO's captions, or paragraphs"
+    )
     parser.add_argument(
         "--scoring",
         metavar="NAMES",
@@ -73,13 +75,16 @@ from scoring import Scores, caption_statistics, java_note, parse_metrics, score_
 
 
 def read_ground_truth(path: str) -> dict:
-    """image id -> list of captions, of a COCO caption file."""
+    """image id -> list of captions, of a COCO caption file or Visual Genome's file of paragraphs."""
     content = read_json(path, "--ground_truth")
-    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
-        raise UserError(f"--ground_truth: {path} is no COCO caption file: it has no list 'annotations'")
+    entries, place, text = content, "", "paragraph"  # Visual Genome's paragraphs, as VisualGenomeIM2PDataset reads them
+    if not isinstance(content, list):
+        if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+            raise UserError(f"--ground_truth: {path} is no COCO caption file: it has no list 'annotations'")
+        entries, place, text = content["annotations"], "annotations", "caption"
     references = {}
-    for i, entry in enumerate(content["annotations"]):
-        image_id, caption = image_and_caption(entry, f"--ground_truth: {path}: annotations[{i}]")
+    for i, entry in enumerate(entries):
+        image_id, caption = image_and_caption(entry, f"--ground_truth: {path}: {place}[{i}]", text)
         references.setdefault(image_id, []).append(caption)
     if not references:
         raise UserError(f"--ground_truth: {path} has no captions")
@@ -103,17 +108,17 @@ def read_results(path: str) -> dict:
     return captions
 
 
-def image_and_caption(entry, place: str) -> tuple:
-    """The two values of an entry; `place` names it where it is malformed."""
+def image_and_caption(entry, place: str, text: str = "caption") -> tuple:
+    """The two values of an entry, the second under the key `text`; `place` names the entry where it is malformed."""
     if not isinstance(entry, dict):
-        raise UserError(f"{place} is not an object with 'image_id' and 'caption'")
-    for name, kinds in (("image_id", (int, str)), ("caption", (str,))):
+        raise UserError(f"{place} is not an object with 'image_id' and '{text}'")
+    for name, kinds in (("image_id", (int, str)), (text, (str,))):
         if name not in entry:
             raise UserError(f"{place} has no '{name}'")
         if not isinstance(entry[name], kinds) or isinstance(entry[name], bool):
             wanted = " or ".join("text" if kind is str else "a number" for kind in kinds)
             raise UserError(f"{place}: '{name}' is {json.dumps(entry[name])[:60]}, it must be {wanted}")
-    return entry["image_id"], entry["caption"]
+    return entry["image_id"], entry[text]
 
 
 def match_images(captions: dict, references: dict) -> dict:

@@ -31,10 +31,16 @@ def mixed_pass(
     Returns logits (M, V) in packed order and attention weights (M, R) or None.
     """
     memory = memory.select(row_image[packing.order])
+    logits, weights, _ = mixed_read(decoder, memory, tokens, packing, mode, p, coins)
+    return logits, weights
+
+
+def mixed_read(decoder, memory, tokens: Tensor, packing, mode: str, p: float, coins: torch.Generator):
+    """`mixed_pass` as `decoder.read`: a memory in the order of the packing, and the last layer's states (M, H) too."""
     state = decoder.start(memory)
     first = memory.first.unsqueeze(1) if decoder.skip_start else None
     truth = decoder.embed_words(tokens[packing.order], first).unbind(1)  # T tensors (N, E)
-    outputs, attention, previous = [], [], None
+    outputs, attention, hidden, previous = [], [], [], None
     for t, n in enumerate(packing.active):
         if n < len(memory):
             memory, state = memory.first_rows(n), first_states(state, n)
@@ -50,4 +56,6 @@ def mixed_pass(
         previous = logits.detach().argmax(1)
         outputs.append(logits)
         attention.append(weights)
-    return torch.cat(outputs), None if attention[0] is None else torch.cat(attention)
+        hidden.append(state[0][-1])
+    weights = None if attention[0] is None else torch.cat(attention)
+    return torch.cat(outputs), weights, torch.cat(hidden)

@@ -4,6 +4,7 @@
     ./train.py --dataset coco:train2014 --vocab vocab.pkl --model_name mymodel
     ./train.py --dataset coco:train2014 --validate coco:val2014 --validation_scoring cider --model_name mymodel
     ./train.py --dataset coco:train2014 --features lite0-conv.lmdb --attention soft --dropout 0.5 --model_name attentive
+    ./train.py --dataset vg:train --hierarchical_model --features lite0-conv.lmdb --model_name paragraphs
     ./train.py --dataset coco:train2014 --model_name mymodel --resume            # after an interruption, exactly
     ./train.py --validate coco:val2014 --validate_only --load_model models/mymodel/ep*.model
     torchrun --nproc_per_node 4 train.py ...                                     # several GPUs or machines
@@ -15,6 +16,7 @@ train_stats.json, which plot_stats.py draws.
 import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import train_flags
@@ -40,9 +42,10 @@ from distillation import Teachers
 from encoder import build_extractor, image_transform
 from feature_cache import cache_features, readable
 from features import is_feature_file
-from loaded_model import adapt, check_feature_files, command_history
+from loaded_model import adapt, check_feature_files, check_word_decoder, command_history
 from model import Captioner, build_model, internal_spec, load_captioner
-from model_config import FeatureSpec, ModelConfig
+from model_config import FeatureSpec, ModelConfig, ParagraphConfig
+from paragraphs import start_word_decoder
 from reports import Bar, describe, epoch_line, report_end, show_tokens
 from run_folder import RunFolder
 from scoring import parse_metrics
@@ -99,6 +102,8 @@ def make_captioner(args, dataset) -> Captioner:
     if args.load_model:
         vocabulary = given_vocabulary(args)
         captioner = load_captioner(args.load_model[0], weights=args.weights, photos=False, vocabulary=vocabulary)
+        if args.hierarchical_model and captioner.config.paragraphs is None:
+            return make_hierarchical(args, dataset, captioner)
         captioner.model.finetune(args.finetune_encoder)
         print(f"architecture and vocabulary from {args.load_model[0]}")
         if vocabulary is not None and vocabulary.words != captioner.vocabulary.words:
@@ -113,12 +118,37 @@ def make_captioner(args, dataset) -> Captioner:
     config = ModelConfig(
         features=feature_specs(args.features, dataset, args, extractors),
         persist_features=feature_specs(args.persist_features, dataset, args, extractors),
+        paragraphs=paragraph_config(args) if args.hierarchical_model else None,
         projection=args.share_embedding_weights and args.regularize_projection > 0,
         **{name: getattr(args, name) for name in same},
     )
     if not config.specs:
         raise UserError("--features names nothing: the decoder would see no image")
     return Captioner(build_model(config, vocabulary, args.weights, extractors=extractors), vocabulary, args.weights)
+
+
+def paragraph_config(args) -> ParagraphConfig:
+    return ParagraphConfig(**{name: getattr(args, name) for name in train_flags.PARAGRAPH_FLAGS})
+
+
+def make_hierarchical(args, dataset, flat: Captioner) -> Captioner:
+    """A paragraph captioner whose word decoder begins with the weights of `flat`.
+
+    Sizes and vocabulary are those of `flat`; its features too where none are asked for.
+    """
+    check_word_decoder(flat.config, args.given)
+    changes, extractors = {"paragraphs": paragraph_config(args), "rnn_hidden_init": None}, {}
+    for name in ("features", "persist_features"):
+        asked = args.given.get(name)
+        names = ",".join(spec.name for spec in getattr(flat.config, name)) if asked is None else asked
+        changes[name] = feature_specs(names, dataset, args, extractors)
+    for name in ("dropout", "encoder_dropout", "encoder_non_lin", "crop_size"):
+        changes[name] = args.given.get(name, getattr(flat.config, name))
+    changes |= {"finetune_encoder": args.finetune_encoder, "encoder_in_file": False}
+    model = build_model(replace(flat.config, **changes), flat.vocabulary, args.weights, extractors=extractors)
+    start_word_decoder(model.decoder, flat.model.decoder, args.load_model[0])
+    print(f"the word decoder begins with the weights of {args.load_model[0]}, whose vocabulary it has")
+    return Captioner(model, flat.vocabulary, args.weights)
 
 
 def loader_settings(captioner: Captioner, teachers: Teachers | None, args) -> dict:
@@ -134,6 +164,7 @@ def loader_settings(captioner: Captioner, teachers: Teachers | None, args) -> di
         "persist_features": captioner.feature_names(config.persist_features) + extra,
         "transform": transform if pixels else None,
         "num_workers": args.num_workers,
+        "max_sentences": None if config.paragraphs is None else config.paragraphs.max_sentences,
     }
 
 
@@ -156,6 +187,8 @@ def model_name(args) -> str:
     features = "-".join(Path(name).stem if is_feature_file(name) else name for name in args.features.split(","))
     parts = [args.model_basename, features.replace(":", "-"), args.attention, args.rnn_arch.lower()]
     parts.append(str(args.hidden_size))
+    if args.hierarchical_model:
+        parts.append("coherent" if args.coherent_sentences else "hierarchical")
     return "-".join(part for part in parts if part)
 
 
@@ -372,6 +405,9 @@ def main(args) -> int:
     log = TrainingLog(folder.path, args.tensorboard and is_main(), args.profiler and is_main())
     captioner = make_captioner(args, dataset)
     captioner.model.to(device)
+    if captioner.config.paragraphs is not None and (args.self_critical_from_epoch >= 0 or args.distill):
+        name = "distill" if args.distill else "self_critical_from_epoch"
+        raise UserError(f"--{name}: a hierarchical model is trained by cross-entropy alone")
     folder.history = contents.get("history", []) if contents else command_history(captioner.info)
     if args.show_tokens:
         show_tokens(dataset, captioner.vocabulary)

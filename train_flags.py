@@ -121,6 +121,30 @@ def add_model(add) -> None:
     )
 
 
+def add_paragraphs(add) -> None:
+    add(
+        "--hierarchical_model",
+        action="store_true",
+        help="write paragraphs: a sentence RNN over a word RNN (Krause et al. 2017); a model of sentences given with "
+        "--load_model becomes the word RNN",
+    )
+    add("--pooling_size", type=int, default=1024, metavar="P", help="size that regions are pooled to (default 1024)")
+    add("--fc_size", type=int, metavar="N", help="hidden layer before the topics (default: --pooling_size)")
+    add("--max_sentences", type=int, default=6, metavar="S", help="most sentences of a paragraph (default 6)")
+    add("--weight_sentence_loss", type=float, default=5.0, metavar="W", help="of the decision to stop (default 5)")
+    add("--weight_word_loss", type=float, default=1.0, metavar="W", help="of the words (default 1)")
+    add("--dropout_stopping", type=float, default=0.0, metavar="P", help="before the stop classifier (default 0)")
+    add("--dropout_fc", type=float, default=0.0, metavar="P", help="on the topics (default 0)")
+    add("--lr_word_decoder", type=float, metavar="RATE", help="the word RNN's own (default: --learning_rate)")
+    add(
+        "--coherent_sentences",
+        action="store_true",
+        help="couple each topic to the sentence before and a global topic (Chatterjee and Schwing 2018)",
+    )
+    add("--coupling_alpha", type=float, default=1.0, metavar="A", help="coherent: weight of the topic (default 1)")
+    add("--coupling_beta", type=float, default=1.5, metavar="B", help="of the sentence before (default 1.5)")
+
+
 def add_optimiser(add) -> None:
     add("--optimizer", default="rmsprop", choices=["rmsprop", "adam", "adamw", "sgd"], help="default rmsprop")
     add("--learning_rate", type=float, default=1e-3, help="default 0.001")
@@ -287,6 +311,7 @@ GROUPS = {
     "data": add_data,
     "vocabulary": add_vocabulary,
     "model": add_model,
+    "paragraphs": add_paragraphs,
     "optimiser": add_optimiser,
     "teacher forcing": add_teacher_forcing,
     "self-critical training": add_self_critical_training,
@@ -306,6 +331,7 @@ def parse_args(doc: str, argv=None) -> argparse.Namespace:
     bare = argparse.Namespace(**dict.fromkeys(vars(args), UNSET))
     given = vars(parser.parse_args(argv, bare))
     args.given = {name: value for name, value in given.items() if value is not UNSET}
+    check_paragraphs(parser, args)
     return args
 
 
@@ -351,3 +377,34 @@ def check(parser, args) -> None:
         parser.error("--cached_words is for --self_critical_from_epoch and for --validation_scoring ciderd")
     if args.learning_rate <= 0 or (args.grad_clip is not None and args.grad_clip <= 0):
         parser.error("--learning_rate and --grad_clip must be above 0")
+
+
+# what a hierarchical model keeps of the flags: the fields of ParagraphConfig
+PARAGRAPH_FLAGS = ("pooling_size", "fc_size", "max_sentences", "weight_sentence_loss", "weight_word_loss")
+PARAGRAPH_FLAGS += ("dropout_stopping", "dropout_fc", "coherent_sentences", "coupling_alpha", "coupling_beta")
+
+
+def check_paragraphs(parser, args) -> None:
+    for name in ("pooling_size", "fc_size", "max_sentences"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            parser.error(f"--{name} {value}: at least 1")
+    for name in ("dropout_stopping", "dropout_fc"):
+        if not 0 <= getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: from 0 to below 1")
+    for name in ("weight_sentence_loss", "weight_word_loss", "coupling_alpha", "coupling_beta"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name} {getattr(args, name)}: 0 or more")
+    if args.coupling_alpha + args.coupling_beta == 0:
+        parser.error("--coupling_alpha and --coupling_beta: one of them above 0")
+    if args.lr_word_decoder is not None and args.lr_word_decoder < 0:
+        parser.error(f"--lr_word_decoder {args.lr_word_decoder}: 0 or more (0 keeps the word RNN as it is)")
+    if not args.hierarchical_model:
+        lonely = [name for name in PARAGRAPH_FLAGS if name in args.given and not args.load_model]
+        if lonely:
+            parser.error(f"--{lonely[0]} is for --hierarchical_model")
+        return
+    if args.rnn_hidden_init:
+        parser.error("--rnn_hidden_init: with --hierarchical_model the word RNN starts from the topic, read first")
+    for name, asked in (("self_critical_from_epoch", args.self_critical_from_epoch >= 0), ("distill", args.distill)):
+        if asked:
+            parser.error(f"--{name}: a --hierarchical_model is trained by cross-entropy alone")

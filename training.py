@@ -9,7 +9,7 @@ Shapes: N rows (captions), M real tokens, R regions, V vocabulary.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,7 @@ from decoding import Search
 from distillation import Teachers
 from losses import attention_regularisation, projection_regularisation, token_cross_entropy
 from model import Captioner, batch_inputs, caption_loader
+from paragraph_training import ParagraphFigures, held_out_loss, paragraph_losses, word_decoder_apart
 from scoring import caption_statistics, score_captions
 from self_critical_training import SelfCritical
 from teacher_forcing import truth_probability
@@ -35,6 +36,7 @@ class Settings:
     optimizer: str = "rmsprop"
     learning_rate: float = 1e-3
     encoder_learning_rate: float | None = None
+    lr_word_decoder: float | None = None
     weight_decay: float = 1e-6
     grad_clip: float | None = None
     lr_scheduler: str | None = None
@@ -86,11 +88,12 @@ SELF_CRITICAL_RATE = 5e-5  # learning rate of a run that turns self-critical mid
 
 
 def make_optimizer(
-    settings: Settings, decoder: list[nn.Parameter], encoder: list[nn.Parameter]
+    settings: Settings, decoder: list[nn.Parameter], encoder: list[nn.Parameter], words: Sequence[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """The optimizer that `settings` names; each group's `share` is its part of the learning rate of a step.
 
-    Raises UserError for an unknown one.
+    words: the parameters of a hierarchical model's word decoder, which `decoder` lacks.
+    Raises UserError for an unknown optimizer.
     """
     kinds = {
         "rmsprop": torch.optim.RMSprop,
@@ -104,6 +107,9 @@ def make_optimizer(
     if encoder:
         own = settings.encoder_learning_rate or settings.learning_rate
         groups.append({"params": encoder, "share": own / settings.learning_rate})
+    if words:
+        own = settings.learning_rate if settings.lr_word_decoder is None else settings.lr_word_decoder
+        groups.append({"params": words, "share": own / settings.learning_rate})
     return kinds[settings.optimizer](groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
@@ -126,10 +132,10 @@ class Trainer:
     def __init__(self, captioner: Captioner, settings: Settings, steps_per_epoch: int, num_epochs: int):
         self.captioner, self.settings = captioner, settings
         self.steps_per_epoch, self.num_epochs = steps_per_epoch, num_epochs
-        decoder = [p for p in captioner.model.decoder.parameters() if p.requires_grad]
+        decoder, words = word_decoder_apart(captioner.model)
         encoder = [p for p in captioner.model.extractors.parameters() if p.requires_grad]
-        self.parameters, self.groups = decoder + encoder, (decoder, encoder)
-        self.optimizer = make_optimizer(settings, decoder, encoder)
+        self.parameters, self.groups = decoder + encoder + words, (decoder, encoder, words)
+        self.optimizer = make_optimizer(settings, *self.groups)
         self.plateau = make_plateau() if settings.lr_scheduler == "ReduceLROnPlateau" else None
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema else None
         self.step = self.began = self.turned = 0
@@ -192,10 +198,6 @@ class Trainer:
     def _teacher_forced(self, batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Logits, targets, attention weights and rows of the batch's captions, as `CaptionModel.forward` gives them."""
         s, captioner = self.settings, self.captioner
-        forcing = None
-        if s.teacher_forcing != "always":
-            p = truth_probability(self.step, s.teacher_forcing_k, s.teacher_forcing_beta)
-            forcing = (s.teacher_forcing, p, torch.Generator().manual_seed(s.seed * 1_000_003 + self.step))
         pixels, inputs = batch_inputs(captioner, batch)
         with autocast(captioner.device, s.amp):
             return captioner.model(
@@ -204,12 +206,14 @@ class Trainer:
                 batch.captions.to(captioner.device, non_blocking=True),
                 batch.lengths,
                 batch.row_image.to(captioner.device, non_blocking=True),
-                forcing,
+                self._forcing(),
             )
 
     def _losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
         """The cross-entropy that is reported, what is minimised, the number of tokens, and no reward."""
         s = self.settings
+        if self.captioner.config.paragraphs is not None:
+            return self._paragraph_losses(batch)
         logits, targets, weights, row = self._teacher_forced(batch)
         loss = token_cross_entropy(logits, targets, s.label_smoothing)
         total = loss
@@ -221,6 +225,29 @@ class Trainer:
             weight = self.captioner.model.decoder.projection.weight
             total = total + s.regularize_projection * projection_regularisation(weight)
         return loss, total, len(targets), 0.0
+
+    def _forcing(self) -> tuple[str, float, torch.Generator] | None:
+        """How much of the truth this step's decoder sees, as `CaptionModel.forward` takes it."""
+        s = self.settings
+        if s.teacher_forcing == "always":
+            return None
+        p = truth_probability(self.step, s.teacher_forcing_k, s.teacher_forcing_beta)
+        return s.teacher_forcing, p, torch.Generator().manual_seed(s.seed * 1_000_003 + self.step)
+
+    def _paragraph_losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
+        """As `_losses`, of a hierarchical model."""
+        s, captioner = self.settings, self.captioner
+        with autocast(captioner.device, s.amp):
+            memory = captioner.model.encode(*batch_inputs(captioner, batch))
+            losses = paragraph_losses(captioner, memory, batch, self._forcing(), s.label_smoothing)
+        total = losses.total
+        if s.regularize_attn and losses.weights is not None:
+            penalty = attention_regularisation(losses.weights, losses.row, len(batch.lengths))
+            total = total + s.regularize_attn * penalty
+        if s.regularize_projection and captioner.config.projection:
+            weight = captioner.model.sentence_decoder.projection.weight
+            total = total + s.regularize_projection * projection_regularisation(weight)
+        return losses.total, total, losses.tokens, 0.0
 
     def _self_critical_losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
         """As `_losses`, from captions that the model draws; a mixed loss adds the cross-entropy of the true ones."""
@@ -296,10 +323,13 @@ class Trainer:
         if name != self.settings.optimizer:
             wanted = f"not --optimizer {self.settings.optimizer}"
             raise UserError(f"the checkpoint has the state of {name}, {wanted}: use --optimizer_reset")
+        shares = [group["share"] for group in self.optimizer.param_groups]  # the flags', not the checkpoint's
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except (ValueError, KeyError) as error:
             raise UserError(f"the checkpoint's optimizer does not fit ({error}): use --optimizer_reset") from error
+        for group, share in zip(self.optimizer.param_groups, shares):
+            group["share"] = share
         self.step, self.num_epochs = state["step"], state["num_epochs"]
         if self.plateau is not None and state.get("plateau"):
             self.plateau.load_state_dict(state["plateau"])
@@ -357,25 +387,25 @@ def validate(
 
     Returns `validation_loss` (nats per token), `validation_METRIC`, and what warns of collapse: the share of distinct
     captions, their mean length in words, the share of <unk>. Tokens by the Python tokenizer: the same everywhere.
-    words: document frequencies for "ciderd", as scoring.py takes them.
+    words: document frequencies for "ciderd", as scoring.py takes them. Of a hierarchical model also what
+    ParagraphFigures measures.
     """
     loss_sum, tokens, written, references = 0.0, 0, {}, {}
+    settings = captioner.config.paragraphs
+    figures = None if settings is None else ParagraphFigures(settings.max_sentences)
     for batch, memory, captions in caption_loader(captioner, loader, search if metrics else None, amp):
         with torch.inference_mode(), autocast(captioner.device, amp):
-            logits, targets, _, _ = captioner.model.decode(
-                memory,
-                batch.captions.to(captioner.device),
-                batch.lengths,
-                batch.row_image.to(captioner.device),
-            )
-        loss_sum += token_cross_entropy(logits, targets).item() * len(targets)
-        tokens += len(targets)
+            loss, count = held_out_loss(captioner, memory, batch, figures)
+        loss_sum += loss * count
+        tokens += count
         for item, best in zip(batch.items, captions or []):
             written[item.image_id] = best[0].text
             references[item.image_id] = item.captions
+            if figures is not None:
+                figures.compare(best[0].paragraph, item.captions[0])
         if bar is not None:
             bar.update(len(batch.items))
-    results = {"validation_loss": loss_sum / max(1, tokens)}
+    results = {"validation_loss": loss_sum / max(1, tokens)} | ({} if figures is None else figures.results())
     if metrics:
         scores = score_captions(written, references, metrics, tokenizer="python", document_frequencies=words)
         results |= {f"validation_{name}": value for name, value in scores.values.items()}

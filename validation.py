@@ -33,6 +33,7 @@ def validation_loader(
         persist_features=captioner.feature_names(config.persist_features),
         transform=None if all(captioner.external) else captioner.transform,
         num_workers=num_workers,
+        max_sentences=None if config.paragraphs is None else config.paragraphs.max_sentences,
     )
     check_feature_files(config, loader)
     return loader

@@ -32,8 +32,11 @@ MAY_IMPORT = {
     "photo_views": "encoder",
     "recurrence": "",
     "decoder": "recurrence vocabulary",
-    "hierarchical": "decoder recurrence vocabulary",
+    "paragraph_text": "",
+    "model_config": "",
+    "hierarchical": "decoder model_config recurrence",
     "decoding": "vocabulary",
+    "paragraphs": "decoder decoding hierarchical paragraph_text recurrence vocabulary",
     "feature_captions": "decoding",
     "word_probabilities": "vocabulary",
     "lemma_rules": "",
@@ -51,17 +54,18 @@ MAY_IMPORT = {
     "story_dataset": "dataset_config dataset_items",
     "video_datasets": "dataset_config dataset_items images",
     "visual_genome_regions": "dataset_config dataset_items",
+    "visual_genome_paragraphs": "dataset_config dataset_items paragraph_text",
     "caption_datasets": "dataset_config dataset_items images picsom_dataset story_dataset video_datasets "
-    "visual_genome_regions",
+    "visual_genome_paragraphs visual_genome_regions",
     "photo_loading": "dataset_items images image_zips",
     "batch_sampler": "",
-    "data_loader": "vocabulary feature_readers features caption_datasets batch_sampler photo_loading",
+    "data_loader": "vocabulary feature_readers features caption_datasets batch_sampler photo_loading paragraph_text",
     "devices": "",
-    "model_config": "",
     "deepcaption_files": "checkpoint encoder encoder_weights flat_encoders model_config vocabulary",
     "loaded_model": "features model_config",
     "model": "deepcaption_files model_config encoder decoder hierarchical decoding checkpoint photo_loading recurrence "
-    "teacher_forcing vocabulary feature_captions photo_views",
+    "teacher_forcing vocabulary feature_captions paragraphs photo_views",
+    "paragraph_training": "decoder losses model paragraph_text teacher_forcing",
     "model_inputs": "caption_datasets data_loader features model_config",
     "self_critical_training": "cider_reward decoding losses model self_critical self_critical_losses",
     "distillation": "loaded_model model model_config",
@@ -70,7 +74,8 @@ MAY_IMPORT = {
     "feature_cache": "caption_datasets data_loader devices encoder feature_readers model photo_loading",
     "validation": "data_loader feature_cache loaded_model model",
     "model_average": "checkpoint vocabulary",
-    "training": "decoding devices distillation losses model scoring self_critical_training teacher_forcing",
+    "training": "decoding devices distillation losses model paragraph_training scoring self_critical_training "
+    "teacher_forcing",
     "result_files": "images",
     "attention_figures": "",
     "train_flags": "",
@@ -115,7 +120,8 @@ def test_the_table_has_no_circles():
 @pytest.mark.parametrize(
     "name",
     ["images", "vocabulary", "dataset_config", "common", "caption_datasets", "dataset_items", "batch_sampler"]
-    + ["image_zips", "picsom_files", "picsom_dataset", "story_dataset", "video_datasets", "visual_genome_regions"],
+    + ["image_zips", "picsom_files", "picsom_dataset", "story_dataset", "video_datasets", "visual_genome_regions"]
+    + ["paragraph_text", "visual_genome_paragraphs"],
 )
 def test_modules_that_need_no_torch(name):
     assert not imports(FILES[name]) & {"torch", "torchvision", "timm"}
