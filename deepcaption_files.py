@@ -24,7 +24,7 @@ from common import UserError
 from encoder import Extractor, build_extractor
 from encoder_weights import load_weights
 from flat_encoders import modern_names
-from model_config import FeatureSpec, ModelConfig
+from model_config import FeatureSpec, ModelConfig, ParagraphConfig
 from vocabulary import DeepCaptionVocabulary, Vocabulary
 
 # ---- names in its files, and ours ----
@@ -54,8 +54,8 @@ HIERARCHICAL_NAMES = {
     "linear1.": "linear1.",
     "linear2.": "linear2.",
     "coupling_unit.": "coupling_unit.",
-    "word_decoder.": "word_decoder.",
 }
+WORD_DECODER = "word_decoder."
 RESNET_PARTS = {
     "0.": "conv1.",
     "1.": "bn1.",
@@ -67,7 +67,6 @@ RESNET_PARTS = {
 ATTENTION = (
     "is a DeepCaption model with attention, whose files differ between its versions: train it anew (--attention)"
 )
-PARAGRAPHS = "is a hierarchical (paragraph) model of DeepCaption, which cannot be read yet"
 
 
 @dataclass(frozen=True)
@@ -185,19 +184,20 @@ def convert(old: dict, path, vocabulary: Vocabulary | None = None) -> dict:
     """`load` from what `read` gave; `path` names the file in errors."""
     if old.get("attention"):
         raise UserError(f"model file {path} {ATTENTION}")
-    if old.get("hierarchical_model"):
-        raise UserError(f"model file {path} {PARAGRAPHS}")
     if old.get("vocab") is not None:
         vocabulary = Vocabulary.from_deepcaption(old["vocab"])
     if vocabulary is None:
         raise UserError(
             f"model file {path} of DeepCaption holds no vocabulary: name the one it was trained with (--vocab)"
         )
-    state = renamed(old["decoder"], DECODER_NAMES, path)
+    words, over_them = old["decoder"], {}
+    if old.get("hierarchical_model"):
+        words, over_them = split_paragraphs(old["decoder"], path)
+    state = renamed(words, DECODER_NAMES, path)
     image = renamed(old["encoder"], ENCODER_NAMES, path)
-    words, embed_size = state["embed.weight"].shape
-    if len(vocabulary) != words:
-        raise UserError(f"model file {path}: its vocabulary has {len(vocabulary)} words, its weights are for {words}")
+    size, embed_size = state["embed.weight"].shape
+    if len(vocabulary) != size:
+        raise UserError(f"model file {path}: its vocabulary has {len(vocabulary)} words, its weights are for {size}")
     total = image["image.linear.weight"].shape[1]
     total_persist = state["rnn.weight_ih_l0"].shape[1] - embed_size
     initial = FeatureGroup.of(old.get("features", "resnet152"), image, total, path)
@@ -213,6 +213,9 @@ def convert(old: dict, path, vocabulary: Vocabulary | None = None) -> dict:
         state |= image | {"image.bn.num_batches_tracked": image.get("image.bn.num_batches_tracked", torch.tensor(0))}
     persist.fold(state, "rnn.weight_ih_l0", "rnn.bias_ih_l0", start=embed_size)
     config = config_of(old, state, initial, persist, shared=share_embeddings(state))
+    if over_them:
+        config.paragraphs = paragraphs_of(old, state, over_them)
+        state = {paragraph_name(name): value for name, value in state.items()} | over_them
     state = {f"decoder.{name}": value.contiguous() for name, value in state.items()}
     for index, extractor in enumerate(initial.extractors + persist.extractors):
         if extractor is not None:
@@ -226,6 +229,31 @@ def convert(old: dict, path, vocabulary: Vocabulary | None = None) -> dict:
         "epoch": int(old.get("epoch") or 0),
         "history": [str(command) for command in old.get("command_history") or []],
     }
+
+
+def split_paragraphs(decoder: dict, path) -> tuple[dict, dict[str, Tensor]]:
+    """The tensors of a hierarchical decoder: those of its word decoder by their own names, and the others by ours."""
+    words = {name[len(WORD_DECODER) :]: value for name, value in decoder.items() if name.startswith(WORD_DECODER)}
+    return words, renamed(without(decoder, WORD_DECODER), HIERARCHICAL_NAMES, path)
+
+
+def paragraph_name(name: str) -> str:
+    """Where a tensor of a flat decoder stands in a hierarchical one, whose sentence RNN reads the image."""
+    return f"pooling.{name[len('image.') :]}" if name.startswith("image.") else WORD_DECODER + name
+
+
+def paragraphs_of(old: dict, state: dict[str, Tensor], over_them: dict[str, Tensor]) -> ParagraphConfig:
+    """`pooling_size` is not in the file: the layer that reads the image has it."""
+    return ParagraphConfig(
+        pooling_size=state["image.linear.weight"].shape[0],
+        fc_size=over_them["linear1.weight"].shape[0],
+        max_sentences=int(old.get("max_sentences") or 6),
+        dropout_stopping=float(old.get("dropout_stopping") or 0),
+        dropout_fc=float(old.get("dropout_fc") or 0),
+        coherent_sentences=any(name.startswith("coupling_unit.") for name in over_them),
+        coupling_alpha=float(old.get("coupling_alpha", 1.0)),
+        coupling_beta=float(old.get("coupling_beta", 1.5)),
+    )
 
 
 def config_of(

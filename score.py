@@ -32,9 +32,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="RESULTS.json",
         help="captions to score, as infer.py writes them; several to compare",
     )
-    parser.add_argument(
-        "--ground_truth", metavar="FILE", required=True, help="COCO's captions, or paragraphs"
-    )
+    parser.add_argument("--ground_truth", metavar="FILE", required=True, help="COCO's captions, or paragraphs")
     parser.add_argument(
         "--scoring",
         metavar="NAMES",

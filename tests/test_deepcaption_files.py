@@ -230,7 +230,7 @@ def test_one_line_for_what_cannot_be_read(tmp_path):
     strange = {**decoder, "transformer.weight": torch.zeros(3)}
     for contents, message in (
         (changed(attention="SoftAttention"), "old.model is a DeepCaption model with attention"),
-        (changed(hierarchical_model=True), "old.model is a hierarchical"),
+        (changed(hierarchical_model=True), "tensor 'embed.weight', which is not known"),
         (changed(vocab=Vocabulary(WORDS[:-1])), "vocabulary has 17 words, its weights are for 18"),
         (changed(vocab=Vocabulary(WORDS[1:])), "the first words must be <pad>"),
         (changed(decoder=without), "cannot be read: it lacks 'rnn.weight_ih_l0'"),

@@ -4,11 +4,15 @@ import json
 
 import pytest
 import torch
+from deepcaption_toy import WORDS as OLD_WORDS
+from deepcaption_toy import Decoder, Encoder, OldModel, save
 from paragraph_toy import feature_map, make_paragraphs, sentences, write_features
+from torch import nn
 from toy import feature_vector, make_coco, write_config
 from toy import write_features as write_toy_features
 
 import checkpoint
+from decoding import Search
 from model import load_captioner
 from paragraph_text import split_sentences
 
@@ -239,3 +243,62 @@ def test_mistakes_about_models(train, data, script):
     common = ["--model", model, "--dataset", "im2p:few", "--dataset_config_file", data / "three" / "datasets.conf"]
     done = script("infer.py", *common, "--cpu", "--n_best", 2)
     assert done.status == 2 and "--n_best 2" in done.err and "--sample" in done.err
+
+
+# ---- DeepCaption's hierarchical models ----
+
+
+class OldParagraphs(nn.Module):
+    """The tensors of DeepCaption's hierarchical decoder, and how it writes greedily."""
+
+    def __init__(self, words: int, pooling: int, embed: int, hidden: int, fc: int, arch: str):
+        super().__init__()
+        self.sentence_rnn = getattr(nn, arch)(pooling, hidden, batch_first=True)
+        self.linear_stopping = nn.Linear(hidden, 2)
+        self.linear1, self.linear2 = nn.Linear(hidden, fc), nn.Linear(fc, embed)
+        self.word_decoder = Decoder(words, embed, hidden, 1, arch, 0, 0, False, ())
+
+    @torch.no_grad()
+    def write(self, image, max_sentences: int, max_words: int) -> list[list[int]]:
+        """Word ids of one image (1, pooling), sentence by sentence; read are the topic, <start>, each argmax."""
+        hidden = self.sentence_rnn(image.unsqueeze(1).expand(-1, max_sentences, -1))[0][0]
+        sentences = []
+        for h in hidden:
+            inputs = self.linear2(torch.relu(self.linear1(h)))
+            _, state = self.word_decoder.rnn(inputs.view(1, 1, -1))
+            sentence, word = [], 1
+            while word != 2 and len(sentence) < max_words + 1:
+                out, state = self.word_decoder.rnn(self.word_decoder.embed.weight[word].view(1, 1, -1), state)
+                scores = self.word_decoder.words(out)[0, 0]
+                scores[:2] = -torch.inf
+                word = 2 if len(sentence) == max_words else int(scores.argmax())
+                sentence.append(word)
+            sentences.append(sentence[:-1])
+            stop = torch.sigmoid(self.linear_stopping(h))
+            if stop[0] <= stop[1]:
+                break
+        return [sentence for sentence in sentences if sentence]
+
+
+@pytest.mark.parametrize("arch", ["LSTM", "GRU"])
+def test_paragraph_models_of_deepcaption_are_read(tmp_path, arch):
+    torch.manual_seed(2)
+    encoder, decoder = Encoder(16, 7, True, ()).eval(), OldParagraphs(len(OLD_WORDS), 7, 5, 6, 9, arch).eval()
+    with torch.no_grad():
+        for parameter in [*encoder.parameters(), *decoder.parameters()]:
+            parameter.normal_(0, 0.8)
+        encoder.bn.running_mean.normal_()
+        decoder.word_decoder.linear.bias[2] += 1.0
+    contents = OldModel(embed=5, hidden=6, arch=arch, non_lin=True).contents
+    contents |= {"hierarchical_model": True, "max_sentences": 4, "fc_size": 9, "dropout_fc": 0.5}
+    contents |= {"encoder": encoder.state_dict(), "decoder": decoder.state_dict()}
+    save(contents, tmp_path / "old.model")
+    captioner = load_captioner(tmp_path / "old.model", photos=False)
+    settings = captioner.config.paragraphs
+    assert (settings.pooling_size, settings.fc_size, settings.max_sentences, settings.dropout_fc) == (7, 9, 4, 0.5)
+    features = torch.randn(8, 16)
+    found = captioner.caption(captioner.encode(None, [features]), Search(max_length=6, allow_unk=True))
+    with torch.no_grad():
+        expected = [decoder.write(encoder(row.view(1, -1)), 4, 6) for row in features]
+    assert [caption[0].paragraph.sentences for caption in found] == expected
+    assert len({len(sentences) for sentences in expected}) > 1
