@@ -69,7 +69,7 @@ def test_visual_genome_paragraphs_and_their_subset(tmp_path, capsys):
         ([{"image_id": 1, "paragraph": "A."}, 4], None, ["p.json: [1]", "not an object"]),
         ([{"image_id": 1, "caption": "A."}], None, ["p.json: [0]", "'paragraph'"]),
         ([{"image_id": 1, "paragraph": ["A."]}], None, ["p.json: [0]", "paragraph", "not a text"]),
-        ([{"image_id": 1.5, "paragraph": "A."}], None, ["p.json: [0]", "image_id '1.5'"]),
+        ([{"image_id": 1.5, "paragraph": "A."}], None, ["p.json: [0]", "image_id 1.5"]),
         ([{"image_id": 1, "paragraph": "A."}], "[1", ["s.json", "line 1"]),
         ([{"image_id": 1, "paragraph": "A."}], {"train": [1]}, ["s.json", "not a list"]),
         ([{"image_id": 1, "paragraph": "A."}], [1, None], ["s.json: [1]", "None"]),

@@ -70,9 +70,9 @@ def learned(data, tmp_path_factory):
             common = ["--dataset_config_file", data / "varied" / "datasets.conf", "--model_path", root, "--cpu"]
             common += ["--vocab_root", root, "--model_name", name, "--captions_per_image", 1, "--batch_size", 16]
             common += ["--dataset", "im2p:train", "--validate", "im2p:dev", "--validation_step", 100]
-            done = run_here("train.py", *common, *HIERARCHICAL, "--num_epochs", 40, *coherent)
+            done = run_here("train.py", *common, *HIERARCHICAL, "--num_epochs", 30, *coherent)
             assert done.status == 0, done.err
-            models[name] = root / name / "ep40.model", stats(root / name)["40"]
+            models[name] = root / name / "ep30.model", stats(root / name)["30"]
         return models[name]
 
     return get
@@ -84,7 +84,7 @@ def test_paragraphs_are_learnt(learned, coherent):
     _, figures = learned(coherent)
     assert figures["validation_cider"] > 2
     assert figures["validation_right_number"] >= 0.95
-    assert figures["validation_word_loss"] < 0.2 and figures["validation_stop_loss"] < 0.1
+    assert figures["validation_word_loss"] < 0.3 and figures["validation_stop_loss"] < 0.1
 
 
 @coherence
