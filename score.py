@@ -76,7 +76,7 @@ def read_ground_truth(path: str) -> dict:
     """image id -> list of captions, of a COCO caption file or Visual Genome's file of paragraphs."""
     content = read_json(path, "--ground_truth")
     entries, place, text = content, "", "paragraph"  # Visual Genome's paragraphs, as VisualGenomeIM2PDataset reads them
-    if not isinstance(content, list):
+    if not isinstance(content, list) or not content:
         if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
             raise UserError(f"--ground_truth: {path} is no COCO caption file: it has no list 'annotations'")
         entries, place, text = content["annotations"], "annotations", "caption"
