@@ -58,6 +58,9 @@ def adapt_paragraphs(captioner, given: dict) -> None:
             contradicts(name, given[name], getattr(config, name))
         setattr(config, name, given[name])
     if config is not None:
+        for name in ("self_critical_from_epoch", "distill"):
+            if given.get(name) not in (None, -1):
+                raise UserError(f"--{name}: a hierarchical model is trained by cross-entropy alone")
         decoder.max_sentences = config.max_sentences
         decoder.dropout_stopping.p, decoder.dropout_fc.p = config.dropout_stopping, config.dropout_fc
 

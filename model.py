@@ -327,7 +327,8 @@ class Captioner:
         self.model.eval()
         if self.config.paragraphs is not None:
             written = write_paragraphs(self.model.decoder, memory, search)
-            return [[self._paragraph(one) for one in several] for several in written]
+            text = [[as_text(one.sentences, self.vocabulary) for one in several] for several in written]
+            return [[Caption(t, p.words, p.log_prob, p) for t, p in zip(*both)] for both in zip(text, written)]
         found = generate(self.model.decoder, memory, search)
         return [
             [self._caption(*pair, search) for pair in zip(tokens, log_prob) if pair[1] > -float("inf")]
@@ -338,10 +339,6 @@ class Captioner:
         words = tokens[: tokens.index(END)] if END in tokens else [t for t in tokens if t != PAD]
         words = tidy_caption(words, self.vocabulary, search)
         return Caption(self.vocabulary.sentence(words), words, log_prob)
-
-    def _paragraph(self, paragraph: Paragraph) -> Caption:
-        tokens = [word for sentence in paragraph.sentences for word in sentence]
-        return Caption(as_text(paragraph.sentences, self.vocabulary), tokens, paragraph.log_prob, paragraph)
 
     def text(self, caption: Caption, capitalize: bool = True) -> str:
         """The caption as it is printed, or as plain words."""

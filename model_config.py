@@ -40,6 +40,11 @@ class ParagraphConfig:
     coupling_alpha: float = 1.0
     coupling_beta: float = 1.5
 
+    @classmethod
+    def of(cls, flags: dict) -> "ParagraphConfig":
+        """From the flags of train.py, among others."""
+        return cls(**{name: flags[name] for name in cls.__dataclass_fields__})
+
 
 @dataclass
 class ModelConfig:

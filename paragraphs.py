@@ -48,6 +48,10 @@ class Paragraph:
     topics: list[int] = field(default_factory=list)
     log_prob: float = 0.0
 
+    @property
+    def words(self) -> list[int]:
+        return [word for sentence in self.sentences for word in sentence]
+
     def add(self, sentence: list[int], topic: int, log_prob: float) -> None:
         self.sentences.append(sentence)
         self.topics.append(topic)

@@ -118,7 +118,7 @@ def make_captioner(args, dataset) -> Captioner:
     config = ModelConfig(
         features=feature_specs(args.features, dataset, args, extractors),
         persist_features=feature_specs(args.persist_features, dataset, args, extractors),
-        paragraphs=paragraph_config(args) if args.hierarchical_model else None,
+        paragraphs=ParagraphConfig.of(vars(args)) if args.hierarchical_model else None,
         projection=args.share_embedding_weights and args.regularize_projection > 0,
         **{name: getattr(args, name) for name in same},
     )
@@ -127,17 +127,13 @@ def make_captioner(args, dataset) -> Captioner:
     return Captioner(build_model(config, vocabulary, args.weights, extractors=extractors), vocabulary, args.weights)
 
 
-def paragraph_config(args) -> ParagraphConfig:
-    return ParagraphConfig(**{name: getattr(args, name) for name in train_flags.PARAGRAPH_FLAGS})
-
-
 def make_hierarchical(args, dataset, flat: Captioner) -> Captioner:
     """A paragraph captioner whose word decoder begins with the weights of `flat`.
 
     Sizes and vocabulary are those of `flat`; its features too where none are asked for.
     """
     check_word_decoder(flat.config, args.given)
-    changes, extractors = {"paragraphs": paragraph_config(args), "rnn_hidden_init": None}, {}
+    changes, extractors = {"paragraphs": ParagraphConfig.of(vars(args)), "rnn_hidden_init": None}, {}
     for name in ("features", "persist_features"):
         asked = args.given.get(name)
         names = ",".join(spec.name for spec in getattr(flat.config, name)) if asked is None else asked
@@ -405,9 +401,6 @@ def main(args) -> int:
     log = TrainingLog(folder.path, args.tensorboard and is_main(), args.profiler and is_main())
     captioner = make_captioner(args, dataset)
     captioner.model.to(device)
-    if captioner.config.paragraphs is not None and (args.self_critical_from_epoch >= 0 or args.distill):
-        name = "distill" if args.distill else "self_critical_from_epoch"
-        raise UserError(f"--{name}: a hierarchical model is trained by cross-entropy alone")
     folder.history = contents.get("history", []) if contents else command_history(captioner.info)
     if args.show_tokens:
         show_tokens(dataset, captioner.vocabulary)
