@@ -4,7 +4,8 @@
     ./average_models.py models/a/ep8.model models/a/ep9.model models/a/ep10.model --output models/a/average.model
     ./average_models.py models/a/ep9.model models/a/ep10.model --weights 1 3 --output models/a/average.model
     ./average_models.py models/a/ep*.model --greedy --dataset coco:val2014 --output models/a/soup.model
-    ./average_models.py models/a/best.model --half --output small.model          # half the size, for sharing
+    ./average_models.py models/a/best.model --half --output small.model             # half the size, for sharing
+    ./average_models.py models/a/best.model --image_size 256 --output large.model   # trained on crops of 224 pixels
 
 The models must come from one run, or have been trained on from the same model, with the same flags: means of unrelated
 models say nothing. --greedy tries them one after the other, the best first, and keeps those that raise the CIDEr on
@@ -24,6 +25,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--force", action="store_true", help="write over --output where it exists")
     add("--weights", nargs="+", type=float, metavar="W", help="weight of each model in the mean (default: all alike)")
     add("--half", action="store_true", help="write float16, half the size; models are loaded in float32 (default: no)")
+    add(
+        "--image_size",
+        type=int,
+        metavar="PIXELS",
+        help="kept in the file: photos are given to the encoder at this size",
+    )
     add("--length_penalty", type=float, metavar="A", help="kept in the file: infer.py's default with this model")
     add("--greedy", action="store_true", help="take in only models that raise the CIDEr on --dataset (default: all)")
     add("--dataset", metavar="NAME", help="--greedy: validation data, sections of datasets.conf joined by +")
@@ -40,6 +47,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error("--greedy and --weights exclude each other: a soup weighs its models alike")
     if args.dataset and not args.greedy:
         parser.error("--dataset is for --greedy")
+    if args.image_size is not None and args.image_size < 1:
+        parser.error(f"--image_size {args.image_size}: at least 1")
     if args.beam_size < 1:
         parser.error(f"--beam_size {args.beam_size}: at least 1")
     return args
@@ -80,6 +89,8 @@ def main(args) -> int:
     if output.exists() and not args.force:
         raise UserError(f"--output {output} exists: give another name, or --force to write over it")
     average = soup(args) if args.greedy else Average.of(args.models, args.weights)
+    if args.image_size:
+        average.give_images_at(args.image_size)
     extra = {} if args.length_penalty is None else {"length_penalty": args.length_penalty}
     average.write(output, half=args.half, command=sys.argv, **extra)
     kind = "" if len(average.paths) == 1 else f"the mean of {len(average.paths)} models, "

@@ -6,6 +6,7 @@
 The mean of weights is a good model only where the models come from one run, or from one starting point.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import checkpoint
 from common import UserError
+from encoder import build_extractor
 from vocabulary import Vocabulary
 
 KEPT = ("kind", "config", "vocabulary", "state")
@@ -59,12 +61,30 @@ class Average:
 
     def with_model(self, path) -> "Average":
         """A copy that has taken in `path` too."""
-        copy = Average.__new__(Average)
-        copy.contents, copy.first = self.contents, self.first
-        copy.total = {name: value.clone() for name, value in self.total.items()}
-        copy.paths, copy.weights = list(self.paths), list(self.weights)
-        copy.add(path)
-        return copy
+        other = Average.__new__(Average)
+        other.contents, other.first = self.contents, self.first
+        other.total = {name: value.clone() for name, value in self.total.items()}
+        other.paths, other.weights = list(self.paths), list(self.weights)
+        other.add(path)
+        return other
+
+    def give_images_at(self, size: int) -> None:
+        """Have the encoders within the model see images of `size` by `size` pixels from now on.
+
+        Random crops of training show things larger than whole images at the crops' size do; a somewhat larger image
+        at test time makes up for it (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"). Raises
+        UserError where an encoder cannot take that size, or where features come from files.
+        """
+        config = copy.deepcopy(self.contents["config"])
+        for spec in config["features"] + config["persist_features"]:
+            if spec["external"]:
+                raise UserError(f"--image_size: {self.first} reads {spec['name']}; extract it anew at that size")
+            maker = spec["maker"]
+            maker["transform"] = {**maker["transform"], "size": size}
+            extractor = build_extractor(maker["extractor"], pretrained=False, transform=maker["transform"])
+            spec["shape"] = (extractor.dim, *extractor.grid) if extractor.spatial else (extractor.dim,)
+        config["crop_size"] = size
+        self.contents = {**self.contents, "config": config}
 
     def state(self) -> dict[str, Tensor]:
         """The mean weights in float32, beside what is no float (counters) from the first model."""

@@ -1,5 +1,7 @@
 """Averages of models against torch's own arithmetic, the greedy soup, float16 files, through the command line."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import run_here
@@ -113,6 +115,22 @@ def test_a_length_penalty_in_the_file_is_infers_default(models, tmp_path):
     assert [search.length_penalty for search in asked] == [0.7, 0.0]
     plain = load_captioner(models[1], photos=False)
     assert search_of(infer_flags.parse_args("", []), plain).length_penalty == 0.0
+
+
+def test_another_image_size(tmp_path, models):
+    """A model from pixels then sees larger images, as with infer.py --resize; one from feature files cannot."""
+    size = ["--image_size", 160, "--half", "--output", tmp_path / "large.model"]
+    bundled = Path(__file__).resolve().parent.parent / "models" / "flickr8k.model"
+    assert run_here("average_models.py", bundled, *size).status == 0
+    captioner = load_captioner(tmp_path / "large.model")
+    assert (captioner.size, captioner.transform.size, captioner.config.specs[0].shape) == (160, 160, (1280, 5, 5))
+    pixels = torch.randint(0, 256, (1, 3, 160, 160), dtype=torch.uint8)
+    memory = captioner.encode(pixels, [None])
+    assert memory.values.shape[1] == 25
+    expected = load_captioner(bundled).encode(pixels, [None])
+    assert torch.allclose(memory.values, expected.values)
+    done = run_here("average_models.py", models[0], "--image_size", 160, "--output", tmp_path / "x.model")
+    assert done.status == 2 and "map.lmdb" in done.err
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "training_log": "",
     "feature_cache": "caption_datasets data_loader devices encoder feature_readers model photo_loading",
     "validation": "data_loader feature_cache loaded_model model",
-    "model_average": "checkpoint vocabulary",
+    "model_average": "checkpoint encoder vocabulary",
     "training": "decoding devices distillation losses model paragraph_training scoring self_critical_training "
     "teacher_forcing",
     "result_files": "images",
