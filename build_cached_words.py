@@ -35,6 +35,7 @@ from pathlib import Path
 from cached_words import caption_hash, count_documents, file_kind, tokenized
 from caption_datasets import open_dataset
 from common import UserError, run
+from dataset_items import image_key
 from ptb_tokenizer import ptb_tokens
 from vocabulary import Vocabulary
 
@@ -48,7 +49,7 @@ def main(args) -> int:
         known = {token for word in Vocabulary.load(args.vocab).words for token in ptb_tokens(word)}
     dataset = open_dataset(args.dataset, args.dataset_config_file)
     dataset.require_captions()
-    captions = {(item.part, item.image_id): item.captions for item in dataset.items if item.captions}
+    captions = {image_key(item): item.captions for item in dataset.items if item.captions}
     words = count_documents(tokenized(captions, end_token=not args.no_end).values(), known)
     words.origin = caption_hash(captions) if known is None and not args.no_end else ""
     words.save(args.output)

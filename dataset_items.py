@@ -30,6 +30,11 @@ class ImageItem:
     other_keys: Sequence[str] = ()
 
 
+def image_key(item: ImageItem) -> tuple:
+    """What tells the images of a joined dataset apart."""
+    return item.part, item.image_id
+
+
 class CaptionDataset:
     """Images with captions.
 

@@ -124,6 +124,11 @@ class Extractor(nn.Module):
         for key in ("mean", "std"):
             self.register_buffer(key, 255 * torch.tensor(transform[key]).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what it makes from one image: (D,), or (D,h,w) for a spatial map."""
+        return (self.dim, *self.grid) if self.spatial else (self.dim,)
+
     def forward(self, pixels: Tensor) -> Tensor:
         """(B,3,H,W) -> (B,D) or (B,D,h,w), float32."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

@@ -211,7 +211,7 @@ def extract_dataset(args) -> int:
         return 0
     extractor = load_extractor(args).to(choose_device(args.device, args.cpu))
     transform, maker = describe(args, extractor)
-    shape = (extractor.dim, *extractor.grid) if extractor.spatial else (extractor.dim,)
+    shape = extractor.shape
     writer: FeatureWriter | None = None
 
     def open_writer() -> list[str]:

@@ -216,9 +216,8 @@ def make_extractor(
 
 def internal_spec(name: str, extractor: Extractor) -> FeatureSpec:
     """The spec of an encoder that runs within the model."""
-    shape = (extractor.dim, *extractor.grid) if extractor.spatial else (extractor.dim,)
     maker = {"extractor": name, "weights_sha256": extractor.weights_sha256, "transform": extractor.transform}
-    return FeatureSpec(name, shape, False, {**maker, "feature_type": "plain"})
+    return FeatureSpec(name, extractor.shape, False, {**maker, "feature_type": "plain"})
 
 
 def build_model(

@@ -82,7 +82,7 @@ class Average:
             maker = spec["maker"]
             maker["transform"] = {**maker["transform"], "size": size}
             extractor = build_extractor(maker["extractor"], pretrained=False, transform=maker["transform"])
-            spec["shape"] = (extractor.dim, *extractor.grid) if extractor.spatial else (extractor.dim,)
+            spec["shape"] = extractor.shape
         config["crop_size"] = size
         self.contents = {**self.contents, "config": config}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cider_reward import CiderReward
+from dataset_items import image_key
 from decoding import Search, generate_rows
 from losses import token_cross_entropy
 from model import batch_inputs
@@ -118,8 +119,3 @@ class SelfCritical:
 
 def _tensor(values: np.ndarray) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
-
-
-def image_key(item) -> tuple:
-    """What tells the images of a joined dataset apart."""
-    return item.part, item.image_id

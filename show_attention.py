@@ -117,10 +117,11 @@ def figure_of(args, captioner: Captioner, path: str):
     weights, log_probs = captioner.explain(memory, [caption])[0]
     h, w = captioner.config.specs[captioner.model.attended].shape[1:]
     maps, probabilities = weights.reshape(-1, h, w).numpy(), log_probs.exp().tolist()
-    steps = zip(captioner.vocabulary.tokens(caption.tokens), maps, probabilities)
-    shown = [step for step in steps if any(letter.isalnum() for letter in step[0])]  # a period looks nowhere
+    steps = zip(captioner.words(caption), maps, probabilities)
+    # an end and a period look nowhere
+    shown = [step for step in steps if step[0] != "<end>" and any(letter.isalnum() for letter in step[0])]
     words, maps, probabilities = zip(*shown) if shown else ((), (), ())
-    text = captioner.vocabulary.sentence(caption.tokens, not args.no_capitalize)
+    text = captioner.text(caption, not args.no_capitalize)
     return draw_attention(photo, words, maps, text, probabilities, args.columns), text
 
 

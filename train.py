@@ -36,6 +36,7 @@ import checkpoint
 from cached_words import CachedWords, kept_words
 from compiling import compile_captioner
 from data_loader import CaptionDataset, FeatureSource, get_loader, open_dataset
+from dataset_items import image_key
 from decoding import Search
 from devices import choose_device, end_processes, from_main, is_main, process, start_processes, wait_for_all
 from distillation import Teachers
@@ -50,7 +51,7 @@ from reports import Bar, describe, epoch_line, report_end, show_tokens
 from run_folder import RunFolder
 from scoring import parse_metrics
 from self_critical import CiderReward
-from self_critical_training import SelfCritical, image_key
+from self_critical_training import SelfCritical
 from training import Settings, Trainer, validate
 from training_log import TrainingLog, require_tensorboard
 from validation import validate_models, validation_loader

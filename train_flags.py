@@ -8,7 +8,6 @@ SELF_CRITICAL_LOSSES = ("sc", "sc_with_diversity", "sc_with_relative_diversity",
     "sc_with_repetition", "mixed", "mixed_with_face")  # fmt: skip
 
 
-# fmt: off
 def add_data(add) -> None:
     add("--dataset", help="training data: sections of datasets.conf, several joined by +")
     add("--dataset_config_file", help="the datasets.conf to use (default: see README)")
@@ -306,7 +305,6 @@ def add_run(add) -> None:
     add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
 
 
-# fmt: on
 GROUPS = {
     "data": add_data,
     "vocabulary": add_vocabulary,

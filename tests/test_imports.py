@@ -67,7 +67,7 @@ MAY_IMPORT = {
     "teacher_forcing vocabulary feature_captions paragraphs photo_views",
     "paragraph_training": "decoder losses model paragraph_text teacher_forcing",
     "model_inputs": "caption_datasets data_loader features model_config",
-    "self_critical_training": "cider_reward decoding losses model self_critical self_critical_losses",
+    "self_critical_training": "cider_reward dataset_items decoding losses model self_critical self_critical_losses",
     "distillation": "loaded_model model model_config",
     "compiling": "model vocabulary",
     "training_log": "",

@@ -252,9 +252,9 @@ def test_every_loss_trains(trained, name):
 def test_mixed_loss_is_the_weighted_sum(trained):
     """One step by hand: the same random numbers give the drawn part, the true captions the other."""
     from data_loader import get_loader, open_dataset
+    from dataset_items import image_key
     from losses import token_cross_entropy
     from model import load_captioner
-    from self_critical_training import image_key
     from training import Settings, Trainer
 
     dataset = open_dataset("toy:train", trained.common[3])
