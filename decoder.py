@@ -18,9 +18,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from recurrence import Packing, attention_lstm
+from products import Dropout, Linear, linear
+from recurrence import Packing, attention_lstm, lstm
 from vocabulary import START
 
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer of nn.LSTM
 State = tuple[Tensor, ...]  # LSTM: (h, c), GRU: (h,); each (layers, N, H)
 
 
@@ -63,8 +65,8 @@ class Attention(nn.Module):
 
     def __init__(self, value_size: int, hidden_size: int, attention_size: int, gated: bool = True):
         super().__init__()
-        self.key = nn.Linear(value_size, attention_size)
-        self.query = nn.Linear(hidden_size, attention_size, bias=False)
+        self.key = Linear(value_size, attention_size)
+        self.query = Linear(hidden_size, attention_size, bias=False)
         self.score = nn.Linear(attention_size, 1, bias=False)
         self.gate = nn.Linear(hidden_size, 1) if gated else None
 
@@ -83,9 +85,9 @@ class ImageEmbedding(nn.Module):
 
     def __init__(self, image_size: int, embed_size: int, non_lin: bool = False, dropout: float = 0.0):
         super().__init__()
-        self.linear = nn.Linear(image_size, embed_size)
+        self.linear = Linear(image_size, embed_size)
         self.non_lin = nn.SELU() if non_lin else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.bn = nn.BatchNorm1d(embed_size, momentum=0.01)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -137,7 +139,7 @@ class SentenceDecoder(nn.Module):
         super().__init__()
         self.vocab_size, self.embed_size, self.hidden_size = vocab_size, embed_size, hidden_size
         self.num_layers, self.rnn_arch, self.attention_kind = num_layers, rnn_arch, attention
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.embed = nn.Embedding(vocab_size, embed_size)
         self.image = ImageEmbedding(image_size, embed_size, encoder_non_lin, encoder_dropout) if image_size else None
         self.persist_size, self.skip_start = persist_size, skip_start
@@ -146,16 +148,16 @@ class SentenceDecoder(nn.Module):
             raise ValueError("skip_start needs a pooled image to stand in for <start>")
         context_size = 0
         if attention:
-            self.regions = nn.Linear(region_size, value_size)
-            self.region_dropout = nn.Dropout(encoder_dropout)
+            self.regions = Linear(region_size, value_size)
+            self.region_dropout = Dropout(encoder_dropout)
             self.attention = Attention(value_size, hidden_size, attention_size, gated=attention == "soft")
-            self.context_to_output = nn.Linear(value_size, embed_size, bias=False)
+            self.context_to_output = Linear(value_size, embed_size, bias=False)
             context_size = value_size if attention == "soft" else 0
             initial_size = value_size
         if initial_size:
-            self.init_h = nn.ModuleList(nn.Linear(initial_size, hidden_size) for _ in range(num_layers))
+            self.init_h = nn.ModuleList(Linear(initial_size, hidden_size) for _ in range(num_layers))
             if rnn_arch == "LSTM":
-                self.init_c = nn.ModuleList(nn.Linear(initial_size, hidden_size) for _ in range(num_layers))
+                self.init_c = nn.ModuleList(Linear(initial_size, hidden_size) for _ in range(num_layers))
         self.has_initial = initial_size > 0
         recurrent = {"LSTM": nn.LSTM, "GRU": nn.GRU}[rnn_arch]
         self.rnn = recurrent(
@@ -165,12 +167,13 @@ class SentenceDecoder(nn.Module):
             batch_first=True,
             dropout=dropout if num_layers > 1 else 0.0,
         )
+        self.between = Dropout(dropout)  # between layers, where the layers are run one by one
         # Attention has the deep output of Xu et al. 2015 (eq. 7), so does sharing, whose output layer reads E numbers.
         self.deep_output = bool(attention) or share_embeddings
         if self.deep_output:
-            self.hidden_to_output = nn.Linear(hidden_size, embed_size)
-        self.projection = nn.Linear(hidden_size, hidden_size) if projection and self.deep_output else None
-        self.linear = nn.Linear(embed_size if self.deep_output else hidden_size, vocab_size)
+            self.hidden_to_output = Linear(hidden_size, embed_size)
+        self.projection = Linear(hidden_size, hidden_size) if projection and self.deep_output else None
+        self.linear = Linear(embed_size if self.deep_output else hidden_size, vocab_size)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
         if share_embeddings:
             self.linear.weight = self.embed.weight
@@ -236,13 +239,17 @@ class SentenceDecoder(nn.Module):
 
     def _logits(self, hidden: Tensor, embedded: Tensor, context: Tensor | None) -> Tensor:
         """Output layer: hidden (M, H), embedded (M, E) input words, context (M, P) -> (M, V)."""
-        if self.deep_output:
-            hidden = self.dropout(hidden)
-            out = self.hidden_to_output(hidden if self.projection is None else self.projection(hidden))
-            if context is not None:
-                out = out + self.context_to_output(context) + embedded
-            return self.linear(self.dropout(out))
-        return self.linear(self.dropout(hidden))
+        return self.linear(self._output(hidden, embedded, context))
+
+    def _output(self, hidden: Tensor, embedded: Tensor, context: Tensor | None) -> Tensor:
+        """What the last layer reads: (M, H), of a deep output (M, E)."""
+        hidden = self.dropout(hidden)
+        if not self.deep_output:
+            return hidden
+        out = self.hidden_to_output(hidden if self.projection is None else self.projection(hidden))
+        if context is not None:
+            out = out + self.context_to_output(context) + embedded
+        return self.dropout(out)
 
     # ---- whole sentences ----
 
@@ -254,33 +261,61 @@ class SentenceDecoder(nn.Module):
         Row n is about image row_image[n] of `memory`. Returns logits (M, V) and attention weights (M, R) or None, token
         j of either belonging to [packing.row[j], packing.time[j]]: no padding is computed.
         """
-        logits, weights, _ = self.read(memory.select(row_image[packing.order]), tokens, packing)
-        return logits, weights
+        *states, weights = self._read_images(memory, tokens, packing, row_image)
+        return self._logits(*states), weights
+
+    def outputs(
+        self, memory: Memory, tokens: Tensor, packing: Packing, row_image: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` up to the last layer, `linear`: what it reads, (M, H) or (M, E), instead of the logits."""
+        *states, weights = self._read_images(memory, tokens, packing, row_image)
+        return self._output(*states), weights
 
     def read(self, memory: Memory, tokens: Tensor, packing: Packing) -> tuple[Tensor, Tensor | None, Tensor]:
         """`forward` with a memory whose rows are in `packing.order`; gives the last layer's states (M, H) too."""
-        state = self.start(memory)
+        *states, weights = self._read(memory, tokens, packing, self.start(memory))
+        return self._logits(*states), weights, states[0]
+
+    def _read_images(self, memory: Memory, tokens: Tensor, packing: Packing, row_image: Tensor) -> tuple:
+        rows = row_image[packing.order]
+        state = tuple(part.index_select(1, rows) for part in self.start(memory))  # once per image
+        return self._read(memory.select(rows), tokens, packing, state)
+
+    def _read(self, memory: Memory, tokens: Tensor, packing: Packing, state: State) -> tuple:
+        """Hidden states (M, H), embedded words (M, E), contexts (M, P) and attention weights (M, R), or None."""
         first = memory.first.index_select(0, packing.rank) if self.skip_start else None
         embedded = self.dropout(self.embed_words(tokens[packing.row, packing.time], first))  # (M, E)
         if self.attention_kind == "soft":
             attend = self._attend_lstm if self.rnn_arch == "LSTM" and self.num_layers == 1 else self._attend_steps
             hidden, context, weights = attend(embedded, state, memory, packing)
-            return self._logits(hidden, embedded, context), weights, hidden
+            return hidden, embedded, context, weights
         inputs = embedded
         if memory.persist is not None:
             inputs = torch.cat([embedded, memory.persist.index_select(0, packing.rank)], 1)
-        sequence = nn.utils.rnn.PackedSequence(inputs, torch.tensor(packing.active))
-        hidden = self.rnn(sequence, state if len(state) > 1 else state[0])[0].data  # (M, H)
+        hidden = self._recur(inputs, state, packing)
         context = weights = None
         if self.attention_kind == "spatial":
             context, weights = self._attend_after(hidden, memory, packing)
-        return self._logits(hidden, embedded, context), weights, hidden
+        return hidden, embedded, context, weights
+
+    def _recur(self, inputs: Tensor, state: State, packing: Packing) -> Tensor:
+        """The RNN over packed inputs (M, .) -> the last layer's hidden states (M, H)."""
+        device = inputs.device.type
+        if self.rnn_arch == "GRU" or device == "cuda" or torch.is_autocast_enabled(device):  # cuDNN is the fastest
+            sequence = nn.utils.rnn.PackedSequence(inputs, torch.tensor(packing.active))
+            return self.rnn(sequence, state if len(state) > 1 else state[0])[0].data
+        for layer, (hidden, cell) in enumerate(zip(*state)):
+            w_input, w_hidden, b_input, b_hidden = (getattr(self.rnn, f"{name}_l{layer}") for name in WEIGHTS)
+            if layer:
+                inputs = self.between(inputs)
+            inputs = lstm(linear(inputs, w_input, b_input + b_hidden), hidden, cell, w_hidden, packing)
+        return inputs
 
     def _attend_lstm(self, embedded: Tensor, state: State, memory: Memory, packing: Packing) -> tuple[Tensor, ...]:
         """Soft attention with one LSTM layer: what does not depend on the step is one product before the loop."""
         E, P = self.embed_size, memory.values.shape[2]
         w_embed, w_context, w_persist = self.rnn.weight_ih_l0.split([E, P, self.persist_size], 1)
-        inputs = torch.addmm(self.rnn.bias_ih_l0 + self.rnn.bias_hh_l0, embedded, w_embed.t())  # (M, 4H)
+        inputs = linear(embedded, w_embed, self.rnn.bias_ih_l0 + self.rnn.bias_hh_l0)  # (M, 4H)
         if memory.persist is not None:
             inputs = inputs + (memory.persist @ w_persist.t()).index_select(0, packing.rank)
         weights = {

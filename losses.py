@@ -3,13 +3,62 @@
 Shapes: M real tokens, V vocabulary, N rows, R regions, H hidden.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from products import product, weight_gradient
+
+CHUNK = 256  # rows of logits at a time: they stay in the processor's cache
 
 
 def token_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy in nats per token: logits (M, V), targets (M,). Smoothing as in Szegedy et al. 2016."""
     return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+
+
+def output_cross_entropy(
+    outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """token_cross_entropy(outputs @ weight.t() + bias, targets): outputs (M, X), weight (V, X), bias (V,).
+
+    For training: the gradient of the logits is computed on the way, while they are at hand, and takes their place.
+    """
+    return _OutputCrossEntropy.apply(outputs, weight, bias, targets, label_smoothing)
+
+
+class _OutputCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, outputs, weight, bias, targets, smoothing):
+        M, V = len(targets), len(weight)
+        grad_logits = outputs.new_empty(M, V)  # times M
+        losses = outputs.new_empty(M)
+        for rows, chosen, grad, out in zip(*(x.split(CHUNK) for x in (outputs, targets, grad_logits, losses))):
+            logits = product(rows, weight, bias)
+            torch.softmax(logits, 1, out=grad)
+            # by the largest of each row: its probability is never too small for a logarithm
+            logsumexp = logits.amax(1) - grad.amax(1).log()
+            chosen = chosen.unsqueeze(1)
+            torch.sub(logsumexp, logits.gather(1, chosen).squeeze(1), alpha=1 - smoothing, out=out)
+            grad.scatter_add_(1, chosen, grad.new_full((len(chosen), 1), smoothing - 1))
+            if smoothing:
+                out -= smoothing * logits.mean(1)
+                grad -= smoothing / V
+        ctx.save_for_backward(outputs, weight, grad_logits)
+        return losses.mean()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss):
+        outputs, weight, grad_logits = ctx.saved_tensors
+        share = grad_loss / len(outputs)
+        return (
+            product(grad_logits, weight.t()).mul_(share),
+            weight_gradient(grad_logits, outputs * share),
+            grad_logits.sum(0).mul_(share),
+            None,
+            None,
+        )
 
 
 def paragraph_loss(

@@ -195,36 +195,36 @@ class Trainer:
             self._update_average()
         return loss.detach(), tokens, reward
 
+    def _inputs(self, batch) -> tuple:
+        """Pixels, inputs, captions, lengths and rows' images of a batch, as `CaptionModel.forward` takes them."""
+        device = self.captioner.device
+        captions, row_image = (x.to(device, non_blocking=True) for x in (batch.captions, batch.row_image))
+        return *batch_inputs(self.captioner, batch), captions, batch.lengths, row_image
+
     def _teacher_forced(self, batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Logits, targets, attention weights and rows of the batch's captions, as `CaptionModel.forward` gives them."""
-        s, captioner = self.settings, self.captioner
-        pixels, inputs = batch_inputs(captioner, batch)
-        with autocast(captioner.device, s.amp):
-            return captioner.model(
-                pixels,
-                inputs,
-                batch.captions.to(captioner.device, non_blocking=True),
-                batch.lengths,
-                batch.row_image.to(captioner.device, non_blocking=True),
-                self._forcing(),
-            )
+        with autocast(self.captioner.device, self.settings.amp):
+            return self.captioner.model(*self._inputs(batch), self._forcing())
 
     def _losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
         """The cross-entropy that is reported, what is minimised, the number of tokens, and no reward."""
-        s = self.settings
+        s, model = self.settings, self.captioner.model
         if self.captioner.config.paragraphs is not None:
             return self._paragraph_losses(batch)
-        logits, targets, weights, row = self._teacher_forced(batch)
-        loss = token_cross_entropy(logits, targets, s.label_smoothing)
+        plain = self.teachers is None and s.teacher_forcing == "always" and s.amp == "off"
+        if plain and self.captioner.device.type == "cpu":  # no logits are needed beyond the loss
+            loss, tokens, weights, row = model.loss(*self._inputs(batch), s.label_smoothing)
+        else:
+            logits, targets, weights, row = self._teacher_forced(batch)
+            loss, tokens = token_cross_entropy(logits, targets, s.label_smoothing), len(targets)
         total = loss
         if self.teachers is not None:
             total = self.teachers.mixed(loss, logits, batch, s.distill_weight, s.distill_temperature)
         if s.regularize_attn and weights is not None:
             total = total + s.regularize_attn * attention_regularisation(weights, row, len(batch.lengths))
         if s.regularize_projection and self.captioner.config.projection:
-            weight = self.captioner.model.decoder.projection.weight
-            total = total + s.regularize_projection * projection_regularisation(weight)
-        return loss, total, len(targets), 0.0
+            total = total + s.regularize_projection * projection_regularisation(model.decoder.projection.weight)
+        return loss, total, tokens, 0.0
 
     def _forcing(self) -> tuple[str, float, torch.Generator] | None:
         """How much of the truth this step's decoder sees, as `CaptionModel.forward` takes it."""

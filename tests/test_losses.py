@@ -4,8 +4,15 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from losses import attention_regularisation, projection_regularisation, token_cross_entropy
+from losses import (
+    CHUNK,
+    attention_regularisation,
+    output_cross_entropy,
+    projection_regularisation,
+    token_cross_entropy,
+)
 
 
 def log_softmax(row):
@@ -64,3 +71,32 @@ def test_projection_regularisation_by_hand():
     assert norm.item() == pytest.approx(math.sqrt(9 + 1 + 16 + 1 + 1 + 1 + 4))
     norm.backward()
     torch.testing.assert_close(weight.grad, weight.detach() / norm.item())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("rows", [1, CHUNK, 2 * CHUNK + 3])
+def test_cross_entropy_from_what_the_last_layer_reads(smoothing, rows):
+    """The same loss and the same gradients as by way of the logits."""
+    torch.manual_seed(rows)
+    tensors = torch.randn(rows, 6, dtype=torch.float64), torch.randn(9, 6, dtype=torch.float64), torch.randn(9).double()
+    targets = torch.randint(9, (rows,))
+
+    def gradients(loss_of):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        loss = loss_of(*leaves)
+        (3 * loss).backward()
+        return [loss.detach(), *(x.grad for x in leaves)]
+
+    found = gradients(lambda *leaves: output_cross_entropy(*leaves, targets, smoothing))
+
+    def plain(outputs, weight, bias):
+        return F.cross_entropy(outputs @ weight.t() + bias, targets, label_smoothing=smoothing)
+
+    for a, b in zip(found, gradients(plain)):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_it_stays_finite_where_the_true_word_has_no_probability_left():
+    outputs, weight = torch.tensor([[1.0]]), torch.tensor([[500.0], [-500.0]])
+    loss = output_cross_entropy(outputs, weight, torch.zeros(2), torch.tensor([1]))
+    torch.testing.assert_close(loss, torch.tensor(1000.0))

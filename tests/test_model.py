@@ -13,6 +13,7 @@ import model as model_module
 from common import UserError
 from decoding import Search
 from encoder import Extractor
+from losses import token_cross_entropy
 from model import (
     Captioner,
     CaptionModel,
@@ -222,6 +223,29 @@ def test_targets_are_the_next_words_and_never_start_or_padding():
     forced, same, *_ = captioner.model(*batch, ("sampled", 1.0, torch.Generator()))
     assert torch.equal(same, targets)
     torch.testing.assert_close(forced, logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("settings", "smoothing"), [({}, 0.0), ({"num_layers": 2}, 0.1), ({"attention": "soft"}, 0.1)])
+def test_the_loss_without_logits_is_that_of_the_logits(settings, smoothing):
+    captioner = make([MAP if "attention" in settings else POOLED], **settings)
+    captions = torch.tensor([[START, 4, END, PAD, PAD], [START, 5, 6, 7, END], [START, END, PAD, PAD, PAD]])
+    spec = captioner.config.features[0]
+    batch = (None, [record(spec)], captions, torch.tensor([3, 5, 2]), torch.tensor([2, 0, 0]))
+    model, gradients = captioner.model.train(), []
+    for fast in (True, False):
+        model.zero_grad()
+        if fast:
+            loss, tokens, weights, row = model.loss(*batch, smoothing)
+        else:
+            logits, targets, weights, row = model(*batch)
+            loss, tokens = token_cross_entropy(logits, targets, smoothing), len(targets)
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad for p in model.parameters())])
+        assert (
+            tokens == 7 and row.tolist() == [1, 0, 2, 1, 0, 1, 1] and (weights is None) == ("attention" not in settings)
+        )
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
 def test_a_frozen_encoder_stays_frozen():

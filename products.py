@@ -1,0 +1,108 @@
+"""Linear layers and dropout at the speed that the processor has: the same numbers as torch.nn's, sooner.
+
+On x86 torch hands float32 products to MKL, and convolutions to oneDNN. Where MKL does not know the processor (AMD's),
+the products of oneDNN take three quarters of the time, so on the CPU they are called by hand. Elsewhere, in other
+precisions, and where torch was built without oneDNN, everything here is torch's own.
+
+Shapes: m rows, k inputs, n outputs.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _find_onednn():
+    """oneDNN's linear layer over dense tensors, and its reordering of weights, as torch.compile uses them; or None."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        layer = torch.ops.mkldnn._linear_pointwise.default
+        reorder = torch.ops.mkldnn._reorder_linear_weight.default
+        x = torch.arange(6.0).view(2, 3)
+        if all(torch.equal(layer(x, w, None, "none", [], ""), x @ x.t()) for w in (x, reorder(x, 2))):
+            return layer, reorder
+    except (AttributeError, RuntimeError):
+        pass
+    return None
+
+
+_onednn = _find_onednn()
+
+
+def _suits(x: Tensor) -> bool:
+    return _onednn is not None and x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.enabled
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (m, k) @ weight (n, k) transposed + bias (n,) -> (m, n). No gradient flows through it.
+
+    weight: a matrix, or what `packed` made of one.
+    """
+    if weight.layout == torch.strided:
+        if not x.shape[0] or not _suits(x) or not _suits(weight):
+            return F.linear(x, weight, bias)
+        if not (weight.is_contiguous() or weight.t().is_contiguous()):
+            weight = weight.contiguous()  # of a part of a larger matrix oneDNN is a thousand times slower
+    return _onednn[0](x, weight, bias, "none", [], "")
+
+
+def packed(weight: Tensor) -> Tensor:
+    """weight (n, k) for `product` with few rows at a time, again and again: in the order that oneDNN works in."""
+    return _onednn[1](weight.detach(), 64) if _suits(weight) else weight
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """grad (m, n) transposed @ x (m, k) -> (n, k): the gradient of a weight that x was multiplied by."""
+    return torch.mm(grad.t(), x)  # here MKL is the faster one
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return product(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        return (
+            product(grad, weight.t()) if wants[0] else None,
+            weight_gradient(grad, x) if wants[1] else None,
+            grad.sum(0) if wants[2] else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch.nn.functional.linear: x (..., k), weight (n, k), bias (n,) -> (..., n)."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    flat = x.reshape(-1, x.shape[-1])
+    out = _Linear.apply(flat, weight, bias) if torch.is_grad_enabled() else product(flat, weight, bias)
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+class Linear(nn.Linear):
+    """nn.Linear by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout whose mask on the CPU is drawn 64 bits at a time: sixteen bits decide about a number.
+
+    torch draws a mask number by number, which takes longer than the layer behind it. The probability is rounded to a
+    multiple of 2^-16, and the numbers that stay are divided by the share that this leaves.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = round(self.p * 65536)
+        if not self.training or not 0 < dropped < 65536 or x.device.type != "cpu":
+            return super().forward(x)
+        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 32768
+        return x * kept.to(x.dtype).mul_(65536 / (65536 - dropped))
