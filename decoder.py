@@ -18,8 +18,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from fast_steps import each_row, fast_steps
 from products import Dropout, Linear, linear
-from recurrence import Packing, attention_lstm, lstm
+from recurrence import Packing, attention_lstm, double_exponential, lstm
 from vocabulary import START
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer of nn.LSTM
@@ -35,6 +36,7 @@ class Memory:
     persist: Tensor | None = None  # (N, D) persistent features, concatenated to the input of every step
     values: Tensor | None = None  # (N, R, P) projected regions, to be averaged
     keys: Tensor | None = None  # (N, R, A) the regions' part of the attention score
+    key_powers: Tensor | None = None  # (N, R, A) exp(2 keys), where sentences are written (fast_steps.py)
 
     def select(self, index: Tensor) -> "Memory":
         """The memory of rows `index` (M,): repeats images for their captions or beams, drops finished ones."""
@@ -71,13 +73,15 @@ class Attention(nn.Module):
         self.gate = nn.Linear(hidden_size, 1) if gated else None
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden (N, H), keys (N, R, A), values (N, R, P) -> context (N, P), weights (N, R) that sum to one."""
-        scores = self.score(torch.tanh(keys + self.query(hidden).unsqueeze(1))).squeeze(2)  # (N, R)
-        weights = scores.softmax(1)
-        context = torch.bmm(weights.unsqueeze(1), values).squeeze(1)  # (N, P)
+        """hidden (N, H), keys (B, R, A), values (B, R, P), N = B K rows, K of an image standing together
+        -> context (N, P), weights (N, R) that sum to one.
+        """
+        query = self.query(hidden).view(len(keys), -1, 1, keys.shape[2])  # (B, K, 1, A)
+        weights = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).softmax(2)  # (B, K, R)
+        context = torch.bmm(weights, values).flatten(0, 1)  # (N, P)
         if self.gate is not None:
             context = torch.sigmoid(self.gate(hidden)) * context
-        return context, weights
+        return context, weights.flatten(0, 1)
 
 
 class ImageEmbedding(nn.Module):
@@ -188,6 +192,7 @@ class SentenceDecoder(nn.Module):
         if self.attention_kind:
             memory.values = torch.relu(self.regions(self.region_dropout(regions)))
             memory.keys = self.attention.key(memory.values)
+            memory.key_powers = None if torch.is_grad_enabled() else double_exponential(memory.keys)
             memory.initial = memory.values.mean(1)
         return memory
 
@@ -208,8 +213,15 @@ class SentenceDecoder(nn.Module):
     # ---- per step ----
 
     def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor | None]:
-        """One word: tokens (N,) -> logits (N, V) of the next word, the new state, attention weights (N, R) or None."""
-        return self.step_embedded(self.embed_words(tokens, memory.first), state, memory)
+        """One word: tokens (N,) -> logits (N, V) of the next word, the new state, attention weights (N, R) or None.
+
+        The memory is of the N rows, or of B images with K = N / B rows each that stand together.
+        """
+        fast = fast_steps(self)
+        if fast is not None:
+            return fast.step(tokens, state, memory)
+        first = each_row(memory.first, len(tokens)) if self.skip_start else None
+        return self.step_embedded(self.embed_words(tokens, first), state, memory)
 
     def embed_words(self, tokens: Tensor, first: Tensor | None) -> Tensor:
         """Embeddings of tokens (...,) -> (..., E); with `skip_start` the pooled image (..., E) replaces <start>."""
@@ -230,7 +242,7 @@ class SentenceDecoder(nn.Module):
             context, weights = self.attention(state[0][-1], memory.keys, memory.values)
             parts.append(context)
         if memory.persist is not None:
-            parts.append(memory.persist)
+            parts.append(each_row(memory.persist, len(inputs)))
         _, state = self.rnn(torch.cat(parts, 1).unsqueeze(1), state if len(state) > 1 else state[0])
         state = state if isinstance(state, tuple) else (state,)
         if self.attention_kind == "spatial":

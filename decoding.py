@@ -2,7 +2,8 @@
 
 A decoder is anything with `start(memory) -> state`, `step(tokens, state, memory) -> logits, state, weights`, where
 state is a tuple of tensors with the rows in dimension 1 and memory has `select(index)`, `len()` and tensors as
-attributes. Rows or images that are finished leave the batch.
+attributes. A step has one row for each row of the memory, or equally many that stand together (the beams of an image).
+Rows or images that are finished leave the batch.
 
 Shapes: B images, N rows, K beams, T tokens, V vocabulary.
 """
@@ -106,43 +107,42 @@ def beam_search(decoder, memory, search: Search) -> Sentences:
     after max_length words are ended there.
     """
     K, n_images = search.beam_size, len(memory)
-    device = memory_device(memory)
+    state, device = decoder.start(memory), memory_device(memory)
     images = torch.arange(n_images, device=device)  # the images still searched
-    memory = memory.select(images.repeat_interleave(K))
-    state = decoder.start(memory)
-    last = torch.full((n_images * K,), START, device=device)
-    scores = torch.full((n_images, K), -torch.inf, device=device)
-    scores[:, 0] = 0.0  # all beams start alike: let one of them branch
-    open_tokens = torch.full((n_images, K, search.max_length + 1), PAD, device=device)
+    last = torch.full((n_images,), START, device=device)
+    scores = torch.zeros(n_images, 1, device=device)  # of the open beams: one at first, then as many as there are
+    open_tokens = torch.full((n_images, 1, search.max_length + 1), PAD, device=device)
     ended = _Ended(n_images, K, search.max_length + 1, search.length_penalty, device)
     for t in range(search.max_length + 1):
         logits, state, _ = decoder.step(last, state, memory)
-        log_probs = logits.float().log_softmax(1)
         last_step = t == search.max_length
+        log_probs = logits.float().log_softmax(1)
         log_probs = _restrict(log_probs, open_tokens.view(-1, open_tokens.shape[2])[:, :t], search, last_step)
-        b, V = len(images), log_probs.shape[1]
-        totals = scores.unsqueeze(2) + log_probs.view(b, K, V)
+        b, k = scores.shape
+        V = log_probs.shape[1]
+        totals = log_probs.add_(scores.view(-1, 1)).view(b, k * V)
         # 2K candidates hold at least K that go on: each beam has one <end>
-        candidates, index = totals.view(b, K * V).topk(min(2 * K, K * V), dim=1)
+        candidates, index = totals.topk(min(2 * K, k * V), dim=1)
         beam, word = index // V, index % V
         tokens = open_tokens.gather(1, beam.unsqueeze(2).expand(-1, -1, open_tokens.shape[2]))
         tokens[:, :, t] = word
         ends = word == END
         ends[:, K:] &= last_step  # an end outside the K best does not count, or every sentence would end at once
-        ended.add(images, tokens, candidates.masked_fill(~ends, -torch.inf), t + 1)
+        if ends.any():
+            ended.add(images, tokens, candidates.masked_fill(~ends, -torch.inf), t + 1)
         if last_step:
             break
         # of the candidates that go on, the K best, in order
-        scores, choice = candidates.masked_fill(word == END, -torch.inf).topk(K, dim=1)
+        scores, choice = candidates.masked_fill(word == END, -torch.inf).topk(min(K, candidates.shape[1]), dim=1)
         beam, last = beam.gather(1, choice), word.gather(1, choice)
         open_tokens = tokens.gather(1, choice.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
-        rows = torch.arange(b, device=device).unsqueeze(1) * K + beam
+        rows = torch.arange(b, device=device).unsqueeze(1) * k + beam
         alive = (scores[:, 0] / (t + 1) ** search.length_penalty > ended.worst(images)).nonzero().squeeze(1)
         if len(alive) == 0:
             break
         if len(alive) < b:
             images, scores, last, rows, open_tokens = (x[alive] for x in (images, scores, last, rows, open_tokens))
-            memory = memory.select((alive.unsqueeze(1) * K + torch.arange(K, device=device)).view(-1))
+            memory = memory.select(alive)
         state, last = select_state(state, rows.view(-1)), last.view(-1)
     return ended.best(search.n_best)
 
@@ -182,8 +182,11 @@ def memory_device(memory) -> torch.device:
 
 
 def _restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool) -> Tensor:
-    """log_probs (N, V) with -inf for words that may not follow tokens (N, t); at the last step all but <end>."""
-    allowed = log_probs.clone()
+    """log_probs (N, V) with -inf for words that may not follow tokens (N, t); at the last step all but <end>.
+
+    Changed in place, unless a gradient flows through them.
+    """
+    allowed = log_probs.clone() if log_probs.requires_grad else log_probs
     allowed[:, [PAD, START] if search.allow_unk else [PAD, START, UNK]] = -torch.inf
     if last_step:
         end = allowed[:, END].clone()

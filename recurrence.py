@@ -1,4 +1,4 @@
-"""LSTMs over whole sentences, with and without attention, as one autograd function each; the packed layout they work on.
+"""LSTMs over whole sentences, with and without attention, as one autograd function each; the layout they work on.
 
 Run step by step under autograd, each step's weight gradient is a product of its own and each slice of the image's
 regions a zero-filled tensor. Here the rows of a batch are sorted by length so that finished rows leave the loop, all

@@ -1,0 +1,131 @@
+"""One step of a sentence decoder without gradients, from weights that are made ready once: what decoding runs.
+
+`SentenceDecoder.step` asks `fast_steps(decoder)` for it. Products with the same factor are one product, weights lie in
+the order of the processor's kernels (products.packed), and a word's part of the gates is looked up in a table once as
+many words were read as the table has rows. The numbers are those of the plain step, which a test holds it to.
+
+Shapes: B images, K rows of each, N = B K rows, R regions, E embedding, H hidden, A attention, P region, V vocabulary.
+"""
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from products import packed, product
+from recurrence import advance_cell, double_exponential, reciprocals
+from vocabulary import START
+
+LARGEST_TABLE = 2**28  # bytes
+
+_made: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def fast_steps(decoder) -> "FastSteps | None":
+    """The FastSteps of a SentenceDecoder as its weights are now; None where it must be stepped the plain way."""
+    weight = decoder.embed.weight
+    if torch.is_grad_enabled() or decoder.training or weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return None
+    if decoder.rnn_arch != "LSTM" or decoder.num_layers != 1 or weight.dtype != torch.float32:
+        return None
+    try:
+        stamp = [(p.data_ptr(), p._version) for p in decoder.parameters()]
+    except RuntimeError:  # tensors made in inference mode do not tell when they change
+        return None
+    known = _made.get(decoder)
+    if known is None or known.stamp != stamp:
+        known = _made[decoder] = FastSteps(decoder, stamp)
+    return known
+
+
+def each_row(of_images: Tensor, rows: int) -> Tensor:
+    """(B, D) -> (rows, D): what belongs to an image for each of its rows, which stand together."""
+    return of_images if len(of_images) == rows else of_images.repeat_interleave(rows // len(of_images), 0)
+
+
+class FastSteps:
+    """See the module. stamp: what tells the weights apart from later ones."""
+
+    def __init__(self, decoder, stamp: list):
+        self.stamp, self.rows_read = stamp, 0
+        self.kind, self.skip_start = decoder.attention_kind, decoder.skip_start
+        self.embed = decoder.embed.weight.detach()
+        rnn, H, E = decoder.rnn, decoder.hidden_size, decoder.embed_size
+        P = decoder.regions.out_features if self.kind == "soft" else 0
+        self.w_input, w_context, self.w_persist = rnn.weight_ih_l0.detach().split([E, P, decoder.persist_size], 1)
+        self.w_input = self.w_input.contiguous()
+        self.bias = (rnn.bias_ih_l0 + rnn.bias_hh_l0).detach()
+        self.table: Tensor | None = None
+        of_hidden = [rnn.weight_hh_l0]
+        if self.kind:
+            attention = decoder.attention
+            self.A, self.minus_score = attention.query.out_features, -2 * attention.score.weight.detach()[0]
+            self.one = torch.ones(1)
+            to_output = decoder.context_to_output.weight
+            if self.kind == "soft":
+                of_hidden += [attention.query.weight, attention.gate.weight]
+                self.gate_bias = attention.gate.bias.detach()
+                self.of_context = packed(torch.cat([w_context, to_output]))  # one product for gates and output
+            else:
+                self.of_query, self.of_context = packed(attention.query.weight), packed(to_output)
+        self.of_hidden = packed(torch.cat(of_hidden))
+        self.H, self.output, self.projection = H, None, None
+        if decoder.deep_output:
+            self.output = packed(decoder.hidden_to_output.weight), decoder.hidden_to_output.bias
+            if decoder.projection is not None:
+                self.projection = packed(decoder.projection.weight), decoder.projection.bias
+        self.words = packed(decoder.linear.weight), decoder.linear.bias
+
+    def step(self, tokens: Tensor, state, memory) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        """As SentenceDecoder.step."""
+        hidden, cell = state[0][0], state[1][0]
+        from_hidden = product(hidden, self.of_hidden)  # (N, 4H), of soft attention (N, 4H + A + 1)
+        gates = from_hidden[:, : 4 * self.H] + self._of_words(tokens, memory)
+        context = weights = None
+        if self.kind == "soft":
+            query, gate = from_hidden[:, 4 * self.H : -1], from_hidden[:, -1:] + self.gate_bias
+            context, weights = self._attend(query, memory)
+            context = product(context.mul_(gate.sigmoid_()), self.of_context)  # (N, 4H + E)
+            gates += context[:, : 4 * self.H]
+            context = context[:, 4 * self.H :]
+        if memory.persist is not None:
+            gates += each_row(product(memory.persist, self.w_persist), len(tokens))
+        cell_out, tanh_out, hidden_out = (torch.empty_like(cell) for _ in range(3))
+        advance_cell(gates, cell, cell_out, tanh_out, hidden_out)
+        if self.kind == "spatial":
+            context, weights = self._attend(product(hidden_out, self.of_query), memory)
+            context = product(context, self.of_context)  # (N, E)
+        logits = product(self._output(hidden_out, context, tokens, memory), *self.words)
+        return logits, (hidden_out.unsqueeze(0), cell_out.unsqueeze(0)), weights
+
+    def _of_words(self, tokens: Tensor, memory) -> Tensor:
+        """The words' part of the gates with the biases (N, 4H)."""
+        if self.table is not None:
+            return self.table[tokens]
+        self.rows_read += len(tokens)
+        if self.rows_read > len(self.embed) and not self.skip_start:
+            if len(self.embed) * len(self.bias) * self.embed.element_size() <= LARGEST_TABLE:
+                self.table = product(self.embed, self.w_input, self.bias)
+        return product(self._embedded(tokens, memory), self.w_input, self.bias)
+
+    def _embedded(self, tokens: Tensor, memory) -> Tensor:
+        embedded = self.embed[tokens]
+        if self.skip_start:  # the pooled image stands in for <start>
+            first = each_row(memory.first, len(tokens))
+            embedded = torch.where((tokens == START).unsqueeze(1), first, embedded)
+        return embedded
+
+    def _attend(self, query: Tensor, memory) -> tuple[Tensor, Tensor]:
+        """query (N, A) -> attended regions (N, P) and weights (N, R)."""
+        B, R, A = memory.keys.shape
+        powers = memory.key_powers if memory.key_powers is not None else double_exponential(memory.keys)
+        r = reciprocals(powers.unsqueeze(1), double_exponential(query).view(B, -1, 1, A), self.one)  # (B, K, R, A)
+        weights = (r.view(-1, A) @ self.minus_score).view(B, -1, R).softmax(2)
+        return torch.bmm(weights, memory.values).flatten(0, 1), weights.flatten(0, 1)
+
+    def _output(self, hidden: Tensor, context: Tensor | None, tokens: Tensor, memory) -> Tensor:
+        """What the last layer reads."""
+        if self.output is None:
+            return hidden
+        out = product(hidden if self.projection is None else product(hidden, *self.projection), *self.output)
+        return out if context is None else out.add_(context).add_(self._embedded(tokens, memory))
