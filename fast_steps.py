@@ -103,9 +103,9 @@ class FastSteps:
         if self.table is not None:
             return self.table[tokens]
         self.rows_read += len(tokens)
-        if self.rows_read > len(self.embed) and not self.skip_start:
-            if len(self.embed) * len(self.bias) * self.embed.element_size() <= LARGEST_TABLE:
-                self.table = product(self.embed, self.w_input, self.bias)
+        size = len(self.embed) * len(self.bias) * self.embed.element_size()
+        if self.rows_read > len(self.embed) and size <= LARGEST_TABLE and not self.skip_start:
+            self.table = product(self.embed, self.w_input, self.bias)
         return product(self._embedded(tokens, memory), self.w_input, self.bias)
 
     def _embedded(self, tokens: Tensor, memory) -> Tensor:

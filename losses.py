@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from products import product, weight_gradient
+from recurrence import Packing
 
 CHUNK = 256  # rows of logits at a time: they stay in the processor's cache
 
@@ -15,6 +16,20 @@ CHUNK = 256  # rows of logits at a time: they stay in the processor's cache
 def token_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy in nats per token: logits (M, V), targets (M,). Smoothing as in Szegedy et al. 2016."""
     return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+
+
+def caption_cross_entropy(
+    model, pixels, inputs: list, captions: Tensor, lengths: Tensor, row_image: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, int, Tensor | None, Tensor]:
+    """token_cross_entropy of `model(...)`, a CaptionModel of sentences, without its logits; arguments as there.
+
+    Returns the loss, the number of tokens M, attention weights (M, R) or None, the row of each token (M,).
+    """
+    packing = Packing.of(lengths - 1, captions.device)
+    outputs, weights = model.decoder.outputs(model.encode(pixels, inputs), captions, packing, row_image)
+    layer, targets = model.decoder.linear, captions[packing.row, packing.time + 1]
+    loss = output_cross_entropy(outputs, layer.weight, layer.bias, targets, label_smoothing)
+    return loss, len(targets), weights, packing.row
 
 
 def output_cross_entropy(

@@ -21,7 +21,6 @@ from decoding import Search, generate
 from encoder import Extractor, build_extractor, image_transform
 from feature_captions import caption_features
 from hierarchical import hierarchical_decoder
-from losses import output_cross_entropy
 from model_config import FeatureSpec, ModelConfig
 from paragraphs import Paragraph, as_text, explain_paragraphs, tidy_caption, write_paragraphs
 from photo_loading import StoryPixels, encoded
@@ -123,17 +122,6 @@ class CaptionModel(nn.Module):
         Returns logits (M, V), targets (M,), attention weights (M, R) or None, the row of each token (M,).
         """
         return self.decode(self.encode(pixels, inputs), captions, lengths, row_image, forcing)
-
-    def loss(self, pixels, inputs, captions: Tensor, lengths: Tensor, row_image: Tensor, label_smoothing: float = 0.0):
-        """The mean cross-entropy of `forward`, without its logits; arguments as there.
-
-        Returns the loss, the number of tokens M, attention weights (M, R) or None, the row of each token (M,).
-        """
-        packing = Packing.of(lengths - 1, captions.device)
-        outputs, weights = self.decoder.outputs(self.encode(pixels, inputs), captions, packing, row_image)
-        layer, targets = self.decoder.linear, captions[packing.row, packing.time + 1]
-        loss = output_cross_entropy(outputs, layer.weight, layer.bias, targets, label_smoothing)
-        return loss, len(targets), weights, packing.row
 
     def decode(self, memory: Memory, captions: Tensor, lengths: Tensor, row_image: Tensor, forcing=None):
         """`forward` from what `encode` gave."""

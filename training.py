@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from common import UserError
 from decoding import Search
 from distillation import Teachers
-from losses import attention_regularisation, projection_regularisation, token_cross_entropy
+from losses import (
+    attention_regularisation,
+    caption_cross_entropy,
+    projection_regularisation,
+    token_cross_entropy,
+)
 from model import Captioner, batch_inputs, caption_loader
 from paragraph_training import ParagraphFigures, held_out_loss, paragraph_losses, word_decoder_apart
 from scoring import caption_statistics, score_captions
@@ -213,18 +218,24 @@ class Trainer:
             return self._paragraph_losses(batch)
         plain = self.teachers is None and s.teacher_forcing == "always" and s.amp == "off"
         if plain and self.captioner.device.type == "cpu":  # no logits are needed beyond the loss
-            loss, tokens, weights, row = model.loss(*self._inputs(batch), s.label_smoothing)
+            loss, tokens, weights, row = caption_cross_entropy(model, *self._inputs(batch), s.label_smoothing)
         else:
             logits, targets, weights, row = self._teacher_forced(batch)
             loss, tokens = token_cross_entropy(logits, targets, s.label_smoothing), len(targets)
         total = loss
         if self.teachers is not None:
             total = self.teachers.mixed(loss, logits, batch, s.distill_weight, s.distill_temperature)
+        return loss, self._regularised(total, weights, row, len(batch.lengths)), tokens, 0.0
+
+    def _regularised(self, total: Tensor, weights: Tensor | None, row: Tensor, rows: int) -> Tensor:
+        """`total` with the penalties that are asked for; attention weights (M, R), the row of each."""
+        s, model = self.settings, self.captioner.model
         if s.regularize_attn and weights is not None:
-            total = total + s.regularize_attn * attention_regularisation(weights, row, len(batch.lengths))
+            total = total + s.regularize_attn * attention_regularisation(weights, row, rows)
         if s.regularize_projection and self.captioner.config.projection:
-            total = total + s.regularize_projection * projection_regularisation(model.decoder.projection.weight)
-        return loss, total, tokens, 0.0
+            weight = model.sentence_decoder.projection.weight
+            total = total + s.regularize_projection * projection_regularisation(weight)
+        return total
 
     def _forcing(self) -> tuple[str, float, torch.Generator] | None:
         """How much of the truth this step's decoder sees, as `CaptionModel.forward` takes it."""
@@ -240,13 +251,7 @@ class Trainer:
         with autocast(captioner.device, s.amp):
             memory = captioner.model.encode(*batch_inputs(captioner, batch))
             losses = paragraph_losses(captioner, memory, batch, self._forcing(), s.label_smoothing)
-        total = losses.total
-        if s.regularize_attn and losses.weights is not None:
-            penalty = attention_regularisation(losses.weights, losses.row, len(batch.lengths))
-            total = total + s.regularize_attn * penalty
-        if s.regularize_projection and captioner.config.projection:
-            weight = captioner.model.sentence_decoder.projection.weight
-            total = total + s.regularize_projection * projection_regularisation(weight)
+        total = self._regularised(losses.total, losses.weights, losses.row, len(batch.lengths))
         return losses.total, total, losses.tokens, 0.0
 
     def _self_critical_losses(self, batch) -> tuple[Tensor, Tensor, int, float]:

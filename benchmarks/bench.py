@@ -141,11 +141,13 @@ def header(machine: dict) -> str:
 
 
 def machine_line(bench: Bench) -> str:
-    products, copies = ([getattr(s, name) for s in bench.probe.samples] for name in ("gflops", "gbytes"))
+    names = ("gflops", "own_gflops", "gbytes")
+    products, own, copies = ([getattr(s, name) for s in bench.probe.samples] for name in names)
     kind = "bfloat16" if bench.amp == "bf16" else "float32"
     return (
         f"the machine, measured between the runs: {kind} products of {bench.probe.size}x{bench.probe.size} "
-        f"{figures(products, 'GFLOP/s')}, copies {figures(copies, 'GB/s')}"
+        f"{figures(products, 'GFLOP/s')} by torch.mm (the limits above), {figures(own, 'GFLOP/s')} by products.py; "
+        f"copies {figures(copies, 'GB/s')}"
     )
 
 
@@ -175,6 +177,7 @@ def to_json(args, bench: Bench, machine: dict, rows: dict[str, Row], skipped: di
         "machine": machine,
         "scale": dataclasses.asdict(bench.scale),
         "products_gflops": spread([sample.gflops for sample in samples]),
+        "own_products_gflops": spread([sample.own_gflops for sample in samples]),
         "copy_gbytes_per_second": spread([sample.gbytes for sample in samples]),
         "rows": {
             name: {**row.to_dict(), "to_reach": ROWS[name][1], "deepcaption": ROWS[name][2]}

@@ -5,6 +5,7 @@ measures it right before and right after every run of every row, and a run is co
 """
 
 import contextlib
+import dataclasses
 import os
 import platform
 import statistics
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from products import product
 
 MB = 2**20
 
@@ -31,13 +34,17 @@ def synchronize(device: torch.device) -> None:
 
 @dataclass
 class Speed:
-    """gflops: 10^9 multiplications and additions a second; gbytes: 10^9 bytes read and written a second."""
+    """gflops: 10^9 multiplications and additions a second, by torch.mm, and by the toolkit's own products.py; gbytes:
+    10^9 bytes read and written a second.
+    """
 
     gflops: float
+    own_gflops: float
     gbytes: float
 
     def mean(self, other: "Speed") -> "Speed":
-        return Speed((self.gflops + other.gflops) / 2, (self.gbytes + other.gbytes) / 2)
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other))
+        return Speed(*((a + b) / 2 for a, b in pairs))
 
 
 @dataclass
@@ -60,12 +67,13 @@ class Probe:
         size = 64 * MB if self.device.type == "cpu" else 512 * MB  # far more than caches hold
         self.source = torch.zeros(size, dtype=torch.uint8, device=self.device)
         self.target = torch.zeros_like(self.source)
-        self._time(self._product, 0)  # the first ones set things up
-        self._time(self._copy, 0)
+        for work in (self._product, self._own_product, self._copy):
+            self._time(work, 0)  # the first ones set things up
 
     def __call__(self) -> Speed:
         speed = Speed(
             2 * self.size**3 / self._time(self._product, self.seconds) / 1e9,
+            2 * self.size**3 / self._time(self._own_product, self.seconds / 2) / 1e9,
             2 * self.source.numel() / self._time(self._copy, self.seconds / 2) / 1e9,
         )
         self.samples.append(speed)
@@ -73,6 +81,9 @@ class Probe:
 
     def _product(self) -> None:
         torch.mm(self.a, self.b, out=self.out)
+
+    def _own_product(self) -> None:
+        product(self.a, self.b)
 
     def _copy(self) -> None:
         self.target.copy_(self.source)

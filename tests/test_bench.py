@@ -124,7 +124,7 @@ def test_a_probe_measures_rates_of_this_machine():
     probe = machine.Probe(torch.device("cpu"), size=256, seconds=0.01)
     speed = probe()
     assert speed.gflops > 0.1 and speed.gbytes > 0.05 and probe.samples == [speed]
-    assert machine.Speed(1, 2).mean(machine.Speed(3, 6)) == machine.Speed(2, 4)
+    assert machine.Speed(1, 2, 3).mean(machine.Speed(3, 6, 7)) == machine.Speed(2, 4, 5)
 
 
 def test_memory_of_a_script_counts_all_its_processes(tmp_path):

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "feature_captions": "decoding",
     "word_probabilities": "vocabulary",
     "lemma_rules": "",
-    "losses": "products",
+    "losses": "products recurrence",
     "ptb_tokenizer": "",
     "scoring": "ptb_tokenizer",
     "cached_words": "ptb_tokenizer scoring",
@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "deepcaption_files": "checkpoint encoder encoder_weights flat_encoders model_config vocabulary",
     "loaded_model": "features model_config",
     "model": "deepcaption_files model_config encoder decoder hierarchical decoding checkpoint photo_loading recurrence "
-    "teacher_forcing vocabulary feature_captions losses paragraphs photo_views",
+    "teacher_forcing vocabulary feature_captions paragraphs photo_views",
     "paragraph_training": "decoder losses model paragraph_text teacher_forcing",
     "model_inputs": "caption_datasets data_loader features model_config",
     "self_critical_training": "cider_reward dataset_items decoding losses model self_critical self_critical_losses",
