@@ -54,6 +54,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu, cuda or cuda:1: for the rows that compute (default cpu)")
     add("--amp", choices=("off", "bf16"), default="off", help="mixed precision, products measured in it (default off)")
     add("--runs", type=int, metavar="N", help="runs of each row (default 5, of whole scripts 3; --quick 3 and 1)")
+    add("--profile", action="store_true", help="run the rows that compute once more, and print what takes their time")
     add("--explain", action="store_true", help="print the arithmetic of each limit below the table")
     add(
         "--folder",
@@ -94,7 +95,7 @@ def make_bench(args, folder: Path) -> Bench:
     dtype = torch.bfloat16 if args.amp == "bf16" else torch.float32
     size = 8192 if device.type == "cuda" else 1024 if args.quick else 2048
     probe = Probe(device, dtype, size, 0.06 if args.quick else 0.25)
-    return Bench(folder, device, probe, scale, args.amp, sys.executable)
+    return Bench(folder, device, probe, scale, args.amp, sys.executable, args.profile)
 
 
 def measure(bench: Bench, names: list[str]) -> tuple[dict[str, Row], dict[str, str]]:
@@ -166,6 +167,15 @@ def explanation(rows: dict[str, Row], bench: Bench) -> list[str]:
     return lines
 
 
+def profiles(rows: dict[str, Row]) -> list[str]:
+    """What takes the time of each row that was profiled."""
+    lines = ["", "What takes the time, by torch's operators"]
+    for name, row in rows.items():
+        shares = [f"{operator} {share:.0%}" for operator, share in row.parts.get("operators", {}).items()]
+        lines += [f"{name}: {', '.join(shares)}"] if shares else []
+    return lines
+
+
 def to_json(args, bench: Bench, machine: dict, rows: dict[str, Row], skipped: dict[str, str]) -> dict:
     samples = bench.probe.samples
     return {
@@ -197,6 +207,8 @@ def main(args) -> int:
         print(header(machine))
         rows, skipped = measure(bench, args.only)
     print(f"\n{machine_line(bench)}")
+    if args.profile:
+        print("\n".join(profiles(rows)))
     if args.explain:
         print("\n".join(explanation(rows, bench)))
     if args.json:

@@ -38,7 +38,9 @@ QUICK = Scale(3, 1, 750, 250, 7, 64, 64, 200, 12, 64, 3, 5_000, 20_000, 2_000, 3
 
 @dataclass
 class Bench:
-    """What every row is given. folder: for its data; probe: measures the machine; amp: "off" or "bf16"."""
+    """What every row is given. folder: for its data; probe: measures the machine; amp: "off" or "bf16"; profile:
+    whether rows also tell which operators take their time.
+    """
 
     folder: Path
     device: torch.device
@@ -46,6 +48,7 @@ class Bench:
     scale: Scale
     amp: str = "off"
     python: str = "python3"
+    profile: bool = False
     made: dict = field(default_factory=dict)  # what several rows share
 
     def script(self, *command, watch: bool = False):
@@ -115,6 +118,23 @@ def spread(values: list[float]) -> dict:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": values}
 
 
+def profiled(run: Callable, device: torch.device, most: int = 8) -> dict[str, float]:
+    """The `most` operators of torch that take the most time of run(), each with its share of all operators' time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as found:
+        run()
+        synchronize(device)
+    times = {
+        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        for event in found.key_averages()
+    }
+    total = max(1e-9, sum(times.values()))
+    return {name: times[name] / total for name in sorted(times, key=times.get, reverse=True)[:most]}
+
+
 def peak_of_this_process(device: torch.device) -> int:
     """Bytes since `forget_peak`: of a GPU's memory where there is one, else of this process."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()
@@ -128,6 +148,8 @@ def of_products(row: Row, bench: Bench, run: Callable[[], tuple[float, float, fl
         row.parts.setdefault("gflops_of_the_machine", []).append(speed.gflops)
         row.parts["operations_per_unit"] = operations / units
     row.peak_bytes = max(row.peak_bytes, peak_of_this_process(bench.device))
+    if bench.profile:
+        row.parts["operators"] = profiled(run, bench.device)
     return row
 
 

@@ -43,6 +43,7 @@ def plain_pass(captioner, features, n_tokens: int):
 
 @pytest.mark.parametrize("shape", [(50,), (30, 3, 3)], ids=["pooled", "map"])
 @pytest.mark.parametrize("training", [False, True], ids=["decoding", "training"])
+@pytest.mark.filterwarnings("ignore:TF32")
 def test_operations_are_those_that_torch_counts(shape, training):
     """Step by step without oneDNN's own LSTM, every product goes through matrix functions that torch's counter sees.
 
@@ -149,7 +150,8 @@ def test_fractions_of_rates_and_of_times():
 def test_quick_run_of_some_rows(tmp_path, script_alone):
     names = ["train_lstm", "greedy_attention", "read_bin", "read_bin_struct"]
     file = tmp_path / "figures.json"
-    flags = ["--quick", "--runs", 1, "--only", ",".join(names), "--json", file, "--explain", "--folder", tmp_path / "d"]
+    flags = ["--quick", "--runs", 1, "--only", ",".join(names), "--json", file, "--explain", "--profile"]
+    flags += ["--folder", tmp_path / "d"]
     done = script_alone("benchmarks/bench.py", *flags)
     assert done.status == 0, done.err
     found = json.loads(file.read_text())
@@ -167,6 +169,8 @@ def test_quick_run_of_some_rows(tmp_path, script_alone):
         parts = row["parts"]
         limit = parts["gflops_of_the_machine"][0] * 1e9 / parts["operations_per_unit"]
         assert row["limit"]["runs"][0] == pytest.approx(limit)
+    assert "train_lstm: " in done.out.split("torch's operators")[1]
+    assert 0 < sum(found["rows"]["greedy_attention"]["parts"]["operators"].values()) <= 1
     assert "2 x (E+H) x 4H = 2 x 768 x 2048 x 3 (training) = 9.437 M" in done.out
     assert found["rows"]["train_lstm"]["parts"]["tokens_per_caption"] == pytest.approx(12.8, abs=0.4)
 
