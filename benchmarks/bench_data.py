@@ -6,6 +6,8 @@ decoding time, of photos.
 """
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -105,12 +107,17 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 
 
 def write_pictures(folder: Path, names: list[str], width: int, height: int, different: int = 12) -> None:
-    """JPEGs of quality 90; `different` pictures under all the names, since only their decoding is measured."""
+    """JPEGs of quality 90; `different` pictures under all the names, since only their decoding is measured.
+
+    The names of a picture are links to one file where the file system has such.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    files: list[bytes] = []
     for number, name in enumerate(names):
         if number < different:
             picture(width, height, number).save(folder / name, quality=90)
-            files.append((folder / name).read_bytes())
         else:
-            (folder / name).write_bytes(files[number % different])
+            first = folder / names[number % different]
+            try:
+                os.link(first, folder / name)
+            except OSError:
+                shutil.copyfile(first, folder / name)

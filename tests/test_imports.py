@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "common": "",
     "image_zips": "",
     "images": "image_zips",
+    "tensor_resize": "",
     "vocabulary": "",
     "dataset_config": "",
     "picsom_files": "",

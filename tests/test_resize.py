@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import resize
+
 
 def photo(width, height, seed=0):
     """Smooth colours with some texture, a stand-in for a photo."""
@@ -156,6 +158,50 @@ def test_too_narrow_an_image_fails_alone(script, folder, tmp_path):
     arguments = ["--image_dir", folder, "--output_dir", tmp_path / "out", "--image_size", 64, "--keep_aspect"]
     result = script("resize.py", *arguments)
     assert result.status == 1 and "line.jpg" in result.err and "1 failed" in result.out
+
+
+@pytest.fixture
+def with_torch(monkeypatch):
+    """Take torch for any number of images."""
+    monkeypatch.setattr(resize, "TORCH_FROM", 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_torch_and_pillow_write_the_same_pictures(script, folder, tmp_path, with_torch, monkeypatch, workers):
+    photo(90, 60, 9).convert("L").save(folder / "grey.jpg")
+    photo(90, 60, 9).convert("CMYK").save(folder / "cmyk.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photo(150, 100, 10).save(folder / "turned.jpg", exif=turned)
+    photo(700, 30, 11).save(folder / "long.jpg")
+    (folder / "bad.jpg").write_bytes((folder / "a.jpg").read_bytes()[:600])
+    arguments = ["--image_dir", folder, "--num_workers", workers, "--image_size", 64]
+    first = script("resize.py", *arguments, "--output_dir", tmp_path / "torch")
+    monkeypatch.setattr(resize, "TORCH_FROM", 2000)
+    second = script("resize.py", *arguments, "--output_dir", tmp_path / "pillow")
+    assert (first.status, first.err) == (second.status, second.err) and "bad.jpg" in first.err
+    assert outputs(tmp_path / "torch") == outputs(tmp_path / "pillow")
+    for name in outputs(tmp_path / "torch"):
+        ours, theirs = (Image.open(tmp_path / way / name) for way in ("torch", "pillow"))
+        assert (ours.size, ours.mode, ours.format) == (theirs.size, theirs.mode, theirs.format)
+        # a level more or less here and there may make coefficients, or a palette, of others
+        assert difference(ours, theirs) < (0.05 if name.endswith(("png", "bmp", "tif")) else 1), name
+    assert "12 already there" in script("resize.py", *arguments, "--output_dir", tmp_path / "torch").out
+
+
+def test_a_zip_with_torch(script, folder, tmp_path, with_torch):
+    result = script("resize.py", "--image_dir", folder, "--output_dir", tmp_path / "o", "--create_zip", "--keep_aspect")
+    assert result.status == 0, result.err
+    with zipfile.ZipFile(tmp_path / "o.zip") as archive, archive.open("a.jpg") as file:
+        assert Image.open(file).size == (384, 256)
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(script, folder, tmp_path):
+    (tmp_path / "out" / "a.jpg").mkdir(parents=True)
+    result = script("resize.py", "--image_dir", folder, "--output_dir", tmp_path / "out", "--num_workers", 2)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "--output_dir: cannot write" in result.err and "a.jpg" in result.err
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_as_a_program(script_alone, folder, tmp_path):
