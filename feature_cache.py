@@ -28,7 +28,8 @@ from common import UserError
 from data_loader import get_eval_loader
 from devices import process, wait_for_all
 from encoder import Extractor, ImageTransform
-from feature_readers import LmdbReader, forget, lmdb_key, naming
+from feature_handles import forget, naming
+from feature_readers import LmdbReader, lmdb_key
 from model import Captioner, as_regions
 from photo_loading import encoded, with_files
 

@@ -6,13 +6,13 @@ import os
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from common import UserError
+from feature_handles import handle, handles_lock, naming
 from picsom_files import read_labels
 
 PICSOM_HEADER = struct.Struct("if7Q")  # magic, version, header size, record bytes, dimension, format, 3 unused; native
@@ -24,54 +24,6 @@ with lmdb.open(sys.argv[1], subdir=os.path.isdir(sys.argv[1]), readonly=True, lo
     for key, value in t.cursor():
         bytes(value[:1]), bytes(value[-1:])
 """
-
-# ---------------------------------------------------------------- open files of this process
-
-
-_lock = threading.RLock()
-_handles: dict[str, tuple] = {}  # real path -> (stat of the file when opened, handle)
-
-
-def _handle(path: Path, opener):
-    """The open handle of `path`, shared in this process: lmdb refuses to open a file twice. Call it under _lock."""
-    name, now = os.path.realpath(path), os.stat(path)
-    stamp = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
-    if name in _handles and _handles[name][0] != stamp:  # another file took its place
-        forget(name)
-    if name not in _handles:
-        _handles[name] = (stamp, opener())
-    return _handles[name][1]
-
-
-def forget(path) -> None:
-    with _lock:
-        entry = _handles.pop(os.path.realpath(path), None)
-        if entry:
-            entry[1].close()
-
-
-def _before_fork() -> None:
-    """lmdb counts a file that was open at the fork as open in the child, which then could not open it itself."""
-    _lock.acquire()
-    for name in list(_handles):
-        forget(name)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_lock.release)
-
-
-@contextlib.contextmanager
-def naming(path, doing: str = "read", errors: tuple = ()):
-    """What a library raises over a damaged file, as one line that names the file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, TypeError, EOFError, struct.error, SyntaxError, KeyError, *errors) as error:
-        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ") or type(error).__name__
-        raise UserError(f"cannot {doing} feature file {path}: {reason}") from error
-
 
 # ---------------------------------------------------------------- readers
 
@@ -138,6 +90,8 @@ class RowReader(FeatureReader):
             raise UserError(f"feature file {path} holds {rows.dtype} of shape {rows.shape}, not rows of numbers")
         self.maker = self._maker()
         self._index = self._names(keys)
+        named = self._index.values() if self._index else [-1]
+        self._all_there = 0 <= min(named) and max(named) < self.count
 
     def _rows(self):
         """All records as something array-like, (count, *shape)."""
@@ -172,9 +126,16 @@ class RowReader(FeatureReader):
     def keys(self) -> Iterator[str]:
         return iter(self._index) if self._index is not None else map(str, range(self.count))
 
-    def _find(self, keys: Iterable) -> np.ndarray:
-        """Row numbers, -1 where there is none."""
+    def _find(self, keys: Sequence) -> np.ndarray:
+        """Row numbers, -1 where there is no record."""
+        return self._numbers(keys)
+
+    def _numbers(self, keys: Sequence) -> np.ndarray:
+        """Row numbers, -1 where there is no row."""
         index = self._index
+        if self._all_there:
+            with contextlib.suppress(KeyError):
+                return np.array([index[key] for key in keys], np.int64)
         if index is not None:
             found = [key if isinstance(key, (int, np.integer)) else index.get(key, -1) for key in keys]
         else:
@@ -188,11 +149,17 @@ class RowReader(FeatureReader):
         return [keys[i] for i in np.flatnonzero(self._find(keys) < 0)]
 
     def get_many(self, keys: Sequence) -> np.ndarray:
-        rows = self._find(keys)
-        if len(rows) and rows.min() < 0:
-            raise self.no_record(keys[int(rows.argmin())])
-        with naming(self.path):
-            return self._take(rows).astype(self.dtype, copy=False)
+        rows = self._numbers(keys)
+        if not len(rows) or rows.min() >= 0:
+            with naming(self.path):
+                taken = self._take(rows).astype(self.dtype, copy=False)
+            if self._complete(taken):
+                return taken
+        raise self.no_record(keys[int(self._find(keys).argmin())])
+
+    def _complete(self, records: np.ndarray) -> bool:
+        """Whether rows that were read are all records."""
+        return True
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
         return self._rows()[rows]  # not np.take(): it copies the whole of an array whose rows are apart
@@ -265,8 +232,12 @@ class BinReader(RowReader):
             return super()._names(keys)
         return read_labels(labels)
 
-    def _find(self, keys: Iterable) -> np.ndarray:
-        rows = super()._find(keys)
+    def _complete(self, records: np.ndarray) -> bool:
+        first = records[:, 0]
+        return bool((first == first).all())  # NaN is unlike itself
+
+    def _find(self, keys: Sequence) -> np.ndarray:
+        rows = self._numbers(keys)
         there = np.flatnonzero(rows >= 0)
         first = self._rows()[rows[there], 0]
         rows[there[first != first]] = -1  # NaN
@@ -282,23 +253,46 @@ class BinReader(RowReader):
 
 
 class H5Reader(RowReader):
-    """HDF5, dataset `data`, rows as in .npy."""
+    """HDF5, dataset `data`, rows as in .npy. It is mapped into memory where it lies in the file in one piece."""
 
     def _rows(self):
-        with _lock:
-            return _handle(self.path, self._open)["data"]
+        if "_mapped" in self.__dict__:
+            return self._mapped
+        with handles_lock:
+            data = handle(self.path, self._open)["data"]
+            mapped = self._map(data)
+        if mapped is not None:
+            self._mapped = mapped
+            return mapped
+        return data
+
+    def _map(self, data) -> np.ndarray | None:
+        """Dataset `data` as an array over the file; None where it is in chunks, packed or elsewhere."""
+        offset = data.id.get_offset()  # None for what is in chunks, in the header or not there yet
+        bytes_there = data.id.get_storage_size()
+        if offset is None or data.external or data.dtype.kind not in "fiu" or bytes_there != data.nbytes:
+            return None
+        if not data.size or offset + data.nbytes > os.path.getsize(self.path):
+            return None
+        mapped = np.memmap(self.path, data.dtype, "r", offset, data.shape).view(np.ndarray)
+        # Should HDF5 mean something else by these bytes (another kind of float), its reading counts.
+        same = all(np.array_equal(data[row], mapped[row], equal_nan=data.dtype.kind == "f") for row in (0, -1))
+        return mapped if same else None
 
     def _open(self):
         return h5py().File(self.path, "r")
 
     def _maker(self) -> dict | None:
-        with _lock:
-            attributes = {**self._rows().attrs, **_handle(self.path, self._open).attrs}
+        with handles_lock:
+            file = handle(self.path, self._open)
+            attributes = {**file["data"].attrs, **file.attrs}
         return _parse_maker(self.path, attributes.get("extractor"))
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
+        if "_mapped" in self.__dict__:
+            return super()._take(rows)
         ordered, back = np.unique(rows, return_inverse=True)  # h5py wants them ascending, each once
-        with _lock:
+        with handles_lock:
             return self._rows()[ordered][back] if len(rows) else np.empty((0, *self.shape), self.dtype)
 
 
@@ -334,10 +328,9 @@ class LmdbReader(FeatureReader):
     def _reading(self, buffers: bool = False):
         import lmdb
 
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_lock)
-            stack.enter_context(naming(self.path, errors=(lmdb.Error,)))
-            yield stack.enter_context(_handle(self.file, self._open).begin(buffers=buffers))
+        with handles_lock, naming(self.path, errors=(lmdb.Error,)):
+            with handle(self.file, self._open).begin(buffers=buffers) as transaction:
+                yield transaction
 
     def _open(self):
         import lmdb
@@ -369,16 +362,18 @@ class LmdbReader(FeatureReader):
             return [key for key in keys if not cursor.set_key(lmdb_key(key))]
 
     def get_many(self, keys: Sequence) -> np.ndarray:
-        out = np.empty((len(keys), *self.shape), self.dtype)
-        rows = out.reshape(len(keys), self.bytes // self.dtype.itemsize)
+        if not len(keys):
+            return np.empty((0, *self.shape), self.dtype)
+        names = [lmdb_key(key) for key in keys]
         with self._reading(buffers=True) as transaction:
-            for row, key in zip(rows, keys):
-                value = transaction.get(lmdb_key(key))
-                if value is None:
-                    raise self.no_record(key)
-                self._check(key, value)
-                row[:] = np.frombuffer(value, self.dtype)
-        return out
+            values = list(map(transaction.get, names))  # views of the file, good until the transaction ends
+            if {self.bytes} != {-1 if value is None else len(value) for value in values}:
+                for key, value in zip(keys, values):
+                    if value is None:
+                        raise self.no_record(key)
+                    self._check(key, value)
+            records = bytearray().join(values)  # the one copy; an array by itself that may be written to
+        return np.frombuffer(records, self.dtype).reshape(len(keys), *self.shape)
 
     def _check(self, key, value) -> None:
         if len(value) != self.bytes or not self.bytes:
@@ -412,7 +407,7 @@ def _parse_maker(path: Path, text: str | bytes | None) -> dict | None:
 
 def lmdb_key(key) -> bytes:
     """The key as lmdb has it; one that lmdb cannot have becomes another that no file has."""
-    encoded = str(key).encode(errors="surrogateescape")
+    encoded = str(key).encode("utf-8", "surrogateescape")
     return encoded if 0 < len(encoded) <= LMDB_LONGEST_KEY else b"@none"
 
 

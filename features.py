@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from common import UserError, atomic_write, read_json
+from feature_handles import forget, naming
 from feature_readers import (
     LMDB_LONGEST_KEY,
     LMDB_OWN_KEYS,
@@ -32,10 +33,8 @@ from feature_readers import (
     LmdbReader,
     NpyReader,
     RowReader,
-    forget,
     h5py,
     lmdb_key,
-    naming,
     read_lines,
 )
 

@@ -19,7 +19,7 @@ import checkpoint
 from common import UserError
 from encoder import Extractor, build_extractor
 from feature_cache import CacheFile, image_keys, stamp
-from feature_readers import forget
+from feature_handles import forget
 from model import load_captioner
 
 SMALL = ["--embed_size", 24, "--hidden_size", 32, "--attention_size", 16, "--value_size", 24, "--crop_size", 64]

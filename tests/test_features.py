@@ -182,6 +182,34 @@ def test_h5_written_by_others_and_a_missing_package(tmp_path, monkeypatch):
         FeatureWriter(tmp_path / "w.h5", (2,))
 
 
+H5_LAYOUTS = {  # what create_dataset is told -> whether the file can be mapped
+    "plain": ({}, True),
+    "big_endian": ({"dtype": ">f4"}, True),
+    "double": ({"dtype": "f8"}, True),
+    "whole_numbers": ({"dtype": "i4"}, True),
+    "chunks": ({"chunks": (2, 6)}, False),
+    "packed": ({"compression": "gzip"}, False),
+    "elsewhere": ({"external": "rows.raw"}, False),
+}
+
+
+@pytest.mark.parametrize("block", [0, 512], ids=["", "userblock"])
+@pytest.mark.parametrize("layout", H5_LAYOUTS)
+def test_every_layout_of_h5_reads_the_same(tmp_path, monkeypatch, layout, block):
+    h5py = pytest.importorskip("h5py")
+    monkeypatch.chdir(tmp_path)
+    options, mapped = H5_LAYOUTS[layout]
+    rows = VECTORS * 100
+    rows[0, 0] = np.nan if layout != "whole_numbers" else 0
+    with h5py.File("x.h5", "w", userblock_size=block) as file:
+        file.create_dataset("data", data=rows.astype(options.get("dtype", "f4")), **options)
+    reader = open_features(tmp_path / "x.h5", KEYS)
+    got = reader.get_many([KEYS[i] for i in (5, 0, 5, 6)])
+    assert got.dtype == options.get("dtype", "f4").replace("i4", "f4") and got.flags.writeable
+    assert np.array_equal(got, rows[[5, 0, 5, 6]].astype(options.get("dtype", "f4")), equal_nan=True)
+    assert isinstance(reader._rows(), np.ndarray) == mapped
+
+
 # ---------------------------------------------------------------- PicSOM
 
 
@@ -303,6 +331,20 @@ def test_lmdb_is_shared_in_a_process_and_survives_forks(tmp_path):
                 os._exit(status)
         assert np.array_equal(readers[0].get_many(KEYS), VECTORS)  # at the same time as the child
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_lmdb_follows_what_its_path_leads_to(tmp_path):
+    first, second = write(tmp_path / "a.lmdb"), write(tmp_path / "b.lmdb", VECTORS + 1)
+    link = tmp_path / "x.lmdb"
+    link.symlink_to(first)
+    reader, same, other = (open_features(path) for path in (link, first, second))
+    old = reader.get_many(KEYS)
+    link.unlink()
+    link.symlink_to(second)
+    assert np.array_equal(reader.get_many(KEYS), VECTORS + 1)
+    assert np.array_equal(same.get_many(KEYS), VECTORS) and np.array_equal(other.get_many(KEYS), VECTORS + 1)
+    assert np.array_equal(old, VECTORS)  # a copy, good when the file is closed
+    old += 1
 
 
 def test_lmdb_mistakes(tmp_path):
