@@ -16,9 +16,7 @@ from common import UserError
 
 handles_lock = threading.RLock()
 _handles: dict[str, tuple] = {}  # real path -> (stat of the file when opened, handle)
-_recent: dict[
-    Path, tuple
-] = {}  # the same by the path asked for: finding the real one takes longer than reading a batch
+_recent: dict[Path, tuple] = {}  # by the path asked for: finding the real one takes as long as reading a batch
 
 
 def handle(path: Path, opener):

@@ -91,7 +91,7 @@ class RowReader(FeatureReader):
         self.maker = self._maker()
         self._index = self._names(keys)
         named = self._index.values() if self._index else [-1]
-        self._all_there = 0 <= min(named) and max(named) < self.count
+        self._all_there = min(named) >= 0 and max(named) < self.count
 
     def _rows(self):
         """All records as something array-like, (count, *shape)."""
@@ -328,9 +328,12 @@ class LmdbReader(FeatureReader):
     def _reading(self, buffers: bool = False):
         import lmdb
 
-        with handles_lock, naming(self.path, errors=(lmdb.Error,)):
-            with handle(self.file, self._open).begin(buffers=buffers) as transaction:
-                yield transaction
+        with (
+            handles_lock,
+            naming(self.path, errors=(lmdb.Error,)),
+            handle(self.file, self._open).begin(buffers=buffers) as transaction,
+        ):
+            yield transaction
 
     def _open(self):
         import lmdb
