@@ -21,17 +21,14 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs
-from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
+from coco_scorers import BleuScorer, CiderScorer, Rouge, count_ngrams
 from common import UserError, silenced
 from ptb_tokenizer import ptb_tokens
 
@@ -186,40 +183,43 @@ def score_captions(
     targets = {i: [next(later) for _ in references[key]] for i, key in enumerate(candidates)}
 
     scores = Scores(tokenizer=used, num_images=len(candidates))
+    count = functools.cache(count_ngrams)
     for name in dict.fromkeys(metrics):
         try:
-            for key, (value, each) in _score(name, hypotheses, targets, document_frequencies).items():
+            for key, (value, each) in _score(name, hypotheses, targets, document_frequencies, count).items():
                 scores.values[key], scores.per_image[key] = float(value), [float(one) for one in each]
         except Exception as error:  # noqa: BLE001 - whatever breaks one metric must not cost the others
             scores.left_out[name] = _one_line(error)
     return scores
 
 
+_COUNTING = {"bleu": BleuScorer, "cider": CiderScorer}
+
+
 class _CannotRun(Exception):
     """A metric that lacks what it needs; the message says what."""
 
 
-def _score(name: str, hypotheses: dict, references: dict, frequencies: Mapping | None) -> dict[str, tuple]:
+def _score(
+    name: str, hypotheses: dict, references: dict, frequencies: Mapping | None, count: Callable
+) -> dict[str, tuple]:
     """Of each score that `name` stands for its value and those of the images."""
     if name in NEEDS_JAVA and java_missing():
         raise _CannotRun(NO_JAVA)
-    if name == "bleu":
-        with silenced():
-            values, each = Bleu(4).compute_score(references, hypotheses, verbose=0)
-        return {f"bleu_{n}": pair for n, pair in enumerate(zip(values, each), start=1)}
     if name == "rouge":
         return {"rouge_l": Rouge().compute_score(references, hypotheses)}
-    if name == "cider":
-        if len(references) < 2:
+    if name in ("bleu", "cider", "ciderd"):
+        if name == "cider" and len(references) < 2:
             raise _CannotRun("needs two images or more, because it counts in how many of them a phrase occurs")
-        return {"cider": Cider().compute_score(references, hypotheses)}
-    if name == "ciderd":
-        if frequencies is None:
+        if name == "ciderd" and frequencies is None:
             raise _CannotRun("needs document frequencies from a file (--cached_words)")
-        scorer = CiderD(frequencies)
+        scorer = CiderD(frequencies, count=count) if name == "ciderd" else _COUNTING[name](count=count)
         for key, captions in references.items():
             scorer += (hypotheses[key][0], captions)
-        return {"ciderd": scorer.compute_score()}
+        if name == "bleu":
+            values, each = scorer.compute_score("closest", verbose=0)
+            return {f"bleu_{n}": pair for n, pair in enumerate(zip(values, each), start=1)}
+        return {name: scorer.compute_score()}
     value, each = {"meteor": _meteor, "spice": _spice}[name](references, hypotheses)
     if math.isnan(value):
         raise _CannotRun("gave no number")
@@ -323,9 +323,9 @@ class CiderD(CiderScorer):
     (mean, array of one score per image). `table` is as `document_frequencies` gives it. Raises UserError if it is not.
     """
 
-    def __init__(self, table: Mapping, n: int = 4, sigma: float = 6.0):
+    def __init__(self, table: Mapping, n: int = 4, sigma: float = 6.0, count: Callable = count_ngrams):
         frequencies, self._log_images = _check_table(table)
-        super().__init__(n=n, sigma=sigma)
+        super().__init__(n=n, sigma=sigma, count=count)
         self.document_frequency = _Frequencies(frequencies)
 
     @property
@@ -366,7 +366,7 @@ def document_frequencies(references: Mapping | Iterable[Sequence[str]], tokenize
     later = iter(tokens)
     counts = Counter()
     for group in groups:
-        counts.update({ngram for cooked in cook_refs([next(later) for _ in group]) for ngram in cooked})
+        counts.update(set().union(*(count_ngrams(next(later)) for _ in group)))
     return {"document_frequency": {ngram: float(count) for ngram, count in counts.items()}, "ref_len": len(groups)}
 
 
