@@ -5,8 +5,8 @@
     Rouge().compute_score(references, hypotheses)
 
 The formulas stay in pycocoevalcap; only its inner loops are replaced. Every sum is taken in the order in which it takes
-it, so that not even the last bit of a score changes: tests/test_coco_scorers.py compares with `==`. `count_ngrams` may be
-handed over with a cache, so that several metrics count the words of a caption once.
+it, so that not even the last bit of a score changes: tests/test_coco_scorers.py compares with `==`. `count` may be
+`count_ngrams` with a cache, so that several metrics count the words of a caption once.
 """
 
 from collections import Counter, defaultdict
