@@ -92,16 +92,18 @@ class CiderScorer(cider_scorer.CiderScorer):
         self.ref_len = np.log(float(len(self.crefs)))
         weights = _Weights(self.ref_len)
         scores = []
+        frequency = self.document_frequency.get
         for test, refs in zip(self.ctest, self.crefs):
-            vector, norm = self._vector(test, weights)
+            vector = [(ngram, count, frequency(ngram, 0.0)) for ngram, count in test.items()]
+            norm = self._norm(test, weights)
             score = np.zeros(self.n)
             for ref in refs:
-                other, norm_ref = self._vector(ref, weights)
                 values = [0.0] * self.n
-                for ngram, weight in vector.items():
-                    if ngram in other:
-                        weight_ref = other[ngram]
+                for ngram, count, images in vector:
+                    if ngram in ref:
+                        weight, weight_ref = weights[count, images][0], weights[ref[ngram], images][0]
                         values[len(ngram) - 1] += min(weight, weight_ref) * weight_ref
+                norm_ref = self._norm(ref, weights)
                 delta = float(max(0, test.words - 1) - max(0, ref.words - 1))  # it counts pairs
                 penalty = np.e ** (-(delta**2) / (2 * self.sigma**2))
                 for k in range(self.n):
@@ -112,27 +114,33 @@ class CiderScorer(cider_scorer.CiderScorer):
             scores.append(np.mean(score) / len(refs) * 10.0)
         return scores
 
-    def _vector(self, counts: Ngrams, weights: "_Weights") -> tuple[dict, list[float]]:
-        """tf-idf weight of each n-gram, and their norm for each n."""
-        frequency = self.document_frequency.get
-        vector, norm = {}, [0.0] * self.n
+    def _norm(self, counts: Ngrams, weights: "_Weights") -> list[float]:
+        """Length of the vector of tf-idf weights for each n."""
+        frequency, once, squares = self.document_frequency.get, weights.once, [0.0] * self.n
         for ngram, count in counts.items():
-            vector[ngram], square = weights[count, frequency(ngram, 0.0)]
-            norm[len(ngram) - 1] += square
-        return vector, np.sqrt(norm).tolist()
+            images = frequency(ngram, 0.0)
+            square = once.get(images) if count == 1 else None
+            squares[len(ngram) - 1] += weights[count, images][1] if square is None else square
+        return np.sqrt(squares).tolist()
 
 
 class _Weights(dict):
-    """(occurrences in the caption, images that have it) -> (tf-idf weight, its square)."""
+    """(occurrences in the caption, images that have it) -> (tf-idf weight, its square).
+
+    once: images that have it -> square of the weight of what occurs once, as nearly everything does.
+    """
 
     def __init__(self, log_images: float):
         super().__init__()
         self.log_images = log_images
+        self.once: dict[float, float] = {}
 
     def __missing__(self, key: tuple) -> tuple[float, float]:
-        count, frequency = key
-        weight = float(count) * (self.log_images - np.log(max(1.0, frequency)))
+        count, images = key
+        weight = float(count) * (self.log_images - np.log(max(1.0, images)))
         self[key] = float(weight), float(pow(weight, 2))
+        if count == 1:
+            self.once[images] = self[key][1]
         return self[key]
 
 
