@@ -46,11 +46,11 @@ def script_name() -> str:
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode: str = "w"):
+def atomic_write(path, mode: str = "w", flush: bool = True):
     """Open a temporary file beside `path`; on success flush it to disk and rename it to `path`, else remove it.
 
-    A reader therefore sees the old file or the complete new one, never half of it. Raises UserError where the folder
-    cannot be written.
+    A reader therefore sees the old file or the complete new one, never half of it. Without `flush` that holds unless
+    the machine itself fails soon after. Raises UserError where the folder cannot be written.
     """
     path = Path(path)
     try:
@@ -61,8 +61,9 @@ def atomic_write(path, mode: str = "w"):
     try:
         with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes the file private; give it the usual mode

@@ -41,12 +41,11 @@ import os
 import signal
 import zipfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from multiprocessing import get_start_method
 from pathlib import Path
 
@@ -70,7 +69,6 @@ from images import (
 OVERSAMPLING = 2.9
 # torch resizes in a fifth of Pillow's time and takes two seconds to import: it pays from this many images per process.
 TORCH_FROM = 2000
-WRITERS = 2  # threads of a process that wait for the disk while it works on the next images
 
 FORMATS = {
     ".jpg": "JPEG",
@@ -104,37 +102,30 @@ class Outcome:
     data: bytes = b""
 
 
-def resize_some(names: list[str], settings: Settings) -> list[Outcome]:
-    """Resize the images `names` (runs in a worker). A bad image is an Outcome; a disk that fails a UserError."""
-    with ThreadPoolExecutor(WRITERS) as writers:
-        done = []
-        for name in names:
-            outcome = resize_one(name, settings)
-            if outcome.data and settings.output_dir:
-                written = writers.submit(write, settings.output_dir / name, outcome.data)
-                outcome = Outcome(name, "resized")
-            else:
-                written = None
-            done.append((outcome, written))
-        for _, written in done:
-            if written:
-                written.result()
-    return [outcome for outcome, _ in done]
-
-
 def resize_one(name: str, settings: Settings) -> Outcome:
-    """The file content of image `name` at its new size, or why there is none."""
+    """Resize image `name` (runs in a worker). A bad image is an Outcome; a disk that cannot be written a UserError."""
     source = settings.image_dir / name
+    target = settings.output_dir / name if settings.output_dir else None
     try:
-        if settings.output_dir and is_done(source, settings.output_dir / name, settings):
+        if target and is_done(source, target, settings):
             return Outcome(name, "kept")
         image = open_image(source, size_hint=int(settings.image_size * OVERSAMPLING))
         width, height = target_size(image.size, settings.image_size, settings.keep_aspect)
         if width * height > MAX_PIXELS:
             raise image_error(source, f"too narrow: it would become {width}x{height}")
-        return Outcome(name, "resized", data=encoded(shrunk(image, settings), source, settings.quality))
+        data = encoded(shrunk(image, settings), source, settings.quality)
     except ImageError as error:
         return Outcome(name, "failed", error.reason)
+    if target is None:
+        return Outcome(name, "resized", data=data)
+    try:
+        # Waiting for the disk at each image would take as long as resizing it: main() does so once at the end. What a
+        # power failure before that leaves damaged is_done() finds, when the command is run again.
+        with atomic_write(target, "wb", flush=False) as file:
+            file.write(data)
+    except OSError as error:
+        raise UserError(f"--output_dir: cannot write {target}: {error.strerror or error}") from error
+    return Outcome(name, "resized")
 
 
 def shrunk(image, settings: Settings):
@@ -145,14 +136,6 @@ def shrunk(image, settings: Settings):
         if small is not None:
             return small
     return resize_square(image, settings.image_size, settings.keep_aspect)
-
-
-def write(target: Path, data: bytes) -> None:
-    try:
-        with atomic_write(target, "wb") as file:
-            file.write(data)
-    except OSError as error:
-        raise UserError(f"--output_dir: cannot write {target}: {error.strerror or error}") from error
 
 
 def is_done(source: Path, target: Path, settings: Settings) -> bool:
@@ -184,18 +167,17 @@ def encoded(image, source: Path, quality: int) -> bytes:
 @contextmanager
 def resized(names: list[str], settings: Settings, num_workers: int):
     """Gives an iterator over the Outcome of each name, in order, worked out by `num_workers` processes."""
-    num_workers = min(num_workers, len(names))
-    size = max(1, min(64, len(names) // (8 * max(1, num_workers))))
-    chunks = [names[start : start + size] for start in range(0, len(names), size)]
-    work = partial(resize_some, settings=settings)
-    if num_workers <= 1:
-        yield chain.from_iterable(map(work, chunks))
+    work = partial(resize_one, settings=settings)
+    if num_workers <= 1 or len(names) == 1:
+        yield map(work, names)
         return
+    num_workers = min(num_workers, len(names))
+    chunk = max(1, min(64, len(names) // (8 * num_workers)))
     if settings.with_torch and get_start_method() == "fork":
         import tensor_resize  # noqa: F401  once here instead of once in each process
     pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(settings.with_torch,))
     try:
-        yield chain.from_iterable(pool.map(work, chunks))
+        yield pool.map(work, names, chunksize=chunk)
     except BrokenProcessPool:
         raise UserError(
             "--num_workers: a worker process died, perhaps for want of memory; use fewer and run the command again"
@@ -315,6 +297,8 @@ def main(args) -> int:
             elif args.create_zip:
                 archive.writestr(Path(outcome.name).as_posix(), outcome.data)
 
+    if counts["resized"] and not args.create_zip and hasattr(os, "sync"):
+        os.sync()  # what is said to be done is on the disk
     if args.report:
         write_report(args.report, failures)
     shape = f"shorter side {args.image_size}" if args.keep_aspect else f"{args.image_size}x{args.image_size}"
