@@ -59,7 +59,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add(
         "--folder",
         metavar="DIR",
-        help="where the data go, a gigabyte, until the end (default: a temporary folder)",
+        help="where the data go, two gigabytes, until the end (default: a temporary folder)",
     )
     args = parser.parse_args(argv)
     args.only = [name.strip() for name in args.only.split(",")] if args.only else list(ROWS)

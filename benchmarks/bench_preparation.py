@@ -24,14 +24,15 @@ def resize(bench: Bench, width: int, height: int, count: int, row: Row) -> Row:
     from resize import OVERSAMPLING
 
     section = f"{width}x{height}"
-    source, target = bench.folder / "images" / section, bench.folder / f"resized_{section}"
+    source, targets = bench.folder / "images" / section, bench.folder / f"resized_{section}"
     names = [f"{number:05d}.jpg" for number in range(count)]
     write_pictures(source, names, width, height, different=12 if width < 1000 else 1)
     one = bench.folder / "images" / f"{section}_one"
     write_pictures(one, names[:1], width, height)
 
     def script(folder: Path, watch: bool = False):
-        shutil.rmtree(target, ignore_errors=True)
+        # To a new folder each time, removed at the end: deleting thousands of files slows down what is written next.
+        target = targets / f"{len(list(targets.iterdir())) if targets.exists() else 0}"
         return bench.script("resize.py", "--image_dir", folder, "--output_dir", target, watch=watch)
 
     def full(path: Path) -> Image.Image:
@@ -70,6 +71,7 @@ def resize(bench: Bench, width: int, height: int, count: int, row: Row) -> Row:
         row.parts.setdefault("times_plain_full_decoding", []).append(row.runs[-1] / plain)
     row.parts["start_up_seconds"] = start_up
     row.parts["mean_error_grey_levels"] = errors
+    shutil.rmtree(targets)
     return row
 
 
