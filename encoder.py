@@ -142,14 +142,13 @@ class Extractor(nn.Module):
     def _fast_network(self, pixels: Tensor) -> nn.Module:
         """The network with folded batch norms, on a CPU also with fused convolutions, made for images of this size."""
         cpu = pixels.device.type == "cpu"
-        fused = cpu and self.frozen and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+        fused = cpu and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
         made_for = pixels.shape[2:] if fused else None
         if not self._folded or made_for != self._made_for:
             self._folded.clear()
             example = self._normalise(pixels[:1])
             network = fold_batch_norms(self.network, example)
-            with torch.no_grad():
-                self._folded.append(fuse_convolutions(network, example, CHUNK) if fused else network)
+            self._folded.append(fuse_convolutions(network, example, CHUNK) if fused else network)
             self._made_for = made_for
         return self._folded[0]
 

@@ -26,19 +26,22 @@ ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 def fuse_convolutions(network: nn.Module, example: Tensor, batch: int) -> nn.Module:
-    """A copy of `network` (frozen, eval mode, batch norms folded) for pixels of the size of `example` (b, 3, H, W).
+    """A copy of `network` (eval mode, batch norms folded) for pixels of the size of `example` (b, 3, H, W).
 
-    batch: the number of images that it will mostly be given. Where oneDNN or the network do not allow it, or the copy's
-    output differs by more than 1e-4 of the largest value, `network` is returned.
+    Only frozen parts that read nothing of a trained one are fused; the others are shared with `network`, so that the
+    copy follows their training. batch: the number of images that it will mostly be given. Where oneDNN or the network
+    do not allow it, or the copy's output differs by more than 1e-4 of the largest value, `network` is returned.
     """
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return network
     try:
-        traced = fx.GraphModule(network, _Tracer().trace(network))
-        shapes = NodeShapes(traced, example)
-        _fuse(traced, shapes.of, batch)
-        error = (traced(example) - shapes.output).abs().max()
-    except (RuntimeError, AttributeError, TypeError, ValueError, NameError):  # what cannot be traced, or lacks oneDNN
+        with torch.no_grad():
+            traced = fx.GraphModule(network, _Tracer().trace(network))
+            shapes = NodeShapes(traced, example)
+            if not _fuse(traced, shapes.of, batch):
+                return network
+            error = (traced(example) - shapes.output).abs().max()
+    except Exception:  # noqa: BLE001 - a network may be beyond tracing, or torch's oneDNN lack an operation, in many ways
         return network
     return traced if error <= 1e-4 * shapes.output.abs().max() else network
 
@@ -65,11 +68,16 @@ class NodeShapes(fx.Interpreter):
         return output
 
 
-def _fuse(traced: fx.GraphModule, shapes: dict[str, tuple[int, ...]], batch: int) -> None:
+def _fuse(traced: fx.GraphModule, shapes: dict[str, tuple[int, ...]], batch: int) -> int:
+    """Fuse what can be; how many convolutions that were."""
     modules = dict(traced.named_modules())
+    trained = _trained(traced, modules)
+    count = 0
     for node in list(traced.graph.nodes):
         conv = modules.get(node.target) if node.op == "call_module" else None
         if not isinstance(conv, nn.Conv2d) or isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+            continue
+        if node.name in trained:
             continue
         shape = (batch, *shapes[node.args[0].name][1:])
         weight, padding = _without_uneven_padding(conv, shape)
@@ -79,6 +87,8 @@ def _fuse(traced: fx.GraphModule, shapes: dict[str, tuple[int, ...]], batch: int
         activation, reader = NOTHING, _only_reader(node, modules)
         if _is_sum(reader, shapes):
             other = next((x for x in reader.args if not _passes(x, node, modules)), None)
+            if other is not None and other.name in trained:
+                other = None
             if other is not None:
                 last, reader = reader, _only_reader(reader, modules)
         found = _activation(reader, modules)
@@ -90,9 +100,25 @@ def _fuse(traced: fx.GraphModule, shapes: dict[str, tuple[int, ...]], batch: int
             fused = traced.graph.call_module(f"fused_{node.name}", inputs)
         shapes[fused.name] = shapes[last.name]
         last.replace_all_uses_with(fused)
+        count += 1
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
+    return count
+
+
+def _trained(traced: fx.GraphModule, modules: dict[str, nn.Module]) -> set[str]:
+    """Names of the nodes that depend on weights which train."""
+    names: set[str] = set()
+    for node in traced.graph.nodes:
+        own = []
+        if node.op == "call_module":
+            own = modules[node.target].parameters()
+        elif node.op == "get_attr":
+            own = [operator.attrgetter(node.target)(traced)]
+        if any(value.requires_grad for value in own) or any(x.name in names for x in node.all_input_nodes):
+            names.add(node.name)
+    return names
 
 
 def _idle(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
