@@ -34,6 +34,7 @@ from common import UserError
 from encoder_weights import brief, download_weights, load_weights, read_weights
 from flat_encoders import build_flat, modern_names
 from folding import fold_batch_norms
+from fusing import NodeShapes, fuse_convolutions
 
 DEEPCAPTION_NAMES = {"inceptionv3": "inception_v3", **caffe_resnet.NAMES}
 LITE0 = "efficientnet_lite0"
@@ -121,6 +122,7 @@ class Extractor(nn.Module):
         self.blocks = blocks  # names of the network's parts that unfreeze() counts, first to last
         self._order = order  # names in the state dict, in the order of the network's definition
         self._folded: list[nn.Module] = []  # in a list, so that it is no submodule with weights to save
+        self._made_for: tuple | None = None  # the size of the images that `_folded` is for, None for any
         for key in ("mean", "std"):
             self.register_buffer(key, 255 * torch.tensor(transform[key]).view(1, 3, 1, 1), persistent=False)
 
@@ -132,15 +134,27 @@ class Extractor(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B,3,H,W) -> (B,D) or (B,D,h,w), float32."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            if not self._folded:
-                self._folded.append(fold_batch_norms(self.network, self._normalise(pixels[:1])))
+            network = self._fast_network(pixels)
             chunk = CHUNK if pixels.device.type == "cpu" else max(len(pixels), 1)
-            parts = [self._folded[0](self._normalise(part)).float() for part in pixels.split(chunk)]
+            parts = [network(self._normalise(part)).float() for part in pixels.split(chunk)]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def _fast_network(self, pixels: Tensor) -> nn.Module:
+        """The network with folded batch norms, on a CPU also with fused convolutions, made for images of this size."""
+        cpu = pixels.device.type == "cpu"
+        fused = cpu and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+        made_for = pixels.shape[2:] if fused else None
+        if not self._folded or made_for != self._made_for:
+            self._folded.clear()
+            example = self._normalise(pixels[:1])
+            network = fold_batch_norms(self.network, example)
+            self._folded.append(fuse_convolutions(network, example, CHUNK) if fused else network)
+            self._made_for = made_for
+        return self._folded[0]
+
     def _normalise(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.to(self.mean.dtype, memory_format=torch.channels_last)
-        return (pixels - self.mean) / self.std
+        pixels = pixels.to(self.mean.dtype)  # channel by channel: three numbers at a time would be slow
+        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> "Extractor":
         """The network stays in eval mode, frozen or not: batches are too small for new batch norm statistics."""
@@ -183,6 +197,9 @@ class Extractor(nn.Module):
                 values = state[key].detach().to("cpu", torch.float32).contiguous()
                 digest.update(values.numpy().astype("<f4", copy=False))
         return digest.hexdigest()
+
+    def __getstate__(self) -> dict:  # oneDNN's weights cannot be copied
+        return {**super().__getstate__(), "_folded": []}
 
     def _apply(self, fn, recurse=True):  # .to(device) and the like: the folded copy is made anew there
         self._folded.clear()
@@ -301,21 +318,6 @@ def _initialise(network: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.02)
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a traced network on meta: `of[name of node]` is the shape of its output, () where that is no tensor."""
-
-    def __init__(self, traced: fx.GraphModule, size: int):
-        super().__init__(traced)
-        self.extra_traceback = False
-        self.of: dict[str, tuple[int, ...]] = {}
-        self.run(torch.empty(1, 3, size, size, device="meta"))
-
-    def run_node(self, node):
-        output = super().run_node(node)
-        self.of[node.name] = tuple(getattr(output, "shape", ()))
-        return output
-
-
 def _cut(model: nn.Module, size: int, conv: bool) -> nn.Module:
     """The part of a torchvision classifier up to its last spatial map (`conv`) or up to the input of its last layer.
 
@@ -323,7 +325,7 @@ def _cut(model: nn.Module, size: int, conv: bool) -> nn.Module:
     patch tokens, and squeezenet, which classifies before it pools.
     """
     traced = fx.symbolic_trace(model)
-    shapes = _Shapes(copy.deepcopy(traced).to("meta"), size).of
+    shapes = NodeShapes(copy.deepcopy(traced).to("meta"), torch.empty(1, 3, size, size, device="meta")).of
     last_map = vector = tokens = None
     for node in traced.graph.nodes:
         shape, target = shapes[node.name], str(node.target)
@@ -360,12 +362,15 @@ class _Timm(nn.Module):
     def __init__(self, model: nn.Module, conv: bool):
         super().__init__()
         self.model, self.conv = model, conv
+        self.tokens: bool | None = None
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.model.forward_features(pixels)
         if not self.conv:
             return self.model.forward_head(x)  # num_classes=0: what the classifier would read
-        if x.ndim == 3:
+        if self.tokens is None:  # the first run tells; torch.fx, which traces later ones, could not
+            self.tokens = x.ndim == 3
+        if self.tokens:
             return tokens_to_map(x, getattr(self.model, "num_prefix_tokens", 1))
         return x.permute(0, 3, 1, 2) if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC") else x
 

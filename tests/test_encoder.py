@@ -195,7 +195,8 @@ def test_fine_tuning_behind_a_folded_trunk(resnet, pixels):
     features = extractor(pixels)
     features.square().mean().backward()
     folded, network = extractor._folded[0], extractor.network
-    assert folded is not network and not isinstance(folded.bn1, torch.nn.BatchNorm2d)
+    norms = [name for name, module in folded.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert folded is not network and norms == ["layer4.1.bn1", "layer4.1.bn2"]
     last = network.get_submodule("layer4.1.conv2")
     assert folded.get_submodule("layer4.1.conv2") is last
     assert [p for p in folded.parameters() if p.requires_grad] == [p for p in network.parameters() if p.requires_grad]
