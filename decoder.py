@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from fast_steps import each_row, fast_steps
+from fast_steps import each_row, fast_steps, forget_steps
 from products import Dropout, Linear, linear
 from recurrence import Packing, attention_lstm, double_exponential, lstm
 from vocabulary import START
@@ -181,6 +181,11 @@ class SentenceDecoder(nn.Module):
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
         if share_embeddings:
             self.linear.weight = self.embed.weight
+
+    def train(self, mode: bool = True) -> "SentenceDecoder":
+        if mode != self.training:
+            forget_steps(self)
+        return super().train(mode)
 
     # ---- per image ----
 

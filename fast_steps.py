@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from products import packed, product
-from recurrence import advance_cell, double_exponential, reciprocals
+from recurrence import advance_cell, reciprocals
 from vocabulary import START
 
 LARGEST_TABLE = 2**28  # bytes
@@ -38,6 +38,11 @@ def fast_steps(decoder) -> "FastSteps | None":
     return known
 
 
+def forget_steps(decoder) -> None:
+    """Free what was made ready, and make it anew: an optimizer with `fused=True` does not raise a weight's version."""
+    _made.pop(decoder, None)
+
+
 def each_row(of_images: Tensor, rows: int) -> Tensor:
     """(B, D) -> (rows, D): what belongs to an image for each of its rows, which stand together."""
     return of_images if len(of_images) == rows else of_images.repeat_interleave(rows // len(of_images), 0)
@@ -60,7 +65,6 @@ class FastSteps:
         if self.kind:
             attention = decoder.attention
             self.A, self.minus_score = attention.query.out_features, -2 * attention.score.weight.detach()[0]
-            self.one = torch.ones(1)
             to_output = decoder.context_to_output.weight
             if self.kind == "soft":
                 of_hidden += [attention.query.weight, attention.gate.weight]
@@ -118,9 +122,10 @@ class FastSteps:
     def _attend(self, query: Tensor, memory) -> tuple[Tensor, Tensor]:
         """query (N, A) -> attended regions (N, P) and weights (N, R)."""
         B, R, A = memory.keys.shape
-        powers = memory.key_powers if memory.key_powers is not None else double_exponential(memory.keys)
-        r = reciprocals(powers.unsqueeze(1), double_exponential(query).view(B, -1, 1, A), self.one)  # (B, K, R, A)
-        weights = (r.view(-1, A) @ self.minus_score).view(B, -1, R).softmax(2)
+        powers = memory.key_powers is not None
+        keys = memory.key_powers if powers else memory.keys
+        r = reciprocals(keys.unsqueeze(1), query.reshape(B, -1, 1, A), powers)  # (B, K, R, A)
+        weights = (r.reshape(-1, A) @ self.minus_score).view(B, -1, R).softmax(2)
         return torch.bmm(weights, memory.values).flatten(0, 1), weights.flatten(0, 1)
 
     def _output(self, hidden: Tensor, context: Tensor | None, tokens: Tensor, memory) -> Tensor:

@@ -46,18 +46,22 @@ class _OutputCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, outputs, weight, bias, targets, smoothing):
         M, V = len(targets), len(weight)
+        if M and not 0 <= targets.min() <= targets.max() < V:
+            raise IndexError(f"a target is out of bounds: {targets.min()} to {targets.max()}, of {V} words")
         grad_logits = outputs.new_empty(M, V)  # times M
         losses = outputs.new_empty(M)
         for rows, chosen, grad, out in zip(*(x.split(CHUNK) for x in (outputs, targets, grad_logits, losses))):
             logits = product(rows, weight, bias)
             torch.softmax(logits, 1, out=grad)
-            # by the largest of each row: its probability is never too small for a logarithm
-            logsumexp = logits.amax(1) - grad.amax(1).log()
-            chosen = chosen.unsqueeze(1)
-            torch.sub(logsumexp, logits.gather(1, chosen).squeeze(1), alpha=1 - smoothing, out=out)
+            # By the largest of each row: its probability is never too small for a logarithm. The others are taken from
+            # it first, so that no digits are lost where all of them are far from zero.
+            largest, chosen = logits.amax(1), chosen.unsqueeze(1)
+            torch.sub(largest, logits.gather(1, chosen).squeeze(1), out=out).mul_(1 - smoothing)
+            if smoothing:
+                out += smoothing * (largest - logits.mean(1))
+            out -= grad.amax(1).log()
             grad.scatter_add_(1, chosen, grad.new_full((len(chosen), 1), smoothing - 1))
             if smoothing:
-                out -= smoothing * logits.mean(1)
                 grad -= smoothing / V
         ctx.save_for_backward(outputs, weight, grad_logits)
         return losses.mean()

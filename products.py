@@ -40,16 +40,20 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     weight: a matrix, or what `packed` made of one.
     """
     if weight.layout == torch.strided:
-        if not x.shape[0] or not _suits(x) or not _suits(weight):
+        if not x.shape[0] or not weight.numel() or not _suits(x) or not _suits(weight):
             return F.linear(x, weight, bias)
+        if x.shape[1] != weight.shape[1] or bias is not None and (len(bias), bias.dtype) != (len(weight), x.dtype):
+            return F.linear(x, weight, bias)  # which broadcasts it, or tells what does not fit
         if not (weight.is_contiguous() or weight.t().is_contiguous()):
             weight = weight.contiguous()  # of a part of a larger matrix oneDNN is a thousand times slower
+    if bias is not None:
+        bias = bias.contiguous()  # oneDNN reads on without looking at its stride
     return _onednn[0](x, weight, bias, "none", [], "")
 
 
 def packed(weight: Tensor) -> Tensor:
     """weight (n, k) for `product` with few rows at a time, again and again: in the order that oneDNN works in."""
-    return _onednn[1](weight.detach(), 64) if _suits(weight) else weight
+    return _onednn[1](weight.detach(), 64) if weight.numel() and _suits(weight) else weight
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """torch.nn.functional.linear: x (..., k), weight (n, k), bias (n,) -> (..., n)."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or not x.shape[-1]:
         return F.linear(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
     out = _Linear.apply(flat, weight, bias) if torch.is_grad_enabled() else product(flat, weight, bias)

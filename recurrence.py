@@ -6,7 +6,9 @@ steps write into shared buffers, and every weight gradient is a single product a
 
 tanh takes twenty times as long as the additions around it on a CPU. Of the cell it is written as 2 sigmoid(2x) - 1. Of
 the attention scores it is 1 - 2 r with r = 1 / (1 + exp(2k) exp(2q)): the exponentials of the keys k are taken once a
-batch, those of the queries q once a step, and what is left per region is a product, a sum and a reciprocal.
+batch, those of the queries q once a step, and what is left per region is a product, a sum and a reciprocal. That is
+exact as long as no key is beyond 20, where tanh has reached 1 in double precision too: a query beyond 40 may then be
+taken for 40. With larger keys (a training that diverges) and on a GPU, r is sigmoid(-2 (k + q)).
 
 Shapes: N rows, T steps, M real tokens, R regions, A attention, P projected region, H hidden.
 """
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from products import packed, product, weight_gradient
 
-LARGEST = 40.0  # exp(2 x) of keys and queries stays finite, and tanh is 1 long before
+LARGEST_KEY, LARGEST_QUERY = 20.0, 40.0  # see above; the product of their exponentials stays finite
 
 
 @dataclass
@@ -165,7 +167,7 @@ def attention_lstm(
     tensors = [inputs, hidden, cell, keys, values, w["hidden"], w["query"], w["gate"]]
     tensors += [w["context"], w["score"], w["gate_bias"]]
     with torch.autocast(inputs.device.type, enabled=False):  # under mixed precision the recurrence stays in one type
-        return _AttentionLSTM.apply(*(x.to(w["hidden"].dtype) for x in tensors), packing)
+        return _AttentionLSTM.apply(*(x.to(w["hidden"].dtype).contiguous() for x in tensors), packing)
 
 
 class _AttentionLSTM(torch.autograd.Function):
@@ -182,13 +184,15 @@ class _AttentionLSTM(torch.autograd.Function):
         w_query = torch.cat([w_query, w_gate.unsqueeze(0)])  # (A + 1, H)
         of_hidden, of_context = packed(torch.cat([w_hidden, w_query])), packed(w_context)  # one product each a step
         key_powers, scratch = double_exponential(keys), torch.empty_like(keys)
-        minus_score, one = -2 * score, torch.ones_like(gate_bias)
+        ctx.powers = key_powers is not None
+        key_terms = key_powers if ctx.powers else keys
+        minus_score = -2 * score
         for start, n in zip(packing.starts(), packing.active):
             now = slice(start, start + n)
             hidden_in[now], cells_in[now] = hidden[:n], cell[:n]
             from_hidden = product(hidden_in[now], of_hidden)  # (n, 4H + A + 1)
-            queries[now] = double_exponential(from_hidden[:, 4 * H : 4 * H + A])
-            r = reciprocals(key_powers[:n], queries[now].unsqueeze(1), one, scratch[:n])
+            queries[now] = from_hidden[:, 4 * H : 4 * H + A]
+            r = reciprocals(key_terms[:n], queries[now].unsqueeze(1), ctx.powers, scratch[:n])
             # what is missing to the scores is the same for all regions
             torch.softmax((r.view(-1, A) @ minus_score).view(n, R), 1, out=attention[now])
             torch.bmm(attention[now].unsqueeze(1), values[:n], out=contexts[now].unsqueeze(1))
@@ -199,24 +203,24 @@ class _AttentionLSTM(torch.autograd.Function):
             hidden, cell = hidden_out[now], cells[now]
         ctx.packing = packing
         buffers = (gates, hidden_in, cells_in, tanhs, contexts, gated, attention, betas, queries)
-        ctx.save_for_backward(key_powers, values, w_hidden, w_query, w_context, score, *buffers)
+        ctx.save_for_backward(key_terms, values, w_hidden, w_query, w_context, score, *buffers)
         return hidden_out, gated, attention
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_hidden, grad_gated, grad_attention):
-        key_powers, values, w_hidden, w_query, w_context, score, *buffers = ctx.saved_tensors
+        key_terms, values, w_hidden, w_query, w_context, score, *buffers = ctx.saved_tensors
         gates, hidden_in, cells_in, tanhs, contexts, gated, attention, betas, queries = buffers
         packing = ctx.packing
-        N, R, A = key_powers.shape
+        N, R, A = key_terms.shape
         H, P, T = hidden_in.shape[1], values.shape[2], len(packing.active)
         to_hidden, to_query, to_context = packed(w_hidden.t()), packed(w_query.t()), packed(w_context.t())
         grad_gates, grad_queries = torch.empty_like(gates), gates.new_empty(len(gates), A + 1)  # the last one of beta
         # Per row and step, for the regions' gradient as one product over time at the end.
         attention_by_row, context_by_row = gates.new_zeros(N, T, R), gates.new_zeros(N, T, P)
-        grad_keys, grad_score = torch.zeros_like(key_powers), torch.zeros_like(score)
+        grad_keys, grad_score = torch.zeros_like(key_terms), torch.zeros_like(score)
         grad_h, grad_c = gates.new_zeros(N, H), gates.new_zeros(N, H)
-        scratch, slopes, one = torch.empty_like(key_powers), torch.empty_like(key_powers), gates.new_ones(1)
+        scratch, slopes = torch.empty_like(key_terms), torch.empty_like(key_terms)
         for t, (start, n) in reversed(list(enumerate(zip(packing.starts(), packing.active)))):
             now = slice(start, start + n)
             grads, of_query = grad_gates[now], grad_queries[now]
@@ -231,7 +235,7 @@ class _AttentionLSTM(torch.autograd.Function):
             dweights = torch.bmm(dcontext.unsqueeze(1), values[:n].transpose(1, 2)).squeeze(1) + grad_attention[now]
             dscores = weights * (dweights - (weights * dweights).sum(1, keepdim=True))  # (n, R)
             # computed again: cheaper than keeping (N, R, A) numbers of every step
-            r = reciprocals(key_powers[:n], queries[now].unsqueeze(1), one, scratch[:n])
+            r = reciprocals(key_terms[:n], queries[now].unsqueeze(1), ctx.powers, scratch[:n])
             grad_score.addmv_(r.view(-1, A).t(), dscores.reshape(-1), alpha=-2)
             slope = torch.addcmul(r, r, r, value=-1, out=slopes[:n])  # a quarter of 1 - tanh^2
             grad_keys[:n].addcmul_(slope, dscores.unsqueeze(2))
@@ -254,14 +258,21 @@ class _AttentionLSTM(torch.autograd.Function):
         )
 
 
-def double_exponential(x: Tensor) -> Tensor:
-    """exp(2 x), finite: keys or queries as `reciprocals` takes them."""
-    return x.clamp(-LARGEST, LARGEST).mul_(2).exp_()
+def double_exponential(keys: Tensor) -> Tensor | None:
+    """exp(2 keys) for `reciprocals`; None where they are too large (or NaN) for it, and where it is not the faster."""
+    if keys.device.type != "cpu" or keys.dtype not in (torch.float32, torch.float64) or not keys.numel():
+        return None
+    low, high = keys.aminmax()
+    return (2 * keys).exp_() if -LARGEST_KEY <= low and high <= LARGEST_KEY else None
 
 
-def reciprocals(keys: Tensor, queries: Tensor, one: Tensor, out: Tensor | None = None) -> Tensor:
-    """1 / (1 + keys * queries), of which tanh(k + q) is 1 - 2 times this; both as `double_exponential` gives them.
+def reciprocals(keys: Tensor, queries: Tensor, powers: bool, out: Tensor | None = None) -> Tensor:
+    """1 / (1 + exp(2 (keys + queries))), of which tanh(keys + queries) is 1 - 2 times this.
 
-    keys (n, R, A), queries (n, 1, A); one: a tensor of 1, of any shape that fits.
+    keys (n, R, A), queries (n, 1, A), of any shapes that fit; powers: instead of the keys come their exponentials, as
+    `double_exponential` gives them.
     """
-    return torch.addcmul(one, keys, queries, out=out).reciprocal_()
+    if not powers:
+        return torch.add(keys, queries, out=out).mul_(-2).sigmoid_()
+    queries = queries.clamp(-LARGEST_QUERY, LARGEST_QUERY).mul_(2).exp_()
+    return torch.addcmul(queries.new_ones(1), keys, queries, out=out).reciprocal_()

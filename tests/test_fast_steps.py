@@ -124,3 +124,29 @@ def test_captions_are_those_of_the_plain_steps_to_the_word(kind, beams, monkeypa
         plain = generate(decoder, memory, search)
     assert torch.equal(fast.tokens, plain.tokens)
     torch.testing.assert_close(fast.log_prob, plain.log_prob, rtol=0, atol=1e-5)
+
+
+def test_weights_that_changed_while_training_are_noticed_whatever_their_versions():
+    """An optimizer with `fused=True` writes past autograd's version counters, as `.data` does."""
+    decoder = build("soft")
+    run(decoder)
+    decoder.train()
+    assert decoder not in fast_steps._made
+    for parameter in decoder.parameters():
+        parameter.data.mul_(0.7)
+    decoder.eval()
+    run(decoder)
+    with torch.no_grad():
+        made = fast_steps.fast_steps(decoder)
+        decoder.eval()
+        assert fast_steps.fast_steps(decoder) is made, "nothing was trained"
+
+
+@pytest.mark.parametrize("kind", ["soft", "spatial"])
+def test_regions_that_explode(kind):
+    decoder = build(kind)
+    with torch.no_grad():
+        decoder.attention.key.bias.copy_(torch.linspace(-60, 60, len(decoder.attention.key.bias)))
+        decoder.attention.query.weight.mul_(20)
+        assert decoder.prepare(**image_inputs(decoder, images=IMAGES)).key_powers is None
+    run(decoder)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import products
-from products import Dropout, Linear, packed, product, weight_gradient
+from products import Dropout, Linear, linear, packed, product, weight_gradient
 
 
 @pytest.fixture(params=["onednn", "torch"])
@@ -121,3 +121,24 @@ def test_dropout_follows_the_seed_and_its_gradient_is_the_mask():
 @pytest.mark.parametrize(("p", "left"), [(0.0, 1.0), (1.0, 0.0), (1e-9, 1.0)])
 def test_dropout_of_nothing_and_of_all(p, left):
     assert torch.equal(Dropout(p)(torch.ones(6)), torch.full((6,), left))
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(7, 0, 3), (7, 5, 0), (0, 5, 3)])
+def test_no_rows_and_no_columns(either, rows, inputs, outputs):
+    x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
+    for found in (product(x, weight, bias), product(x, packed(weight), bias), linear(x, weight, bias)):
+        torch.testing.assert_close(found, expected(x, weight, bias))
+    x.requires_grad_()
+    linear(x, weight, bias).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(rows, inputs))
+
+
+@pytest.mark.parametrize("bias", [torch.arange(10.0)[::2], torch.ones(1), torch.ones(()).expand(5)], ids=str)
+def test_biases_of_any_stride_and_those_to_be_broadcast(either, bias):
+    x, weight = torch.randn(3, 6), torch.randn(5, 6)
+    torch.testing.assert_close(product(x, weight, bias), expected(x, weight, bias))
+
+
+def test_what_does_not_fit_is_told_as_torch_does(either):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(torch.randn(3, 6), torch.randn(5, 7))

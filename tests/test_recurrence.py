@@ -127,3 +127,52 @@ def test_mixed_precision_stays_close(kind):
     for half, full in zip(run(True), run(False)):
         assert half.isfinite().all()
         assert (half - full).norm() < 0.05 * full.norm()
+
+
+def compared(tensors, weights, packing):
+    """Outputs and gradients of the one function and of the plain recurrence."""
+    leaves = [*tensors.values(), *weights.values()]
+    results = []
+    for out in (attention_lstm(*tensors.values(), weights, packing), plain(tensors, weights, packing)):
+        torch.manual_seed(2)
+        loss = sum((part * torch.randn_like(part)).sum() for part in out)
+        results.append([*(part.detach() for part in out), *torch.autograd.grad(loss, leaves)])
+    return zip(*results)
+
+
+@pytest.mark.parametrize(("keys", "queries"), [(60, 60), (60, 1), (1, 60), (19, 300), (45, 40)])
+def test_keys_and_queries_that_explode(keys, queries):
+    """Far apart from zero, but together close to it, where the tanh is not yet flat."""
+    tensors, weights, packing = arguments([4, 2, 3], H=6, A=5, R=4)
+    with torch.no_grad():
+        tensors["keys"].add_(tensors["keys"].sign() * keys)
+        weights["query"].mul_(queries)
+    for ours, theirs in compared(tensors, weights, packing):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["inputs", "hidden", "cell", "keys", "values"])
+def test_nan_is_not_hidden(name):
+    tensors, weights, packing = arguments([3, 2])
+    with torch.no_grad():
+        tensors[name].view(-1)[0] = torch.nan
+    ours, theirs = attention_lstm(*tensors.values(), weights, packing), plain(tensors, weights, packing)
+    assert any(part.isnan().any() for part in theirs)
+    for a, b in zip(ours, theirs):
+        assert torch.equal(a.isnan(), b.isnan())
+
+
+def test_inputs_of_any_strides():
+    tensors, weights, packing = arguments([3, 2, 2])
+    turned = {name: x.detach().mT.contiguous().mT.requires_grad_() for name, x in tensors.items()}
+    turned["keys"] = tensors["keys"].detach()[:1].expand_as(tensors["keys"]).requires_grad_()
+    for ours, theirs in compared(turned, weights, packing):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_a_second_derivative_is_refused():
+    tensors, weights, packing = arguments([3, 2])
+    loss = attention_lstm(*tensors.values(), weights, packing)[0].square().sum()
+    (first,) = torch.autograd.grad(loss, tensors["keys"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
