@@ -274,6 +274,8 @@ class H5Reader(RowReader):
             return None
         if not data.size or offset + data.nbytes > os.path.getsize(self.path):
             return None
+        if not os.path.samefile(data.file.filename, self.path):  # behind an external link
+            return None
         mapped = np.memmap(self.path, data.dtype, "r", offset, data.shape).view(np.ndarray)
         # Should HDF5 mean something else by these bytes (another kind of float), its reading counts.
         same = all(np.array_equal(data[row], mapped[row], equal_nan=data.dtype.kind == "f") for row in (0, -1))

@@ -263,7 +263,7 @@ def double_exponential(keys: Tensor) -> Tensor | None:
     if keys.device.type != "cpu" or keys.dtype not in (torch.float32, torch.float64) or not keys.numel():
         return None
     low, high = keys.aminmax()
-    return (2 * keys).exp_() if -LARGEST_KEY <= low and high <= LARGEST_KEY else None
+    return (2 * keys).exp_() if low >= -LARGEST_KEY and high <= LARGEST_KEY else None
 
 
 def reciprocals(keys: Tensor, queries: Tensor, powers: bool, out: Tensor | None = None) -> Tensor:

@@ -210,6 +210,18 @@ def test_every_layout_of_h5_reads_the_same(tmp_path, monkeypatch, layout, block)
     assert isinstance(reader._rows(), np.ndarray) == mapped
 
 
+def test_h5_whose_data_are_in_another_file(tmp_path):
+    """The first and the last row are zeros in either file, at the place that HDF5 tells of the other one."""
+    h5py = pytest.importorskip("h5py")
+    rows = VECTORS * [[0], [1], [1], [1], [1], [1], [0]]
+    with h5py.File(tmp_path / "there.h5", "w") as file:
+        file["data"] = rows
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["more"] = np.zeros((400, 6), rows.dtype)
+        file["data"] = h5py.ExternalLink("there.h5", "data")
+    assert np.array_equal(open_features(tmp_path / "x.h5", KEYS).get_many(KEYS), rows)
+
+
 # ---------------------------------------------------------------- PicSOM
 
 
