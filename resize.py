@@ -141,12 +141,19 @@ def shrunk(image, settings: Settings):
 def is_done(source: Path, target: Path, settings: Settings) -> bool:
     """Is `target` there, newer than its source, of the size it should have, and readable to the end?"""
     try:
-        if target.stat().st_mtime < source.stat().st_mtime:
+        if target.stat().st_mtime < source.stat().st_mtime or ends_in_zeros(target):
             return False
         size = image_size(source) if settings.keep_aspect else (1, 1)  # a square needs no look at the source
         return open_image(target).size == target_size(size, settings.image_size, settings.keep_aspect)
     except (OSError, ImageError):
         return False
+
+
+def ends_in_zeros(path: Path) -> bool:
+    """As a power failure leaves a file whose length reached the disk and whose last part did not; a JPEG decodes."""
+    with open(path, "rb") as file:
+        file.seek(-min(16, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return not any(file.read())
 
 
 def encoded(image, source: Path, quality: int) -> bytes:

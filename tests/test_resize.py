@@ -84,6 +84,18 @@ def test_restart_redoes_only_what_is_wrong(script, folder, tmp_path):
     assert Image.open(out / "c.png").size == (48, 48)
 
 
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_restart_redoes_what_a_power_failure_left(script, folder, tmp_path, kept):
+    """The length of the file is on the disk, and of its content the beginning, or nothing."""
+    arguments = ["--image_dir", folder, "--output_dir", tmp_path / "out", "--image_size", 64]
+    assert script("resize.py", *arguments).status == 0
+    damaged = tmp_path / "out" / "a.jpg"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: int(kept * len(whole))].ljust(len(whole), b"\0"))
+    assert "1 images resized (64x64)" in script("resize.py", *arguments).out
+    assert damaged.read_bytes() == whole
+
+
 def test_broken_images_are_named_counted_and_reported(script, folder, tmp_path):
     (folder / "bad.jpg").write_bytes((folder / "a.jpg").read_bytes()[:600])
     (folder / "more/page, saved.jpg").write_text("<html>")
