@@ -19,10 +19,10 @@ def _find_onednn():
     try:
         layer = torch.ops.mkldnn._linear_pointwise.default
         reorder = torch.ops.mkldnn._reorder_linear_weight.default
-        x = torch.arange(6.0).view(2, 3)
+        x = torch.arange(6, dtype=torch.float32, device="cpu").view(2, 3)
         if all(torch.equal(layer(x, w, None, "none", [], ""), x @ x.t()) for w in (x, reorder(x, 2))):
             return layer, reorder
-    except (AttributeError, RuntimeError):
+    except (AttributeError, RuntimeError, TypeError):  # not there, or with other arguments: neither is public
         pass
     return None
 

@@ -1,5 +1,7 @@
 """Products, linear layers and dropout against torch's own."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -142,3 +144,25 @@ def test_biases_of_any_stride_and_those_to_be_broadcast(either, bias):
 def test_what_does_not_fit_is_told_as_torch_does(either):
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         linear(torch.randn(3, 6), torch.randn(5, 7))
+
+
+def _other_arguments(*arguments):
+    raise TypeError("takes 3 positional arguments but 6 were given")
+
+
+@pytest.mark.parametrize("layer", [_other_arguments, lambda *arguments: torch.zeros(2, 2), None])
+def test_a_torch_whose_onednn_is_called_otherwise(monkeypatch, layer):
+    """Then everything is torch's own."""
+    known = {} if layer is None else {"_linear_pointwise": SimpleNamespace(default=layer)}
+    known["_reorder_linear_weight"] = SimpleNamespace(default=lambda weight, rows: weight)
+    monkeypatch.setattr(torch, "ops", SimpleNamespace(mkldnn=SimpleNamespace(**known)))
+    assert products._find_onednn() is None
+
+
+def test_it_is_found_whatever_the_default_type():
+    found = products._find_onednn() is None
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert (products._find_onednn() is None) == found
+    finally:
+        torch.set_default_dtype(torch.float32)
