@@ -289,7 +289,7 @@ def add_run(add) -> None:
     add(
         "--compile",
         action="store_true",
-        help="torch.compile the encoder and the output layers, where they can be (default: no)",
+        help="torch.compile the encoder and the output layers, on a GPU (default: no)",
     )
     add(
         "--tensorboard",
