@@ -134,9 +134,10 @@ class Extractor(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B,3,H,W) -> (B,D) or (B,D,h,w), float32."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            network = self._fast_network(pixels)
-            chunk = CHUNK if pixels.device.type == "cpu" else max(len(pixels), 1)
-            parts = [network(self._normalise(part)).float() for part in pixels.split(chunk)]
+            count = -(-len(pixels) // CHUNK) if pixels.device.type == "cpu" else 1
+            chunks = pixels.tensor_split(max(count, 1))
+            network = self._fast_network(chunks[0])
+            parts = [network(self._normalise(chunk)).float() for chunk in chunks]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _fast_network(self, pixels: Tensor) -> nn.Module:
@@ -146,9 +147,9 @@ class Extractor(nn.Module):
         made_for = pixels.shape[2:] if fused else None
         if not self._folded or made_for != self._made_for:
             self._folded.clear()
-            example = self._normalise(pixels[:1])
+            example = self._normalise(pixels)
             network = fold_batch_norms(self.network, example)
-            self._folded.append(fuse_convolutions(network, example, CHUNK) if fused else network)
+            self._folded.append(fuse_convolutions(network, example) if fused else network)
             self._made_for = made_for
         return self._folded[0]
 

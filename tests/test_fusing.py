@@ -21,12 +21,13 @@ def fused_parts(network: nn.Module) -> list:
 def check(network: nn.Module, example: torch.Tensor, convolutions: int, activations: int, sums: int) -> nn.Module:
     """`network` fused, whose output must be its own; counts of what went into one operation."""
     network = network.eval().requires_grad_(False)
-    fused = fusing.fuse_convolutions(network, example, 4)
+    fused = fusing.fuse_convolutions(network, example)
     parts = fused_parts(fused)
     assert len(parts) == convolutions
     assert sum(part.activation is not fusing.NOTHING for part in parts) == activations
     calls = [node for node in fused.graph.nodes if str(node.target).startswith("fused_")]
     assert sum(len(node.args) == 2 for node in calls) == sums
+    assert {part.packed_for for part in parts} == {len(example)}
     for count in (1, 3, 4, 5):
         batch = torch.randn(count, *example.shape[1:])
         with torch.no_grad():
@@ -49,7 +50,7 @@ class Block(nn.Module):
 def test_activation_after_a_convolution(activation):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), activation(), nn.Conv2d(16, 4, 1), nn.Flatten())
-    check(network, torch.randn(1, 3, 21, 18), convolutions=2, activations=1, sums=0)
+    check(network, torch.randn(4, 3, 21, 18), convolutions=2, activations=1, sums=0)
 
 
 def test_a_sum_of_two_convolutions():
@@ -94,7 +95,7 @@ def test_other_kinds_of_convolution_stay():
     kinds = [Scaled(3, 3, 1), nn.Conv2d(3, 3, 3, padding="same"), nn.Conv2d(3, 3, 3, padding_mode="reflect", padding=1)]
     check(nn.Sequential(nn.Conv2d(3, 3, 1), *kinds), torch.randn(1, 3, 8, 8), convolutions=1, activations=0, sums=0)
     alone = nn.Sequential(*kinds).eval()
-    assert fusing.fuse_convolutions(alone, torch.randn(1, 3, 8, 8), 4) is alone
+    assert fusing.fuse_convolutions(alone, torch.randn(1, 3, 8, 8)) is alone
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 32), (31, 35)])
@@ -170,7 +171,7 @@ def test_networks_that_cannot_be_traced_are_given_back(monkeypatch):
             return self.conv(x) if x.sum() > 0 else x
 
     network = Branches().eval().requires_grad_(False)
-    assert fusing.fuse_convolutions(network, torch.ones(1, 3, 4, 4), 4) is network
+    assert fusing.fuse_convolutions(network, torch.ones(1, 3, 4, 4)) is network
     plain = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()).eval().requires_grad_(False)
     monkeypatch.setattr(fusing._Convolution, "forward", lambda self, x, other=None: x + 1)  # a wrong result is noticed
-    assert fusing.fuse_convolutions(plain, torch.ones(1, 3, 4, 4), 4) is plain
+    assert fusing.fuse_convolutions(plain, torch.ones(1, 3, 4, 4)) is plain
