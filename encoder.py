@@ -22,6 +22,7 @@ import hashlib
 import math
 import random
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from fusing import NodeShapes, fuse_convolutions
 DEEPCAPTION_NAMES = {"inceptionv3": "inception_v3", **caffe_resnet.NAMES}
 LITE0 = "efficientnet_lite0"
 CHUNK = 4  # images that a CPU encodes at a time: more at once run out of its cache and are slower
+MAKING = threading.Lock()  # several threads may call an encoder (side_by_side.py); one makes its fast network
 
 # ---------------------------------------------------------------- images
 
@@ -145,13 +147,14 @@ class Extractor(nn.Module):
         cpu = pixels.device.type == "cpu"
         fused = cpu and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
         made_for = pixels.shape[2:] if fused else None
-        if not self._folded or made_for != self._made_for:
-            self._folded.clear()
-            example = self._normalise(pixels)
-            network = fold_batch_norms(self.network, example)
-            self._folded.append(fuse_convolutions(network, example) if fused else network)
-            self._made_for = made_for
-        return self._folded[0]
+        with MAKING:
+            if not self._folded or made_for != self._made_for:
+                self._folded.clear()
+                example = self._normalise(pixels)
+                network = fold_batch_norms(self.network, example)
+                self._folded.append(fuse_convolutions(network, example) if fused else network)
+                self._made_for = made_for
+            return self._folded[0]
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.mean.dtype)  # channel by channel: three numbers at a time would be slow

@@ -26,6 +26,7 @@ from paragraphs import Paragraph, as_text, explain_paragraphs, tidy_caption, wri
 from photo_loading import StoryPixels, encoded
 from photo_views import TenCropFeatures, photo_transform, see, ten_crop_size
 from recurrence import Packing
+from side_by_side import side_by_side
 from teacher_forcing import mixed_pass
 from vocabulary import END, PAD, START, Vocabulary
 
@@ -381,15 +382,15 @@ class Captioner:
 
 
 def caption_loader(captioner: Captioner, loader: Iterable, search: Search | None, amp: str = "off") -> Iterator[tuple]:
-    """(batch, memory, captions of each of its images): the loop behind validation and inference alike.
+    """(batch, memory, captions of its images, None without `search`) in turn. amp: "bf16" for mixed precision."""
 
-    search None: no captions are written (None in their place). amp: "bf16" for mixed precision.
-    """
-    for batch in loader:
+    def work(batch):
         with torch.autocast(captioner.device.type, torch.bfloat16, enabled=amp == "bf16"):
             memory = captioner.encode(*batch_inputs(captioner, batch))
-            captions = None if search is None else captioner.caption(memory, search)
-        yield batch, memory, captions
+            return batch, memory, None if search is None else captioner.caption(memory, search)
+
+    alone = search is None or search.sample or captioner.device.type != "cpu"  # samples depend on the order of draws
+    return map(work, loader) if alone else side_by_side(work, loader)
 
 
 def batch_inputs(captioner: Captioner, batch) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -397,8 +398,7 @@ def batch_inputs(captioner: Captioner, batch) -> tuple[Tensor | None, list[Tenso
     device = captioner.device
     files = iter([*batch.features, *batch.persist_features])
     inputs = [next(files).to(device, non_blocking=True) if external else None for external in captioner.external]
-    pixels = None if batch.pixels is None else batch.pixels.to(device, non_blocking=True)
-    return pixels, inputs
+    return None if batch.pixels is None else batch.pixels.to(device, non_blocking=True), inputs
 
 
 # ---- files ----

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "flat_encoders": "encoder_weights",
     "folding": "",
     "fusing": "",
+    "side_by_side": "",
     "caffe_resnet": "",
     "encoder": "caffe_resnet encoder_weights flat_encoders folding fusing",
     "photo_views": "encoder",
@@ -70,7 +71,7 @@ MAY_IMPORT = {
     "deepcaption_files": "checkpoint encoder encoder_weights flat_encoders model_config vocabulary",
     "loaded_model": "features model_config",
     "model": "deepcaption_files model_config encoder decoder hierarchical decoding checkpoint photo_loading recurrence "
-    "teacher_forcing vocabulary feature_captions paragraphs photo_views",
+    "side_by_side teacher_forcing vocabulary feature_captions paragraphs photo_views",
     "paragraph_training": "decoder losses model paragraph_text teacher_forcing",
     "model_inputs": "caption_datasets data_loader features model_config",
     "self_critical_training": "cider_reward dataset_items decoding losses model self_critical self_critical_losses",
