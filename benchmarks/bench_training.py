@@ -79,7 +79,7 @@ def from_features(bench: Bench, name: str, shape: tuple, dtype: str, texts: int,
         return counts[CAPTION], seconds, operations(terms, counts, training=True)
 
     training.run(WARM_UP)
-    of_products(row, bench, run, bench.scale.runs)
+    of_products(row, bench, run, bench.scale.runs if texts < 10_000 else bench.scale.script_runs)  # a minute each
     training.loader.close()
     return row
 
