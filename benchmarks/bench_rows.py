@@ -140,8 +140,13 @@ def peak_of_this_process(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()
 
 
-def of_products(row: Row, bench: Bench, run: Callable[[], tuple[float, float, float]], runs: int) -> Row:
-    """Fill `row` from run() -> (units, seconds, operations of the products), each compared with the rate around it."""
+def of_products(
+    row: Row, bench: Bench, run: Callable[[], tuple[float, float, float]], runs: int, shorter: Callable | None = None
+) -> Row:
+    """Fill `row` from run() -> (units, seconds, operations of the products), each compared with the rate around it.
+
+    shorter: what is profiled instead of run(), whose every operator would be kept in memory.
+    """
     forget_peak(bench.device)
     for (units, seconds, operations), speed in bench.repeated(run, runs):
         row.add(units / seconds, units / (operations / (speed.gflops * 1e9)))
@@ -149,7 +154,7 @@ def of_products(row: Row, bench: Bench, run: Callable[[], tuple[float, float, fl
         row.parts["operations_per_unit"] = operations / units
     row.peak_bytes = max(row.peak_bytes, peak_of_this_process(bench.device))
     if bench.profile:
-        row.parts["operators"] = profiled(run, bench.device)
+        row.parts["operators"] = profiled(shorter or run, bench.device)
     return row
 
 

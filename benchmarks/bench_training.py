@@ -14,6 +14,7 @@ from data_loader import get_loader, open_dataset
 from encoder import image_transform
 from training import Settings, Trainer
 
+PROFILED = 8  # batches with --profile
 WARM_UP = 3  # batches before the first run: libraries set themselves up
 
 
@@ -79,7 +80,8 @@ def from_features(bench: Bench, name: str, shape: tuple, dtype: str, texts: int,
         return counts[CAPTION], seconds, operations(terms, counts, training=True)
 
     training.run(WARM_UP)
-    of_products(row, bench, run, bench.scale.runs if texts < 10_000 else bench.scale.script_runs)  # a minute each
+    runs = bench.scale.runs if texts < 10_000 else bench.scale.script_runs  # of a minute each
+    of_products(row, bench, run, runs, shorter=lambda: training.run(PROFILED))
     training.loader.close()
     return row
 
@@ -123,7 +125,7 @@ def train_pixels(bench: Bench) -> Row:
         return counts[CAPTION], seconds, operations(terms, counts, training=True)
 
     training.run(1)
-    of_products(row, bench, run, bench.scale.runs)
+    of_products(row, bench, run, bench.scale.runs, shorter=lambda: training.run(PROFILED))
     row.peak_bytes += sum(proportional(pid) for pid in tree(os.getpid())[1:])  # the workers
     training.loader.close()
     return row
