@@ -58,7 +58,7 @@ class FastSteps:
         rnn, H, E = decoder.rnn, decoder.hidden_size, decoder.embed_size
         P = decoder.regions.out_features if self.kind == "soft" else 0
         self.w_input, w_context, self.w_persist = rnn.weight_ih_l0.detach().split([E, P, decoder.persist_size], 1)
-        self.w_input = self.w_input.contiguous()
+        self.w_input, self.w_persist = self.w_input.contiguous(), packed(self.w_persist)
         self.bias = (rnn.bias_ih_l0 + rnn.bias_hh_l0).detach()
         self.table: Tensor | None = None
         of_hidden = [rnn.weight_hh_l0]
