@@ -4,6 +4,7 @@ import os
 from datetime import timedelta
 
 import torch
+from torch import Tensor, nn
 
 from common import UserError
 
@@ -92,3 +93,23 @@ def wait_for_all() -> None:
     """Return once every process is here."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def share_of_tokens(tokens: int, device) -> Tensor | float:
+    """This process' part of the tokens of all: a batch over several processes has the gradient of one large batch."""
+    if not torch.distributed.is_initialized():
+        return 1.0
+    count = torch.tensor(float(tokens), device=device)
+    torch.distributed.all_reduce(count)
+    return tokens / count
+
+
+def sum_gradients(parameters: list[nn.Parameter]) -> None:
+    """Add up the gradients of all processes, in one message."""
+    if not torch.distributed.is_initialized():
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+        parameter.grad = part.view_as(parameter)

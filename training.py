@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from common import UserError
 from decoding import Search
+from devices import share_of_tokens, sum_gradients
 from distillation import Teachers
 from losses import (
     attention_regularisation,
@@ -427,26 +428,3 @@ def reseed(seed: int, step: int) -> None:
 
 def autocast(device: torch.device, amp: str):
     return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
-
-
-# ---- several processes (torchrun) ----
-
-
-def share_of_tokens(tokens: int, device) -> Tensor | float:
-    """This process' part of the tokens of all: a batch over several processes has the gradient of one large batch."""
-    if not torch.distributed.is_initialized():
-        return 1.0
-    count = torch.tensor(float(tokens), device=device)
-    torch.distributed.all_reduce(count)
-    return tokens / count
-
-
-def sum_gradients(parameters: list[nn.Parameter]) -> None:
-    """Add up the gradients of all processes, in one message."""
-    if not torch.distributed.is_initialized():
-        return
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([g.flatten() for g in gradients])
-    torch.distributed.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        parameter.grad = part.view_as(parameter)
