@@ -18,10 +18,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from fast_steps import each_row, fast_steps, forget_steps
+from fast_steps import each_row, fast_steps, forget_steps, image_for_start
 from products import Dropout, Linear, linear
-from recurrence import Packing, attention_lstm, double_exponential, lstm
-from vocabulary import START
+from recurrence import Packing, attention_lstm, lstm
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer of nn.LSTM
 State = tuple[Tensor, ...]  # LSTM: (h, c), GRU: (h,); each (layers, N, H)
@@ -36,7 +35,9 @@ class Memory:
     persist: Tensor | None = None  # (N, D) persistent features, concatenated to the input of every step
     values: Tensor | None = None  # (N, R, P) projected regions, to be averaged
     keys: Tensor | None = None  # (N, R, A) the regions' part of the attention score
-    key_powers: Tensor | None = None  # (N, R, A) exp(2 keys), where sentences are written (fast_steps.py)
+    # Where sentences are written, what fast_steps.py computes of them once instead of at each step:
+    key_powers: Tensor | None = None  # (N, R, A) exp(2 keys)
+    persist_gates: Tensor | None = None  # (N, 4H) the persistent features' part of the gates
 
     def select(self, index: Tensor) -> "Memory":
         """The memory of rows `index` (M,): repeats images for their captions or beams, drops finished ones."""
@@ -197,8 +198,10 @@ class SentenceDecoder(nn.Module):
         if self.attention_kind:
             memory.values = torch.relu(self.regions(self.region_dropout(regions)))
             memory.keys = self.attention.key(memory.values)
-            memory.key_powers = None if torch.is_grad_enabled() else double_exponential(memory.keys)
             memory.initial = memory.values.mean(1)
+        fast = fast_steps(self)
+        if fast is not None:
+            fast.make_ready(memory)
         return memory
 
     def start(self, memory: Memory) -> State:
@@ -231,7 +234,7 @@ class SentenceDecoder(nn.Module):
     def embed_words(self, tokens: Tensor, first: Tensor | None) -> Tensor:
         """Embeddings of tokens (...,) -> (..., E); with `skip_start` the pooled image (..., E) replaces <start>."""
         embedded = self.embed(tokens)
-        return torch.where((tokens == START).unsqueeze(-1), first, embedded) if self.skip_start else embedded
+        return image_for_start(embedded, tokens, first) if self.skip_start else embedded
 
     def step_embedded(self, embedded: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor | None]:
         """`step` from embeddings (N, E), which additive teacher forcing mixes."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from products import packed, product
-from recurrence import advance_cell, reciprocals
+from recurrence import advance_cell, double_exponential, reciprocals
 from vocabulary import START
 
 LARGEST_TABLE = 2**28  # bytes
@@ -48,6 +48,11 @@ def each_row(of_images: Tensor, rows: int) -> Tensor:
     return of_images if len(of_images) == rows else of_images.repeat_interleave(rows // len(of_images), 0)
 
 
+def image_for_start(embedded: Tensor, tokens: Tensor, first: Tensor) -> Tensor:
+    """Embeddings (..., E) of tokens (...,), the pooled image's (..., E) in place of that of <start>."""
+    return torch.where((tokens == START).unsqueeze(-1), first, embedded)
+
+
 class FastSteps:
     """See the module. stamp: what tells the weights apart from later ones."""
 
@@ -80,6 +85,17 @@ class FastSteps:
                 self.projection = packed(decoder.projection.weight), decoder.projection.bias
         self.words = packed(decoder.linear.weight), decoder.linear.bias
 
+    def make_ready(self, memory) -> None:
+        """Add to a memory what each step would compute of its images again."""
+        if memory.keys is not None:
+            memory.key_powers = double_exponential(memory.keys)
+        if memory.persist is not None:
+            memory.persist_gates = self._of_persist(memory)
+
+    def _of_persist(self, memory) -> Tensor:
+        """The persistent features' part of the gates (B, 4H)."""
+        return product(memory.persist, self.w_persist)
+
     def step(self, tokens: Tensor, state, memory) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
         """As SentenceDecoder.step."""
         hidden, cell = state[0][0], state[1][0]
@@ -93,7 +109,8 @@ class FastSteps:
             gates += context[:, : 4 * self.H]
             context = context[:, 4 * self.H :]
         if memory.persist is not None:
-            gates += each_row(product(memory.persist, self.w_persist), len(tokens))
+            known = memory.persist_gates
+            gates += each_row(self._of_persist(memory) if known is None else known, len(tokens))
         cell_out, tanh_out, hidden_out = (torch.empty_like(cell) for _ in range(3))
         advance_cell(gates, cell, cell_out, tanh_out, hidden_out)
         if self.kind == "spatial":
@@ -114,10 +131,7 @@ class FastSteps:
 
     def _embedded(self, tokens: Tensor, memory) -> Tensor:
         embedded = self.embed[tokens]
-        if self.skip_start:  # the pooled image stands in for <start>
-            first = each_row(memory.first, len(tokens))
-            embedded = torch.where((tokens == START).unsqueeze(1), first, embedded)
-        return embedded
+        return image_for_start(embedded, tokens, each_row(memory.first, len(tokens))) if self.skip_start else embedded
 
     def _attend(self, query: Tensor, memory) -> tuple[Tensor, Tensor]:
         """query (N, A) -> attended regions (N, P) and weights (N, R)."""
