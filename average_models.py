@@ -57,13 +57,12 @@ def parse_args(argv=None) -> argparse.Namespace:
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
-from common import UserError, run
-from decoding import Search
-from devices import choose_device
+from captioning.decoder.search import Search
+from captioning.devices import choose_device
+from captioning.errors import UserError, run
 from model import load_captioner
-from model_average import Average, check_alike, greedy_soup, read_model
-from training import validate
-from validation import validation_loader
+from training.averages import Average, check_alike, greedy_soup, read_model
+from training.validation import validate, validation_loader
 
 
 def soup(args) -> Average:

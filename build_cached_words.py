@@ -32,11 +32,11 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from cached_words import caption_hash, count_documents, file_kind, tokenized
-from caption_datasets import open_dataset
-from common import UserError, run
-from dataset_items import image_key
-from ptb_tokenizer import ptb_tokens
+from captioning.datasets.base import image_key
+from captioning.datasets.factory import open_dataset
+from captioning.errors import UserError, run
+from captioning.scoring.document_frequencies import caption_hash, count_documents, file_kind, tokenized
+from captioning.text.ptb import ptb_tokens
 from vocabulary import Vocabulary
 
 

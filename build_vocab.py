@@ -47,9 +47,13 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from caption_datasets import CaptionDataset, open_dataset
-from common import UserError, atomic_write, run
-from vocabulary import SPECIALS, Vocabulary, count_words, file_kind, tokenize, vocabulary_from_counts
+from captioning.datasets.base import CaptionDataset
+from captioning.datasets.factory import open_dataset
+from captioning.errors import UserError, run
+from captioning.files import atomic_write
+from captioning.text.tokenizers import tokenize
+from captioning.text.tokens import SPECIALS
+from vocabulary import Vocabulary, count_words, file_kind, vocabulary_from_counts
 
 
 def check(args) -> None:

@@ -14,8 +14,7 @@ Shapes: B images in the batch, N captions (rows), T time steps, D feature size, 
 
 import contextlib
 import os
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,17 +23,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from batch_sampler import Group, GroupedBatchSampler, ImageBatchSampler
-from caption_datasets import CaptionDataset, CocoDataset, GenericDataset, ImageItem, open_dataset, some, warn
-from common import UserError
-from feature_readers import FeatureReader
-from features import open_features
-from paragraph_text import split_sentences
-from photo_loading import PhotoLoader, StoryPixels, stacked, with_files
-from vocabulary import END, PAD, START
-
-__all__ = ["Batch", "CaptionDataset", "CocoDataset", "FeatureSource", "GenericDataset", "GroupedBatchSampler"]
-__all__ += ["ImageItem", "Loader", "get_eval_loader", "get_loader", "open_dataset"]
+from captioning.batches.captions import CaptionIds
+from captioning.batches.features import FeatureSource, open_sources
+from captioning.batches.pixels import PhotoLoader, StoryPixels, stacked, with_files
+from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler
+from captioning.datasets.base import CaptionDataset, ImageItem, warn
+from captioning.errors import UserError
 
 
 @dataclass
@@ -81,158 +75,6 @@ class _Numbered:
         return len(self.sampler)
 
 
-# ---------------------------------------------------------------- what a batch is made from
-
-
-def feature_path(part: CaptionDataset, name: str) -> str:
-    """Where the feature file `name` of `part` should lie: without a features_path, in the working directory."""
-    path = os.path.expanduser(name)
-    return path if os.path.isabs(path) or not part.features_path else os.path.join(part.features_path, path)
-
-
-class FeatureSource:
-    """One external name of --features: the feature file of each part of the dataset, looked up in its features_path.
-
-    shape, dtype: of a record; maker: what made the file, or None. Raises UserError where a file is missing or the
-    parts' files do not fit together.
-    """
-
-    def __init__(self, dataset: CaptionDataset, name: str):
-        self.name = name
-        self.readers: list[FeatureReader] = []
-        self.absent: set[tuple[int, str]] = set()  # (part, key) of photos of stories that have no record
-        for part in dataset.parts:
-            path = feature_path(part, name)
-            try:
-                reader = open_features(path, [item.key for item in part.photos()], part.labels)
-            except UserError as error:
-                lost = not (part.features_path or os.path.exists(path))
-                hint = f" (set features_path for [{part.name}], or give the whole path)" if lost else ""
-                raise UserError(f"--dataset {part.name}: {error}{hint}") from None
-            self.readers.append(reader)
-        first = self.readers[0]
-        self.shape, self.maker = first.shape, first.maker
-        self.dtype = np.result_type(*(reader.dtype for reader in self.readers))
-        if self.dtype not in (np.float16, np.float32):
-            self.dtype = np.dtype(np.float32)
-        for reader in self.readers[1:]:
-            if reader.shape != first.shape:
-                raise UserError(f"{first.path} has features of shape {first.shape}, {reader.path} of {reader.shape}")
-            if reader.maker and first.maker and reader.maker != first.maker:
-                raise UserError(f"{first.path} and {reader.path} were made by different extractors")
-
-    def check(self, items: Iterable[ImageItem]) -> None:
-        """Raises UserError naming a key and the file where an item has no record, or a story none for any photo.
-
-        A story's photos without a record are left out of its mean, and counted in a warning.
-        """
-        items = list(items)
-        for part, reader in enumerate(self.readers):
-            own = [item for item in items if item.part == part]
-            photos = [photo for item in own for photo in item.photos or (item,)]
-            picked = reader.pick([alternatives(photo) for photo in photos])
-            absent = set(reader.missing(picked))
-            lacking = {photo.key for photo, key in zip(photos, picked) if key in absent}
-            if not lacking:
-                continue
-            lost = [item for item in own if all(photo.key in lacking for photo in item.photos or (item,))]
-            if lost:
-                more = f" (and {len(lost) - 1} other images of the dataset)" if len(lost) > 1 else ""
-                first = lost[0].photos[0] if lost[0].photos else lost[0]
-                raise UserError(f"{reader.no_record(first.key)}{more}")
-            self.absent |= {(part, key) for key in lacking}
-            what = f"{len(lacking)} photos of stories, which go on without them"
-            warn(f"feature file {reader.path} has no record for {what}: {some(sorted(lacking))}")
-
-    def get(self, items: Sequence[ImageItem]) -> torch.Tensor:
-        """(B, D), or (B, R, D) where a record is a map (D, h, w); R = h * w. float16 stays so.
-
-        Of a story the mean over its photos.
-        """
-        if any(item.photos for item in items):
-            several = [
-                [photo for photo in item.photos or (item,) if (item.part, photo.key) not in self.absent]
-                for item in items
-            ]
-            records = self._records([photo for photos in several for photo in photos])
-            ends = np.cumsum([len(photos) for photos in several])
-            means = [rows.mean(0, np.float32) for rows in np.split(records, ends[:-1])]
-            out = np.stack(means).astype(self.dtype, copy=False)
-        else:
-            out = self._records(items)
-        if out.ndim == 4:  # by numpy: torch would start threads of its own for it in the thread that makes batches
-            out = np.ascontiguousarray(out.reshape(*out.shape[:2], -1).transpose(0, 2, 1))
-        return torch.from_numpy(out)
-
-    def _records(self, items: Sequence[ImageItem]) -> np.ndarray:
-        """(len(items), *shape)"""
-        if len(self.readers) == 1 or len({item.part for item in items}) == 1:
-            out = self._read(self.readers[items[0].part], items)
-        else:
-            out = np.empty((len(items), *self.shape), self.dtype)
-            for part, reader in enumerate(self.readers):
-                rows = [row for row, item in enumerate(items) if item.part == part]
-                if rows:
-                    out[rows] = self._read(reader, [items[row] for row in rows])
-        return out.astype(self.dtype, copy=False)
-
-    @staticmethod
-    def _read(reader: FeatureReader, items: Sequence[ImageItem]) -> np.ndarray:
-        return reader.get_many(reader.pick([alternatives(item) for item in items]))
-
-
-def alternatives(item: ImageItem) -> str | tuple[str, ...]:
-    """The key of an item in feature files, or the keys to be tried in turn."""
-    return (item.key, *item.other_keys) if item.other_keys else item.key
-
-
-class _Captions:
-    """The captions of all items as ids in one flat array, <start> and <end> included.
-
-    max_sentences: captions are paragraphs, each sentence a row of its own; what goes beyond them is left out.
-    """
-
-    def __init__(self, items: Sequence[ImageItem], vocabulary, max_tokens: int | None, max_sentences: int | None):
-        encode = vocabulary.encode
-        flat, lengths, sentences = array("i"), [], []
-        for item in items:
-            for caption in item.captions:
-                parts = [caption]
-                if max_sentences is not None:
-                    parts = split_sentences(caption)[:max_sentences] or parts
-                sentences.append(len(parts))
-                for part in parts:
-                    ids = encode(part)
-                    row = [START, *(ids if max_tokens is None else ids[:max_tokens]), END]
-                    flat.extend(row)
-                    lengths.append(len(row))
-        self.paragraphs = max_sentences is not None
-        self.sentences = np.array(sentences, np.int64)  # of each caption
-        self.first_row = np.cumsum(self.sentences) - self.sentences
-        self.flat = np.frombuffer(flat, np.int32)
-        self.lengths = np.array(lengths, np.int64)
-        self.begins = np.cumsum(self.lengths) - self.lengths
-        self.first = np.cumsum([0, *(len(item.captions) for item in items)])  # of each item, its first caption
-
-    def rows(self, groups: Sequence[Group]) -> dict[str, torch.Tensor]:
-        """captions (N, T), lengths (N,), row_image (N,), and of paragraphs sentences (Q,), as a Batch has them."""
-        rows = np.array([self.first[item] + c for item, captions in groups for c in captions], np.int64)
-        row_image = np.repeat(np.arange(len(groups)), [len(captions) for _, captions in groups])
-        sentences = {}
-        if self.paragraphs:
-            counts = self.sentences[rows]
-            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            rows, row_image = np.repeat(self.first_row[rows], counts) + within, np.repeat(row_image, counts)
-            sentences["sentences"] = torch.from_numpy(counts)
-        lengths = self.lengths[rows]
-        steps = np.arange(lengths.max(initial=0))
-        inside = steps < lengths[:, None]  # (N, T)
-        ids = np.full(inside.shape, PAD, np.int64)
-        ids[inside] = self.flat[(self.begins[rows][:, None] + steps)[inside]]
-        arrays = {"captions": ids, "lengths": lengths, "row_image": row_image}
-        return {name: torch.from_numpy(values) for name, values in arrays.items()} | sentences
-
-
 class _Batches:
     """(epoch, number, groups) -> Batch, as DataLoader asks a dataset; runs in the workers.
 
@@ -241,7 +83,7 @@ class _Batches:
 
     def __init__(self, items, captions, features, persist_features, transform, seed):
         self.items: list[ImageItem] = items
-        self.captions: _Captions | None = captions
+        self.captions: CaptionIds | None = captions
         self.features: list[FeatureSource] = features
         self.persist_features: list[FeatureSource] = persist_features
         self.transform = transform
@@ -284,9 +126,6 @@ class _Batches:
             return None
         sequence = np.random.SeedSequence([self.seed % 2**32, epoch, index, 2, *([photo] if photo else [])])
         return int(sequence.generate_state(1)[0])
-
-
-# ---------------------------------------------------------------- loaders
 
 
 class Loader:
@@ -390,8 +229,8 @@ def get_loader(
     items, bad = with_files(dataset, items) if transform is not None else (items, [])
     counts = [len(item.captions) for item in items]
     sampler = GroupedBatchSampler(counts, batch_size, captions_per_image, seed, shuffle, rank, world_size)
-    captions = _Captions(items, vocabulary, max_tokens, max_sentences)
-    batches = _Batches(items, captions, *_sources(dataset, items, features, persist_features), transform, seed)
+    captions = CaptionIds(items, vocabulary, max_tokens, max_sentences)
+    batches = _Batches(items, captions, *open_sources(dataset, items, features, persist_features), transform, seed)
     return Loader(dataset, batches, sampler, _workers(num_workers, transform), bad)
 
 
@@ -421,8 +260,8 @@ def get_eval_loader(
     items, bad = with_files(dataset, items) if transform is not None else (items, [])
     counts = [len(item.captions) if with_captions else 0 for item in items]
     sampler = ImageBatchSampler(counts, batch_size, rank, world_size)
-    captions = _Captions(items, vocabulary, max_tokens, max_sentences) if with_captions else None
-    batches = _Batches(items, captions, *_sources(dataset, items, features, persist_features), transform, None)
+    captions = CaptionIds(items, vocabulary, max_tokens, max_sentences) if with_captions else None
+    batches = _Batches(items, captions, *open_sources(dataset, items, features, persist_features), transform, None)
     return Loader(dataset, batches, sampler, _workers(num_workers, transform), bad)
 
 
@@ -432,12 +271,3 @@ def _workers(num_workers: int | None, transform) -> int:
     if transform is None:
         return 0
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _sources(dataset: CaptionDataset, items: list[ImageItem], *lists: Sequence[str]) -> list[list[FeatureSource]]:
-    """The opened feature files, every item's key checked now: training must not die of one in the night."""
-    opened: dict[str, FeatureSource] = {}
-    for name in dict.fromkeys(name for names in lists for name in names):
-        opened[name] = FeatureSource(dataset, name) if isinstance(name, str) else name
-        opened[name].check(items)
-    return [[opened[name] for name in names] for names in lists]

@@ -49,9 +49,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from caption_datasets import CaptionDataset, open_dataset
-from common import UserError, atomic_write, run
-from vocabulary import SPECIALS, Vocabulary, tokenize, vocabulary_from_counts
+from captioning.datasets.base import CaptionDataset
+from captioning.datasets.factory import open_dataset
+from captioning.errors import UserError, run
+from captioning.files import atomic_write
+from captioning.text.tokenizers import tokenize
+from captioning.text.tokens import SPECIALS
+from vocabulary import Vocabulary, vocabulary_from_counts
 
 
 @dataclass

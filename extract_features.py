@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import UserError, run
+from captioning.errors import UserError, run
 
 NORMALIZE = {  # how pixels 0..1 are normalised; None: as the encoder was trained
     "default": None,
@@ -90,12 +90,18 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from data_loader import CaptionDataset, GenericDataset, ImageItem, get_eval_loader, open_dataset
-from devices import choose_device, end_processes, from_main, is_main, process, start_processes, to_main
-from encoder import Extractor, TenCrops, build_extractor, image_transform
-from features import FeatureWriter, open_features
-from photo_views import pooled_crops
-from reports import Bar
+from captioning.datasets.base import CaptionDataset, ImageItem
+from captioning.datasets.factory import open_dataset
+from captioning.datasets.folder import GenericDataset
+from captioning.devices import choose_device, end_processes, from_main, is_main, process, start_processes, to_main
+from captioning.encoder.encoder import ImageEncoder
+from captioning.encoder.factory import build_encoder
+from captioning.encoder.ten_crops import pooled_crops
+from captioning.encoder.transforms import TenCrops, image_transform
+from captioning.features.factory import open_features
+from captioning.features.writer import FeatureWriter
+from captioning.progress import Bar
+from data_loader import get_eval_loader
 
 
 def output_path(args, dataset) -> Path:
@@ -120,21 +126,21 @@ def items_by_key(dataset: CaptionDataset) -> dict[str, ImageItem]:
     return items
 
 
-def load_extractor(args) -> Extractor:
+def load_extractor(args) -> ImageEncoder:
     """The encoder with the pixels' size and normalisation that the flags ask for."""
     changes = dict(NORMALIZE[args.normalize] or {})
     if args.crop_size:
         changes["size"] = args.crop_size
-    return build_extractor(args.extractor, weights=args.weights, transform=changes or None)
+    return build_encoder(args.extractor, weights=args.weights, transform=changes or None)
 
 
 @torch.inference_mode()
-def encode(extractor: Extractor, pixels: torch.Tensor, feature_type: str) -> torch.Tensor:
+def encode(extractor: ImageEncoder, pixels: torch.Tensor, feature_type: str) -> torch.Tensor:
     """pixels (B, 3, S, S), or (B, 10, 3, S, S) of ten crops -> features (B, D) or (B, D, h, w)."""
     return extractor(pixels) if feature_type == "plain" else pooled_crops(extractor, pixels, feature_type)
 
 
-def extract(extractor: Extractor, loader, writer: FeatureWriter | None, feature_type: str, dtype: str) -> None:
+def extract(extractor: ImageEncoder, loader, writer: FeatureWriter | None, feature_type: str, dtype: str) -> None:
     """Encode the loader's images. Every process encodes its share; the first one, which has the writer, writes all.
 
     The shares go to it batch by batch, so that the file and what --resume finds of it are the same for any number of
@@ -158,15 +164,15 @@ def extract(extractor: Extractor, loader, writer: FeatureWriter | None, feature_
         bar.close()
 
 
-def describe(args, extractor: Extractor) -> tuple[object, dict]:
-    """The image transform, and what is noted in the file as the maker of the features."""
+def describe(args, extractor: ImageEncoder) -> tuple[object, dict]:
+    """The image transform, and what is noted in the file as the provenance of the features."""
     size, interpolation = extractor.transform["size"], extractor.transform["interpolation"]
-    maker = {"extractor": args.extractor, "weights_sha256": extractor.weights_sha256}
-    maker |= {"transform": extractor.transform, "feature_type": args.feature_type}
+    provenance = {"extractor": args.extractor, "weights_sha256": extractor.weights_sha256}
+    provenance |= {"transform": extractor.transform, "feature_type": args.feature_type}
     if args.feature_type == "plain":
-        return image_transform(size, interpolation), maker
+        return image_transform(size, interpolation), provenance
     transform = TenCrops(size, args.image_size or round(size * 256 / 224), interpolation)
-    return transform, {**maker, "image_size": transform.image_size}
+    return transform, {**provenance, "image_size": transform.image_size}
 
 
 def is_complete(args, path: Path, items: dict[str, ImageItem]) -> bool:
@@ -210,13 +216,13 @@ def extract_dataset(args) -> int:
     if from_main(lambda: is_complete(args, path, items)):
         return 0
     extractor = load_extractor(args).to(choose_device(args.device, args.cpu))
-    transform, maker = describe(args, extractor)
+    transform, provenance = describe(args, extractor)
     shape = extractor.shape
     writer: FeatureWriter | None = None
 
     def open_writer() -> list[str]:
         nonlocal writer
-        writer = FeatureWriter(path, shape, args.dtype, maker, keys=items, resume=args.resume)
+        writer = FeatureWriter(path, shape, args.dtype, provenance, keys=items, resume=args.resume)
         done = f", {len(writer):,} of them done already" if args.resume else ""
         print(f"{len(items):,} images{done}")
         print(f"{args.extractor} {'x'.join(map(str, shape))} {args.dtype} -> {path}", flush=True)

@@ -14,12 +14,12 @@ results/DATASET_MODEL.json. Images that cannot be read are named and passed over
 
 import sys
 
-import infer_flags
-from common import UserError, run
+from captioning.errors import UserError, run
+from inference import flags
 
 
 def parse_args(argv=None):
-    return infer_flags.parse_args(__doc__, argv)
+    return flags.parse_args(__doc__, argv)
 
 
 if __name__ == "__main__":
@@ -34,31 +34,26 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from caption_datasets import CaptionDataset, GenericDataset, ImageItem, open_dataset
-from common import script_name
+from captioning.batches.inputs import check_feature_files, check_features, missing_features, replace_files
+from captioning.datasets.base import CaptionDataset, ImageItem
+from captioning.datasets.factory import open_dataset
+from captioning.datasets.folder import GenericDataset
+from captioning.decoder.paragraph_search import ParagraphSearch
+from captioning.devices import choose_device
+from captioning.encoder.ten_crops import with_size
+from captioning.errors import script_name
+from captioning.images.image_file import image_exists
+from captioning.images.zip_file import is_zip
+from captioning.text.tokenizers import as_sentence
 from data_loader import Loader, get_eval_loader
-from devices import choose_device
-from image_zips import is_zip
-from images import image_exists
-from infer_flags import BUNDLED, check
-from lemma_rules import LemmaRules
-from loaded_model import check_feature_files
+from inference.attention_maps import AttentionLog
+from inference.flags import BUNDLED, check
+from inference.gallery import write_gallery
+from inference.lemmas import LemmaRules
+from inference.results import GROWING, Result, ResultsFile, check_writable, format_of, shown_texts
+from inference.words import word_probabilities
 from model import Caption, Captioner, caption_loader, load_captioner
-from model_inputs import check_features, missing_features, replace_files
-from paragraphs import ParagraphSearch
-from photo_views import with_size
-from result_files import (
-    GROWING,
-    AttentionLog,
-    Result,
-    ResultsFile,
-    check_writable,
-    format_of,
-    shown_texts,
-    write_gallery,
-)
-from vocabulary import Vocabulary, as_sentence
-from word_probabilities import word_probabilities
+from vocabulary import Vocabulary
 
 
 def note(message: str) -> None:
@@ -207,7 +202,7 @@ def make_loader(args, captioner: Captioner, dataset: CaptionDataset) -> Loader:
         resized(captioner, args.resize)
     transform = None if all(captioner.external) else captioner.transform
     lists = (captioner.config.features, captioner.config.persist_features)
-    external = [[spec for spec in specs if spec.external and from_files] for specs in lists]
+    external = [[spec for spec in specs if spec.from_file and from_files] for specs in lists]
     workers = args.num_workers
     if workers is None and len(dataset) <= args.batch_size:
         workers = 0  # a single batch: starting processes would only cost time
@@ -308,7 +303,7 @@ def print_captions(item: ImageItem, result: Result) -> None:
 
 def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list[str], bool]:
     """Print the scores of the best captions; gives the table, and whether a metric was left out."""
-    from scoring import caption_statistics, java_note, score_captions
+    from captioning.scoring.metrics import caption_statistics, java_note, score_captions
 
     known = [result for result in results if result.references]
     candidates = {result.image_id: result.captions[0][0] for result in known}
@@ -327,7 +322,7 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
 
 def describe(captioner: Captioner, dataset: CaptionDataset, args) -> None:
     made = [
-        spec.name if external or not spec.external else f"{spec.name} made by {spec.maker['extractor']}"
+        spec.name if external or not spec.from_file else f"{spec.name} made by {spec.provenance['extractor']}"
         for spec, external in zip(captioner.config.specs, captioner.external)
     ]
     size = sum(p.numel() for p in captioner.model.decoder.parameters())
@@ -367,7 +362,7 @@ def outputs(args) -> tuple[ResultsFile | None, tuple[str, ...]]:
     args.print_results |= path is None
     metrics = ()
     if args.scoring:
-        from scoring import parse_metrics
+        from captioning.scoring.metrics import parse_metrics
 
         metrics = parse_metrics(args.scoring)
     return ResultsFile(path, form, args.resume, told_by_word(args)) if path else None, metrics

@@ -13,25 +13,26 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-import checkpoint
-import deepcaption_files
-from common import UserError
-from decoder import Memory, SentenceDecoder
-from decoding import Search, generate
-from encoder import Extractor, build_extractor, image_transform
-from feature_captions import caption_features
-from hierarchical import hierarchical_decoder
-from model_config import FeatureSpec, ModelConfig
-from paragraphs import Paragraph, as_text, explain_paragraphs, tidy_caption, write_paragraphs
-from photo_loading import StoryPixels, encoded
-from photo_views import TenCropFeatures, photo_transform, see, ten_crop_size
-from recurrence import Packing
-from side_by_side import side_by_side
-from teacher_forcing import mixed_pass
-from vocabulary import END, PAD, START, Vocabulary
-
-__all__ = ["Caption", "CaptionModel", "Captioner", "build_model", "caption_features", "caption_loader"]
-__all__ += ["internal_spec", "load_captioner", "make_extractor", "save_captioner"]
+from captioning import checkpoint
+from captioning.batches.arrays import tensors_for
+from captioning.batches.pixels import StoryPixels, encoded
+from captioning.config import FeatureSpec, ModelConfig
+from captioning.decoder.paragraph import hierarchical_decoder
+from captioning.decoder.paragraph_search import Paragraph, explain_paragraphs, write_paragraphs
+from captioning.decoder.search import Search, generate
+from captioning.decoder.sentence import Memory, SentenceDecoder
+from captioning.decoder.teacher_forcing import mixed_pass
+from captioning.deepcaption import models as deepcaption_files
+from captioning.encoder.encoder import ImageEncoder
+from captioning.encoder.provenance import make_encoder
+from captioning.encoder.ten_crops import encode_views, photo_transform
+from captioning.encoder.transforms import image_transform
+from captioning.errors import UserError
+from captioning.fast.threads import side_by_side
+from captioning.rows import Packing
+from captioning.text.paragraphs import join_sentences
+from captioning.text.tokens import END, PAD, START
+from vocabulary import Vocabulary
 
 
 class CaptionModel(nn.Module):
@@ -40,7 +41,7 @@ class CaptionModel(nn.Module):
     extractors: for each of `config.specs` its encoder, or None where features come from a file.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, extractors: list[Extractor | None]):
+    def __init__(self, config: ModelConfig, vocab_size: int, extractors: list[ImageEncoder | None]):
         super().__init__()
         self.config = config
         self.attended = config.attended()
@@ -94,7 +95,7 @@ class CaptionModel(nn.Module):
         for spec, extractor, given in zip(self.config.specs, self.extractors, inputs):
             if given is None:
                 if spec.name not in made:
-                    made[spec.name] = as_regions(encoded(partial(see, extractor), pixels))
+                    made[spec.name] = as_regions(encoded(partial(encode_views, extractor), pixels))
                 given = made[spec.name]
             tensors.append(given.float() if given.dtype != torch.float32 else given)
         regions = None if self.attended is None else tensors[self.attended]
@@ -138,7 +139,7 @@ class CaptionModel(nn.Module):
 
         Once an encoder was trained its weights stay in the model file. Raises UserError where there is no encoder.
         """
-        extractors = [x for x in self.extractors if isinstance(x, Extractor)]
+        extractors = [x for x in self.extractors if isinstance(x, ImageEncoder)]
         if blocks and not extractors:
             raise UserError("--finetune_encoder: no encoder runs within the model, all features come from files")
         for extractor in extractors:
@@ -153,7 +154,7 @@ class CaptionModel(nn.Module):
         """Encoders behind feature files were not trained, whatever became of the others."""
         if not name.startswith("extractors."):
             return True
-        return self.config.encoders_travel and not self.config.specs[int(name.split(".")[1])].external
+        return self.config.encoders_travel and not self.config.specs[int(name.split(".")[1])].from_file
 
     def load_trained_state(self, state: dict[str, Tensor], source) -> None:
         """Raises UserError, naming `source`, where the weights do not fit."""
@@ -181,52 +182,12 @@ def joined(tensors: list[Tensor | None]) -> Tensor | None:
     return torch.cat(present, 1) if len(present) > 1 else present[0] if present else None
 
 
-# ---- building ----
-
-
-def make_extractor(
-    spec: FeatureSpec, weights: str | None = None, pretrained: bool = True
-) -> Extractor | TenCropFeatures:
-    """The encoder that makes `spec` from photos, checked against the weights it was made with.
-
-    Features of type avg and max come from the ten crops of photo_views.
-
-    Raises UserError where a feature file does not say what made it, or where the weights at hand are other ones.
-    """
-    maker = spec.maker
-    if not maker or not maker.get("extractor"):
-        raise UserError(
-            f"the model reads features from {spec.name}, which does not say what made them, so it cannot caption "
-            "photos; caption a dataset that has such features (--dataset), or make them anew with extract_features.py"
-        )
-    kind = maker.get("feature_type", "plain")
-    if kind not in ("plain", "avg", "max"):
-        raise UserError(
-            f"the model reads features of type {kind!r} from {spec.name}: only plain, avg and max are known"
-        )
-    # its own size and normalisation: extract_features.py can change them
-    extractor = build_extractor(maker["extractor"], weights, pretrained, transform=maker.get("transform"))
-    expected = maker.get("weights_sha256")
-    if pretrained and expected and expected != extractor.weights_sha256:
-        raise UserError(
-            f"the model was made with other weights of {maker['extractor']} (sha256 {expected[:12]}..., here "
-            f"{extractor.weights_sha256[:12]}...): give the file with --weights"
-        )
-    return extractor if kind == "plain" else TenCropFeatures(extractor, kind, ten_crop_size(extractor.transform, maker))
-
-
-def internal_spec(name: str, extractor: Extractor) -> FeatureSpec:
-    """The spec of an encoder that runs within the model."""
-    maker = {"extractor": name, "weights_sha256": extractor.weights_sha256, "transform": extractor.transform}
-    return FeatureSpec(name, extractor.shape, False, {**maker, "feature_type": "plain"})
-
-
 def build_model(
     config: ModelConfig,
     vocabulary: Vocabulary,
     weights: str | None = None,
     pretrained: bool = True,
-    extractors: dict[str, Extractor] | None = None,
+    extractors: dict[str, ImageEncoder] | None = None,
 ) -> CaptionModel:
     """A model with fresh decoder weights. Encoders get their pretrained weights, from `weights` where given.
 
@@ -234,14 +195,11 @@ def build_model(
     """
     built = dict(extractors or {})
     for spec in config.specs:
-        if not spec.external and spec.name not in built:
-            built[spec.name] = make_extractor(spec, weights, pretrained)
+        if not spec.from_file and spec.name not in built:
+            built[spec.name] = make_encoder(spec, weights, pretrained)
     model = CaptionModel(config, len(vocabulary), [built.get(spec.name) for spec in config.specs])
     model.finetune(config.finetune_encoder)
     return model
-
-
-# ---- captioning ----
 
 
 @dataclass
@@ -266,16 +224,16 @@ class Captioner:
         self.model, self.vocabulary, self.config = model, vocabulary, model.config
         self.weights = weights
         self.info = info or {}  # epoch, versions, command, ...
-        makers = [spec.maker for spec in self.config.specs if spec.maker]
-        settings = next((maker["transform"] for maker in makers if maker.get("transform")), None)
+        provenances = [spec.provenance for spec in self.config.specs if spec.provenance]
+        settings = next((provenance["transform"] for provenance in provenances if provenance.get("transform")), None)
         self.size = None if settings is None else self.config.crop_size or settings["size"]
         self.transform = None if settings is None else image_transform(self.size, settings["interpolation"])
-        self.external = [spec.external for spec in self.config.specs]
+        self.external = [spec.from_file for spec in self.config.specs]
         self.sources: dict = {}  # encoder name -> CachedFeatures that stand in for it (feature_cache.py)
 
     def feature_names(self, specs: list[FeatureSpec]) -> list:
         """What get_loader is to read for `specs`: names of feature files, and caches that stand in for encoders."""
-        read = [spec.name for spec in specs if spec.external or spec.name in self.sources]
+        read = [spec.name for spec in specs if spec.from_file or spec.name in self.sources]
         return [self.sources.get(name, name) for name in read]
 
     @property
@@ -292,14 +250,14 @@ class Captioner:
 
         Raises UserError where a file does not name its encoder, or was made from images of another size than the rest.
         """
-        made: dict[str, Extractor] = {}
+        made: dict[str, ImageEncoder] = {}
         for index, spec in enumerate(self.config.specs):
             if not isinstance(self.model.extractors[index], nn.Identity):
                 continue
-            maker = str(spec.maker)
-            if maker not in made:
-                made[maker] = make_extractor(spec, self.weights).to(self.device).eval()
-            own = made[maker].transform
+            provenance = str(spec.provenance)
+            if provenance not in made:
+                made[provenance] = make_encoder(spec, self.weights).to(self.device).eval()
+            own = made[provenance].transform
             if self.transform is None:  # the file names the encoder only
                 self.size, self.transform = own["size"], image_transform(own["size"], own["interpolation"])
             if (own["size"], own["interpolation"]) != (self.size, self.transform.interpolation):
@@ -307,7 +265,7 @@ class Captioner:
                     f"the model's features are of photos of different sizes ({own['size']} pixels for {spec.name}, "
                     f"else {self.size}), so it cannot caption photos; caption a dataset with such features (--dataset)"
                 )
-            self.model.extractors[index] = made[maker]
+            self.model.extractors[index] = made[provenance]
         self.external = [False] * len(self.external)
         try:
             plain = image_transform(self.size, self.transform.interpolation)
@@ -401,9 +359,6 @@ def batch_inputs(captioner: Captioner, batch) -> tuple[Tensor | None, list[Tenso
     return None if batch.pixels is None else batch.pixels.to(device, non_blocking=True), inputs
 
 
-# ---- files ----
-
-
 def save_captioner(captioner: Captioner, path, **info) -> None:
     """Write a model file with all that inference needs, and `info` (epoch, command, optimizer state, ...) beside it."""
     contents = {
@@ -418,7 +373,7 @@ def save_captioner(captioner: Captioner, path, **info) -> None:
 def read_model_file(path, vocabulary: Vocabulary | None = None) -> dict:
     """The contents of a model file, ours or DeepCaption's; vocabulary: for files of DeepCaption that hold none."""
     if deepcaption_files.is_deepcaption_file(path):
-        return deepcaption_files.load(path, vocabulary)
+        return deepcaption_files.load(path, None if vocabulary is None else vocabulary.to_dict())
     return checkpoint.load(path, map_location="cpu")
 
 
@@ -447,3 +402,55 @@ def load_captioner(
     if photos and any(captioner.external):
         captioner.prepare_for_photos()
     return captioner
+
+
+def tidy_caption(words: list[int], vocabulary: Vocabulary, search: Search) -> list[int]:
+    """The rules of a ParagraphSearch for a caption in one piece, whose sentences end in the word "."."""
+    no_repeat = getattr(search, "no_repeat_sentences", False)
+    only_complete = getattr(search, "only_complete_sentences", False)
+    if not (no_repeat or only_complete) or "." not in vocabulary:
+        return words
+    period = vocabulary.words.index(".")
+    sentences: list[list[int]] = [[]]
+    for word in words:
+        sentences[-1].append(word)
+        if word == period:
+            sentences.append([])
+    if only_complete and len(words) >= search.max_length and sentences[-1]:
+        sentences.pop()  # cut off at the limit
+    if no_repeat:
+        firsts: dict[tuple, list[int]] = {}
+        for sentence in sentences:
+            firsts.setdefault(tuple(word for word in sentence if word != period), sentence)
+        sentences = list(firsts.values())
+    return [word for sentence in sentences for word in sentence]
+
+
+def as_text(sentences: Iterable[list[int]], vocabulary: Vocabulary, capitalize: bool = True) -> str:
+    """A paragraph as it is printed; without `capitalize` in plain words, with the periods that part its sentences."""
+    return join_sentences(vocabulary.sentence(sentence, capitalize) for sentence in sentences)
+
+
+def caption_features(
+    captioner, features=None, persist_features=None, search: Search | None = None, batch_size: int = 32
+) -> list[list]:
+    """Captions of B images from their features, `search.n_best` model.Caption objects each, best first.
+
+    features: for the one name of the model's `--features` an array, a tensor, or nested lists of numbers; for several
+    names a list or tuple of such, in the order of the names. A vector feature is (B, D), a map (B, D, h, w) or its
+    regions row by row (B, R, D); a single image may leave B out. persist_features: the same for `--persist_features`.
+    Both may stand in for encoders that run within the model. search: beam 3 unless it says otherwise.
+    batch_size: images decoded at a time.
+    Raises UserError where a feature that the model needs is not given, or one has another shape or is not finite.
+    """
+    config = captioner.config
+    inputs = tensors_for("features", features, config.features)
+    inputs += tensors_for("persist_features", persist_features, config.persist_features)
+    counts = {len(values) for values in inputs}
+    if len(counts) > 1:
+        raise UserError(f"features of different numbers of images: {', '.join(map(str, sorted(counts)))}")
+    captions = []
+    for start in range(0, counts.pop(), batch_size):
+        batch = [values[start : start + batch_size].to(captioner.device) for values in inputs]
+        captions += captioner.caption(captioner.encode(None, batch), search or Search(beam_size=3))
+    return captions

@@ -12,7 +12,7 @@ Nothing in a file is run. Files of DeepCaption that cannot be loaded as models a
 import argparse
 import sys
 
-from common import UserError, run
+from captioning.errors import UserError, run
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -37,8 +37,8 @@ import hashlib
 import json
 from pathlib import Path
 
-import deepcaption_files
-from loaded_model import command_history
+from captioning.checkpoint import command_history
+from captioning.deepcaption import models as deepcaption_files
 from model import read_model_file
 from vocabulary import Vocabulary
 
@@ -160,9 +160,9 @@ def lines(info: dict, verbose: bool) -> list[str]:
 
 
 def spec_line(spec: dict) -> str:
-    maker = (spec.get("maker") or {}).get("extractor")
+    provenance = (spec.get("maker") or {}).get("extractor")
     origin = "a file" if spec["external"] else "within the model"
-    origin += f", made by {maker}" if spec["external"] and maker else ""
+    origin += f", made by {provenance}" if spec["external"] and provenance else ""
     shape = "x".join(map(str, spec["shape"])) if tuple(spec["shape"]) != (0,) else "counted with the one before"
     return f"{spec['name']}: {shape} ({origin})"
 

@@ -48,7 +48,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from common import UserError, atomic_write, read_json, run
+from captioning.errors import UserError, run
+from captioning.files import atomic_write, read_json
 
 SCORES = {  # name in the file -> in the legend, marker
     "cider": ("CIDEr", "o"),

@@ -51,8 +51,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common import UserError, atomic_write, run
-from images import (
+from captioning.errors import UserError, run
+from captioning.files import atomic_write
+from captioning.images.image_file import (
     MAX_PIXELS,
     ImageError,
     image_error,
@@ -130,7 +131,7 @@ def resize_one(name: str, settings: Settings) -> Outcome:
 
 def shrunk(image, settings: Settings):
     if settings.with_torch and image.mode == "RGB":
-        from tensor_resize import tensor_resize
+        from captioning.images.torch_resize import tensor_resize
 
         small = tensor_resize(image, target_size(image.size, settings.image_size, settings.keep_aspect))
         if small is not None:
@@ -181,7 +182,7 @@ def resized(names: list[str], settings: Settings, num_workers: int):
     num_workers = min(num_workers, len(names))
     chunk = max(1, min(64, len(names) // (8 * num_workers)))
     if settings.with_torch and get_start_method() == "fork":
-        import tensor_resize  # noqa: F401  once here instead of once in each process
+        from captioning.images import torch_resize as tensor_resize  # noqa: F401  once here instead of once in each process
     pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(settings.with_torch,))
     try:
         yield pool.map(work, names, chunksize=chunk)

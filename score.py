@@ -17,7 +17,8 @@ cannot run (METEOR and SPICE without Java) is named with the reason; the exit st
 import argparse
 import sys
 
-from common import UserError, atomic_write, read_json, run
+from captioning.errors import UserError, run
+from captioning.files import atomic_write, read_json
 
 DEFAULT_SCORING = "bleu,meteor,rouge,cider"
 
@@ -68,8 +69,8 @@ import csv
 import json
 from pathlib import Path
 
-from cached_words import CachedWords
-from scoring import Scores, caption_statistics, java_note, parse_metrics, score_captions
+from captioning.scoring.document_frequencies import CachedWords
+from captioning.scoring.metrics import Scores, caption_statistics, java_note, parse_metrics, score_captions
 
 
 def read_ground_truth(path: str) -> dict:

@@ -14,8 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import UserError, atomic_write, run, script_name
-from infer_flags import BUNDLED
+from captioning.errors import UserError, run, script_name
+from captioning.files import atomic_write
+from inference.flags import BUNDLED
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -62,10 +63,10 @@ import matplotlib
 
 matplotlib.use("Agg")  # no window, no display needed
 
-from attention_figures import draw_attention
-from decoding import Search
-from devices import choose_device
-from images import ImageError, open_image
+from captioning.decoder.search import Search
+from captioning.devices import choose_device
+from captioning.images.image_file import ImageError, open_image
+from inference.attention_maps import draw_attention
 from model import Captioner, load_captioner
 
 

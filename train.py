@@ -19,8 +19,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import train_flags
-from common import UserError, run
+from captioning.errors import UserError, run
+from training import flags as train_flags
 
 
 def parse_args(argv=None):
@@ -32,29 +32,35 @@ if __name__ == "__main__":
 
 import torch
 
-import checkpoint
-from cached_words import CachedWords, kept_words
-from compiling import compile_captioner
-from data_loader import CaptionDataset, FeatureSource, get_loader, open_dataset
-from dataset_items import image_key
-from decoding import Search
-from devices import choose_device, end_processes, from_main, is_main, process, start_processes, wait_for_all
-from distillation import Teachers
-from encoder import build_extractor, image_transform
-from feature_cache import cache_features, readable
-from features import is_feature_file
-from loaded_model import adapt, check_feature_files, check_word_decoder, command_history
-from model import Captioner, build_model, internal_spec, load_captioner
-from model_config import FeatureSpec, ModelConfig, ParagraphConfig
-from paragraphs import start_word_decoder
-from reports import Bar, describe, epoch_line, report_end, show_tokens
-from run_folder import RunFolder
-from scoring import parse_metrics
-from self_critical import CiderReward
-from self_critical_training import SelfCritical
-from training import Settings, Trainer, validate
-from training_log import TrainingLog, require_tensorboard
-from validation import validate_models, validation_loader
+from captioning import checkpoint
+from captioning.batches.features import FeatureSource
+from captioning.batches.inputs import check_feature_files
+from captioning.checkpoint import command_history
+from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
+from captioning.datasets.base import CaptionDataset, image_key
+from captioning.datasets.factory import open_dataset
+from captioning.decoder.search import Search
+from captioning.devices import choose_device, end_processes, from_main, is_main, process, start_processes, wait_for_all
+from captioning.encoder.factory import build_encoder
+from captioning.encoder.provenance import internal_spec
+from captioning.encoder.transforms import image_transform
+from captioning.features.factory import is_feature_file
+from captioning.progress import Bar
+from captioning.scoring.document_frequencies import CachedWords, kept_words
+from captioning.scoring.metrics import parse_metrics
+from data_loader import get_loader
+from model import Captioner, build_model, load_captioner
+from training.build import adapt, check_word_decoder, compile_captioner, start_word_decoder
+from training.cider_reward import CiderReward
+from training.distillation import Teachers
+from training.feature_cache import cache_features, readable
+from training.log import TrainingLog, require_tensorboard
+from training.report import describe, epoch_line, report_end, show_tokens
+from training.run_folder import RunFolder
+from training.self_critical import SelfCritical
+from training.settings import Settings
+from training.trainer import Trainer
+from training.validation import validate, validate_models, validation_loader
 from vocabulary import Vocabulary, build_vocabulary
 
 # ---- data, vocabulary, model ----
@@ -90,10 +96,10 @@ def feature_specs(names: str, dataset, args, extractors: dict) -> list[FeatureSp
     for name in [name.strip() for name in names.split(",") if name.strip()]:
         if is_feature_file(name):
             source = FeatureSource(dataset, name)
-            specs.append(FeatureSpec(name, tuple(source.shape), True, source.maker))
+            specs.append(FeatureSpec(name, tuple(source.shape), True, source.provenance))
         else:
             if name not in extractors:
-                extractors[name] = build_extractor(name, weights=args.weights, transform=transform)
+                extractors[name] = build_encoder(name, weights=args.weights, transform=transform)
             specs.append(internal_spec(name, extractors[name]))
     return specs
 

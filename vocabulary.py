@@ -9,85 +9,22 @@
 Ids 0..3 are `<pad> <start> <end> <unk>`; then come the words in order of their first appearance.
 """
 
-import io
 import json
 import pickle
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-from common import UserError, atomic_write, read_json
+from captioning.deepcaption.vocabularies import DeepCaptionVocabulary, from_deepcaption, read_pickle
+from captioning.errors import UserError
+from captioning.files import atomic_write, read_json
+from captioning.text.tokenizers import as_sentence, load_treebank, tokenize, tokenize_function
+from captioning.text.tokens import END, PAD, SPECIALS, START, UNK
 
-PAD, START, END, UNK = range(4)
-SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
-TOKENIZERS = ("treebank", "whitespace", "char", "regex")
 EXTENSIONS = (".json", ".pkl", ".txt")
 FORMAT = 1
-
-# ---------------------------------------------------------------- tokenisers
-
-# Captions of letters, digits, blanks, single hyphens, ", " and a final period: on these the Treebank rules come down to
-# setting the comma and the period apart. 98 captions of 100 are such, and they need neither the 40 regular expressions
-# of nltk nor its import, which takes over a second.
-_PLAIN = re.compile(r"(?:[a-z0-9 ]|-(?!-)|, )*[a-z0-9 ]\.?\s*", re.IGNORECASE)
-_CONTRACTION = re.compile(r"cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
-_WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
-_treebank = None
-
-
-def load_treebank():
-    """Import nltk's TreebankWordTokenizer, which needs no data files, on first use."""
-    global _treebank
-    if _treebank is None:
-        from nltk.tokenize.treebank import TreebankWordTokenizer
-
-        _treebank = TreebankWordTokenizer()
-    return _treebank
-
-
-def _tokenize_treebank(text: str) -> list[str]:
-    if not _PLAIN.fullmatch(text) or _CONTRACTION.search(text):
-        return load_treebank().tokenize(text)
-    text = text.replace(", ", " , ").rstrip()
-    if text.endswith("."):
-        text = text[:-1] + " ."
-    return text.split()
-
-
-def _tokenize_char(text: str) -> list[str]:
-    return list(" ".join(text.split()))
-
-
-_FUNCTIONS: dict[str, Callable[[str], list[str]]] = {
-    "treebank": _tokenize_treebank,
-    "whitespace": str.split,
-    "char": _tokenize_char,
-    "regex": _WORD.findall,
-}
-
-
-def tokenize(text: str, tokenizer: str = "treebank", lowercase: bool = True) -> list[str]:
-    """Tokens of `text`.
-
-    `treebank` is nltk's TreebankWordTokenizer (a final period and commas set apart, "child's" -> child 's),
-    `whitespace` splits at blanks, `char` gives single characters (runs of blanks as one), `regex` gives words with
-    their inner apostrophes and hyphens, and each other sign alone. Raises UserError for an unknown tokenizer.
-    """
-    return _function(tokenizer)(text.lower() if lowercase else text)
-
-
-def _function(tokenizer: str) -> Callable[[str], list[str]]:
-    try:
-        return _FUNCTIONS[tokenizer]
-    except (KeyError, TypeError):
-        raise UserError(f"unknown tokenizer {tokenizer!r}: use one of {', '.join(TOKENIZERS)}") from None
-
-
-# ---------------------------------------------------------------- counting
-
 _CHUNK = 10_000  # captions sent to a worker at a time
 _PARALLEL_FROM = 100_000  # fewer captions than this are counted sooner than a pool starts
 
@@ -96,7 +33,7 @@ def count_words(
     captions: Iterable[str], tokenizer: str = "treebank", lowercase: bool = True, num_workers: int = 1
 ) -> Counter:
     """Word -> occurrences over `captions`, in order of first appearance, whatever `num_workers` (processes) is."""
-    _function(tokenizer)
+    tokenize_function(tokenizer)
     captions = iter(captions)
     counter: Counter = Counter()
     if num_workers > 1:
@@ -123,7 +60,7 @@ def _chunks(first: list[str], rest: Iterable[str], tokenizer: str, lowercase: bo
 
 def _count_chunk(job: tuple[list[str], str, bool]) -> Counter:
     captions, tokenizer, lowercase = job
-    split = _function(tokenizer)
+    split = tokenize_function(tokenizer)
     counter: Counter = Counter()
     for caption in captions:
         counter.update(split(caption.lower() if lowercase else caption))
@@ -162,9 +99,6 @@ def vocabulary_from_counts(
     )
 
 
-# ---------------------------------------------------------------- the vocabulary
-
-
 class Vocabulary:
     """Words and ids, with the tokenizer that they belong to.
 
@@ -185,7 +119,7 @@ class Vocabulary:
         self.counts = None if counts is None else list(counts)
         self.tokenizer, self.lowercase = tokenizer, bool(lowercase)
         self.threshold, self.dataset = threshold, dataset
-        _function(tokenizer)
+        tokenize_function(tokenizer)
         if tuple(self.words[:4]) != SPECIALS:
             raise UserError(f"vocabulary: the first words must be {' '.join(SPECIALS)}, not {self.words[:4]}")
         for word in self.words:
@@ -278,7 +212,7 @@ class Vocabulary:
     @classmethod
     def from_deepcaption(cls, state: "DeepCaptionVocabulary") -> "Vocabulary":
         """The vocabulary whose attributes `state` took. Raises UserError where they are not as DeepCaption's."""
-        return cls(**_from_deepcaption(state))
+        return cls(**from_deepcaption(state))
 
     def save(self, path) -> None:
         """Write .json, .pkl (a pickle of the same plain dict) or .txt (a word a line), by the ending of `path`."""
@@ -320,14 +254,6 @@ class Vocabulary:
             raise UserError(f"{path}: {error}") from error
 
 
-def as_sentence(text: str) -> str:
-    """Words joined by blanks, as a sentence to print. See Vocabulary.sentence."""
-    if not text:
-        return text
-    text = re.sub(r"\s+([.,!?](?:\s|$))", r"\1", text).strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
-
-
 def file_kind(path) -> str:
     """The ending of a vocabulary file, in lower case. Raises UserError for one that is none of EXTENSIONS."""
     extension = Path(path).suffix.lower()
@@ -341,46 +267,3 @@ def _words_of_text(text: str) -> list[str]:
     if not words:
         raise UserError("vocabulary: the file holds no words")
     return words if set(words) & set(SPECIALS) else [*SPECIALS, *words]
-
-
-class DeepCaptionVocabulary:
-    """Takes the attributes of DeepCaption's pickled vocabulary.Vocabulary; has no behaviour of its own."""
-
-
-class _Reader(pickle.Unpickler):
-    """Builds plain types and DeepCaptionVocabulary only: a pickle that names any other class or function is refused."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) == ("vocabulary", "Vocabulary"):
-            return DeepCaptionVocabulary
-        raise UserError(f"the pickle asks for {module}.{name}: only plain vocabularies are read")
-
-
-def read_pickle(data: bytes):
-    """The plain object in a vocabulary pickle. Raises UserError for a damaged one or one that builds a class."""
-    try:
-        return _Reader(io.BytesIO(data)).load()
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle may raise nearly anything
-        raise UserError(f"vocabulary: not a readable pickle ({type(error).__name__}: {error})") from error
-
-
-def _from_deepcaption(state: DeepCaptionVocabulary) -> dict:
-    """Arguments of Vocabulary() from `word2idx`, and `metadata` and `freq` (by word or id) where they are there."""
-    ids, metadata, freq = (getattr(state, name, None) or {} for name in ("word2idx", "metadata", "freq"))
-    if not all(isinstance(table, dict) for table in (ids, metadata, freq)):
-        raise UserError("vocabulary: the DeepCaption pickle has no readable word table")
-    words = sorted(ids, key=lambda word: (type(ids[word]).__name__, ids[word]))
-    if not words or [ids[word] for word in words] != list(range(len(words))):
-        raise UserError("vocabulary: the ids in the DeepCaption pickle are not 0, 1, 2, ...")
-    counts = [freq.get(word, freq.get(i, 0)) for i, word in enumerate(words)] if freq else None
-    plain = not metadata.get("no_tokenize", False)  # without tokenising it did not lower-case either
-    return {
-        "words": words,
-        "counts": counts,
-        "tokenizer": "treebank" if plain else "whitespace",
-        "lowercase": plain,
-        "threshold": metadata.get("vocab_threshold", 0),
-        "dataset": metadata.get("dataset", ""),
-    }

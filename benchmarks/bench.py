@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import UserError, atomic_write, run
+from captioning.errors import UserError, run
+from captioning.files import atomic_write
 
 # Name of the row (a function of that name in the module): module, what to reach, DeepCaption on two such cores.
 ROWS = {
@@ -84,7 +85,7 @@ import torch
 from bench_machine import MB, Probe, describe
 from bench_rows import FULL, QUICK, Bench, Row, spread
 
-from devices import choose_device
+from captioning.devices import choose_device
 
 
 def make_bench(args, folder: Path) -> Bench:

@@ -82,13 +82,15 @@ def features(count: int, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.maximum(numbers, 0, out=numbers)
 
 
-def write_features(path: Path, names: list[str], shape: tuple[int, ...], dtype: str = "float32", maker=None) -> None:
+def write_features(
+    path: Path, names: list[str], shape: tuple[int, ...], dtype: str = "float32", provenance=None
+) -> None:
     """A feature file by the toolkit's own writer; the records repeat after 500, which no reader can tell."""
-    from features import FeatureWriter
+    from captioning.features.writer import FeatureWriter
 
     path.parent.mkdir(parents=True, exist_ok=True)
     records = features(min(len(names), 500), shape)
-    with FeatureWriter(path, shape, dtype, maker) as writer:
+    with FeatureWriter(path, shape, dtype, provenance) as writer:
         for number, name in enumerate(names):
             writer.write(name, records[number % len(records)])
 

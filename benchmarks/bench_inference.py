@@ -13,21 +13,22 @@ from bench_machine import Ran, cores, forget_peak, synchronize
 from bench_models import MAP, POOLED, from_file, from_pixels, plant_ending, random_encoder
 from bench_rows import Bench, Row, import_seconds, of_products, peak_of_this_process
 
-from data_loader import get_eval_loader, open_dataset
-from decoding import Search
-from images import open_image
+from captioning.datasets.factory import open_dataset
+from captioning.decoder.search import Search
+from captioning.images.image_file import open_image
+from data_loader import get_eval_loader
 from model import caption_loader, save_captioner
 
 LITE0 = "efficientnet_lite0-conv"
 
 
-def feature_data(bench: Bench, section: str, images: int, shape: tuple, dtype: str, maker=None):
+def feature_data(bench: Bench, section: str, images: int, shape: tuple, dtype: str, provenance=None):
     """A captioner of features with sentences of natural lengths, its dataset and the name of its feature file."""
     texts = captions(images, words(2928))
     names = write_captions(bench.folder / "captions" / f"{section}.json", texts, images)
-    write_features(bench.folder / "features" / section / "features.lmdb", names, shape, dtype, maker)
+    write_features(bench.folder / "features" / section / "features.lmdb", names, shape, dtype, provenance)
     dataset = open_dataset(f"bench:{section}", str(write_config(bench.folder, [section])))
-    captioner = from_file("features.lmdb", shape, maker)
+    captioner = from_file("features.lmdb", shape, provenance)
     captioner.model.to(bench.device)
     batch = next(iter(get_eval_loader(dataset, features=["features.lmdb"], batch_size=64)))
     plant_ending(captioner.model, None, [batch.features[0].to(bench.device)])

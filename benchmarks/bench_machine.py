@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from products import product
+from captioning.fast.linear import product
 
 MB = 2**20
 

@@ -7,9 +7,11 @@ import torch
 from bench_data import VOCABULARY, words
 from torch import Tensor
 
-from model import Captioner, CaptionModel, build_model, internal_spec
-from model_config import FeatureSpec, ModelConfig
-from vocabulary import END, PAD, SPECIALS, START, UNK, Vocabulary
+from captioning.config import FeatureSpec, ModelConfig
+from captioning.encoder.provenance import internal_spec
+from captioning.text.tokens import END, PAD, SPECIALS, START, UNK
+from model import Captioner, CaptionModel, build_model
+from vocabulary import Vocabulary
 
 POOLED, MAP = (1280,), (1280, 7, 7)  # EfficientNet-Lite0's vector and map
 STEPS = 21  # words that a caption may have at most, and <end>
@@ -26,10 +28,10 @@ def captioner(specs: list[FeatureSpec], extractors: dict | None = None, **settin
     return Captioner(build_model(config, vocabulary(), extractors=extractors or {}), vocabulary())
 
 
-def from_file(name: str, shape: tuple[int, ...], maker: dict | None = None, **settings) -> Captioner:
+def from_file(name: str, shape: tuple[int, ...], provenance: dict | None = None, **settings) -> Captioner:
     """A captioner that reads the feature file `name`; one of maps attends to them."""
     attention = {"attention": "soft"} if len(shape) == 3 else {}
-    return captioner([FeatureSpec(name, shape, True, maker)], **attention, **settings)
+    return captioner([FeatureSpec(name, shape, True, provenance)], **attention, **settings)
 
 
 def from_pixels(extractor, **settings) -> Captioner:
@@ -100,7 +102,7 @@ def _count_steps(decoder) -> None:
 
 def random_encoder(name: str, pretrained: bool = False):
     """An encoder, without a download where it has random weights. Raises UserError where a package is missing."""
-    from encoder import build_extractor
+    from captioning.encoder.factory import build_encoder as build_extractor
 
     with contextlib.redirect_stdout(io.StringIO()):
         return build_extractor(name, pretrained=pretrained)

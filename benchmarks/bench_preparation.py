@@ -20,7 +20,7 @@ from PIL import Image
 
 def resize(bench: Bench, width: int, height: int, count: int, row: Row) -> Row:
     """resize.py to 256x256 with all cores. The limit: decoding and encoding the JPEGs, on all cores, and no more."""
-    from images import open_image, resize_square
+    from captioning.images.image_file import open_image, resize_square
     from resize import OVERSAMPLING
 
     section = f"{width}x{height}"
@@ -138,7 +138,7 @@ DIMENSION, AT_ONCE = 1280, 25  # numbers of a record; records of a batch
 
 def feature_file(bench: Bench, kind: str) -> tuple[Path, list[str], np.ndarray]:
     """A file of one format with the same records for each; the order in which they are read."""
-    from features import FeatureWriter
+    from captioning.features.writer import FeatureWriter
 
     names = [f"{number:06d}.jpg" for number in range(bench.scale.records)]
     path = bench.folder / f"read_{kind}" / f"records{FORMATS[kind]}"
@@ -159,7 +159,7 @@ def timed(work) -> float:
 
 def read_file(bench: Bench, kind: str) -> Row:
     """All records once in random order, 25 at a time, through the toolkit's reader and through numpy.memmap."""
-    from features import open_features
+    from captioning.features.factory import open_features
 
     row = Row(f"reading features, .{kind}, random order", "records/s", "memmap by rows")
     path, names, order = feature_file(bench, kind)
@@ -213,7 +213,7 @@ def read_h5(bench: Bench) -> Row:
 
 def read_bin_struct(bench: Bench) -> Row:
     """PicSOM .bin against a loop of seek, read and struct.unpack; the fraction says how many times as fast."""
-    from features import open_features
+    from captioning.features.factory import open_features
 
     row = Row("reading PicSOM .bin, beside a struct.unpack loop", "records/s", "a struct loop (times)")
     path, names, order = feature_file(bench, "bin")
@@ -246,7 +246,7 @@ def read_bin_struct(bench: Bench) -> Row:
 
 def scoring(bench: Bench) -> Row:
     """BLEU, CIDEr and ROUGE-L of captions with five references each, tokens by the Python tokenizer."""
-    from scoring import score_captions
+    from captioning.scoring.metrics import score_captions
 
     row = Row("scoring, bleu,cider,rouge, five references", "captions/s", "n-grams counted once")
     texts = captions(6 * bench.scale.scored, words(2928))

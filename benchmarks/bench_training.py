@@ -10,9 +10,11 @@ from bench_machine import forget_peak, proportional, synchronize, tree
 from bench_models import MAP, POOLED, from_file, from_pixels, random_encoder
 from bench_rows import Bench, Row, of_products, peak_of_this_process
 
-from data_loader import get_loader, open_dataset
-from encoder import image_transform
-from training import Settings, Trainer
+from captioning.datasets.factory import open_dataset
+from captioning.encoder.transforms import image_transform
+from data_loader import get_loader
+from training.settings import Settings
+from training.trainer import Trainer
 
 PROFILED = 8  # batches with --profile
 WARM_UP = 3  # batches before the first run: libraries set themselves up
@@ -133,7 +135,7 @@ def train_pixels(bench: Bench) -> Row:
 
 def train_cached(bench: Bench) -> Row:
     """train.py --cache_features from the second epoch on, beside the same training from a feature file."""
-    from feature_cache import cache_features
+    from training.feature_cache import cache_features
 
     row = Row("attention training from --cache_features, EfficientNet-Lite0", "captions/s", "an lmdb file")
     dataset, names = pixel_data(bench, "train_cached", bench.scale.cached_images)

@@ -25,7 +25,8 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the toolkit's folder
-from common import UserError, atomic_write, read_json, run
+from captioning.errors import UserError, run
+from captioning.files import atomic_write, read_json
 
 SPLITS = ("train", "val", "test")
 
@@ -407,7 +408,7 @@ def read_results(path: str, wanted: list[str]) -> dict[str, str]:
 
 def check(args) -> int:
     """Print how good the captions are; 1 where they miss a target."""
-    from scoring import score_captions
+    from captioning.scoring.metrics import score_captions
 
     scenes, references = read_set(args.folder)
     captions = read_results(args.results, list(scenes))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import UserError, atomic_write, read_json, run
+from captioning.errors import UserError, run
+from captioning.files import atomic_write, read_json
 
 
 def convert(contents: dict, source) -> dict[str, dict]:

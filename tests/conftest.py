@@ -1,50 +1,7 @@
-"""Shared by the tests: running a script as a person would, either in this process (fast) or in one of its own."""
-
-import contextlib
-import importlib
-import io
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+"""Fixtures of all tests: `script` runs a script in this process, `script_alone` in one of its own."""
 
 import pytest
-
-import common  # noqa: F401  before torch is imported: it sets how threads wait
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass
-class Result:
-    status: int
-    out: str
-    err: str
-
-
-def run_here(script: str, *arguments) -> Result:
-    """Run `script` ("train.py") with `arguments` in this process, which spares the import of torch each time."""
-    from common import run
-
-    module = importlib.import_module(script.removesuffix(".py"))
-    out, err = io.StringIO(), io.StringIO()
-    old_argv, sys.argv = sys.argv, [script, *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                status = run(module.main, module.parse_args([str(a) for a in arguments]))
-            except SystemExit as stop:  # argparse
-                status = stop.code if isinstance(stop.code, int) else 2
-    finally:
-        sys.argv = old_argv
-    return Result(status, out.getvalue(), err.getvalue())
-
-
-def run_alone(script: str, *arguments, cwd=None, env=None, timeout=300) -> Result:
-    """Run `script` in a Python process of its own, as the shell would."""
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, env=env, timeout=timeout)
-    return Result(done.returncode, done.stdout, done.stderr)
+from running import run_alone, run_here
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def make_paragraphs(root, splits: dict[str, int], varied: bool = False, name: st
 
 def write_features(root, name: str, make=feature_vector, dtype: str = "float32") -> None:
     """A feature file under root/features for all images of paragraphs.json."""
-    from features import FeatureWriter
+    from captioning.features.writer import FeatureWriter
 
     ids = [entry["image_id"] for entry in json.loads((root / "paragraphs.json").read_text())]
     with FeatureWriter(root / "features" / name, make(1).shape, dtype) as writer:

@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from running import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from encoder import build_extractor
-from model_config import FeatureSpec
-from vocabulary import END, START
+from captioning.config import FeatureSpec
+from captioning.encoder.factory import build_encoder
+from captioning.text.tokens import END, START
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 limits, models, data, machine, bench_rows = (
@@ -79,7 +79,7 @@ def test_the_terms_of_a_known_model_by_hand():
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0-conv", "resnet18", "vgg11"])
 def test_operations_of_encoders_are_those_that_torch_counts(name):
-    extractor = build_extractor(name, pretrained=False)
+    extractor = build_encoder(name, pretrained=False)
     size = extractor.transform["size"]
     terms = limits.encoder_terms(name, limits.convolutions_of(extractor.network, torch.empty(1, 3, size, size)))
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
@@ -95,7 +95,7 @@ def test_beam_rows_that_cannot_be_spared():
 
 @pytest.mark.parametrize("shape", [(50,), (30, 3, 3)], ids=["pooled", "map"])
 def test_planted_endings_give_captions_of_natural_lengths(shape):
-    from decoding import Search
+    from captioning.decoder.search import Search
 
     captioner = small(shape)
     rows = torch.rand(200, *shape)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import skimage.data
+from running import ROOT
 
-from common import read_json
+from captioning.files import read_json
+from captioning.text.tokens import UNK
 from model import load_captioner
-from vocabulary import UNK
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL, CARD = ROOT / "models" / "flickr8k.model", ROOT / "models" / "flickr8k.md"
 PHOTOS = [Path(skimage.data.__file__).parent / name for name in ("astronaut.png", "chelsea.png", "coffee.png")]
 PHOTOS += [Path(skimage.data.__file__).parent / name for name in ("rocket.jpg", "motorcycle_left.png", "camera.png")]

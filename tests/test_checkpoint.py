@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-from common import UserError
+from captioning import checkpoint
+from captioning.errors import UserError
 
 CONTENTS = {
     "state": {"a.weight": torch.arange(12.0).view(3, 4), "a.half": torch.ones(5).half(), "steps": torch.tensor(7)},

@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from batch_sampler import GroupedBatchSampler
-from common import UserError
-from data_loader import Batch, GenericDataset, get_eval_loader, get_loader, open_dataset
-from features import FeatureWriter
+from captioning.batches.sampler import GroupedBatchSampler
+from captioning.datasets.factory import open_dataset
+from captioning.datasets.folder import GenericDataset
+from captioning.errors import UserError
+from captioning.features.writer import FeatureWriter
+from data_loader import Batch, get_eval_loader, get_loader
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "cat", "runs", "sleeps", "on", "the", "red", "mat"]
 COUNTS = [5, 1, 7, 0, 5, 5, 3, 12, 5, 5, 2]

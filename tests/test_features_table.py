@@ -5,7 +5,7 @@ import importlib
 import re
 
 import pytest
-from conftest import ROOT
+from running import ROOT
 
 DEEPCAPTION = {
     "resize.py": "image_dir output_dir image_size subset create_zip",

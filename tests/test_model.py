@@ -8,25 +8,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-import checkpoint
-import model as model_module
-from common import UserError
-from decoding import Search
-from encoder import Extractor
-from losses import caption_cross_entropy, token_cross_entropy
-from model import (
-    Captioner,
-    CaptionModel,
-    FeatureSpec,
-    ModelConfig,
-    as_regions,
-    build_model,
-    caption_loader,
-    internal_spec,
-    load_captioner,
-    save_captioner,
-)
-from vocabulary import END, PAD, START, build_vocabulary
+from captioning import checkpoint
+from captioning.config import FeatureSpec, ModelConfig
+from captioning.decoder.search import Search
+from captioning.encoder import provenance
+from captioning.encoder.encoder import ImageEncoder
+from captioning.encoder.provenance import internal_spec
+from captioning.errors import UserError
+from captioning.text.tokens import END, PAD, START
+from model import Captioner, CaptionModel, as_regions, build_model, caption_loader, load_captioner, save_captioner
+from training.losses import caption_cross_entropy, token_cross_entropy
+from vocabulary import build_vocabulary
 
 SIZES = {"embed_size": 8, "hidden_size": 10, "attention_size": 6, "value_size": 12}
 VOCABULARY = build_vocabulary(["a brown dog runs on the green grass", "two cats sleep under a red table ."] * 2, 1)
@@ -37,19 +29,19 @@ MAP = FeatureSpec("map.npy", (4, 3, 3), True)
 MAP2 = FeatureSpec("map2.npy", (6, 2, 2), True)
 
 
-def tiny_extractor(name, weights=None, pretrained=True, transform=None) -> Extractor:
+def tiny_extractor(name, weights=None, pretrained=True, transform=None) -> ImageEncoder:
     """Encoders "tiny" and "tiny-conv" of 16 x 16 pixels: 6 numbers, or 6 x 2 x 2."""
     torch.manual_seed(1 if weights is None and pretrained else 2)
     convolution = nn.Conv2d(3, 6, 8, stride=8)
     conv = name.endswith("-conv")
     network = nn.Sequential(convolution) if conv else nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     own = {"size": 16, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3, **(transform or {})}
-    return Extractor(name, network, own, (6, 2, 2) if conv else (6,), order=list(network.state_dict()), blocks=["0"])
+    return ImageEncoder(name, network, own, (6, 2, 2) if conv else (6,), order=list(network.state_dict()), blocks=["0"])
 
 
 @pytest.fixture(autouse=True)
 def tiny_encoders(monkeypatch):
-    monkeypatch.setattr(model_module, "build_extractor", tiny_extractor)
+    monkeypatch.setattr(provenance, "build_encoder", tiny_extractor)
 
 
 def internal(name: str) -> FeatureSpec:
@@ -59,7 +51,7 @@ def internal(name: str) -> FeatureSpec:
 def made(name: str, extractor: str, **changes) -> FeatureSpec:
     """A feature file that says what made it."""
     spec = internal(extractor)
-    return FeatureSpec(name, spec.shape, True, {**spec.maker, **changes})
+    return FeatureSpec(name, spec.shape, True, {**spec.provenance, **changes})
 
 
 def make(features=(), persist=(), **changes) -> Captioner:
@@ -410,7 +402,7 @@ def test_photos_are_normalised_as_the_feature_file_was(tmp_path):
 
 
 def test_feature_files_of_different_sizes_cannot_caption_photos():
-    larger = {**internal("tiny").maker["transform"], "size": 24}
+    larger = {**internal("tiny").provenance["transform"], "size": 24}
     captioner = make([made("x.npy", "tiny"), made("y.npy", "tiny", transform=larger)])
     with pytest.raises(UserError, match=r"different sizes \(24 pixels for y\.npy, else 16\)"):
         captioner.caption_images(photos())
@@ -422,7 +414,7 @@ def test_a_feature_file_that_names_its_encoder_alone():
 
 
 @pytest.mark.parametrize(
-    ("maker", "message"),
+    ("provenance", "message"),
     [
         (None, r"reads features from x\.npy, which does not say what made them"),
         ({}, r"reads features from x\.npy, which does not say"),
@@ -431,8 +423,8 @@ def test_a_feature_file_that_names_its_encoder_alone():
         ({"extractor": "tiny", "weights_sha256": "0" * 64}, r"other weights of tiny \(sha256 0000.*--weights"),
     ],
 )
-def test_feature_files_that_cannot_be_made_again(tmp_path, maker, message):
-    save_captioner(make([FeatureSpec("x.npy", (6,), True, maker)]), tmp_path / "x.model")
+def test_feature_files_that_cannot_be_made_again(tmp_path, provenance, message):
+    save_captioner(make([FeatureSpec("x.npy", (6,), True, provenance)]), tmp_path / "x.model")
     with pytest.raises(UserError, match=message):
         load_captioner(tmp_path / "x.model")
     captioner = load_captioner(tmp_path / "x.model", photos=False)  # datasets with features go all the same

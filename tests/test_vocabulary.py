@@ -10,8 +10,11 @@ import pytest
 from nltk.tokenize.treebank import TreebankWordTokenizer
 
 import vocabulary
-from common import UserError
-from vocabulary import SPECIALS, UNK, Vocabulary, build_vocabulary, count_words, tokenize
+from captioning.errors import UserError
+from captioning.text import tokenizers
+from captioning.text.tokenizers import tokenize
+from captioning.text.tokens import SPECIALS, UNK
+from vocabulary import Vocabulary, build_vocabulary, count_words
 
 CAPTIONS = ["A dog runs.", "A dog's ball, red and round.", "Two dogs run.", "a dog  SLEEPS ."]
 
@@ -48,7 +51,7 @@ def test_treebank_equals_nltk_also_where_nltk_is_spared():
         for lowercase in (True, False):
             expected = reference.tokenize(text.lower() if lowercase else text)
             assert tokenize(text, "treebank", lowercase) == expected, text
-        spared += vocabulary._PLAIN.fullmatch(text) is not None
+        spared += tokenizers._PLAIN.fullmatch(text) is not None
     assert spared > 500
 
 

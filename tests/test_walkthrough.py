@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from running import ROOT
 from toy import draw, make_coco
 
 
@@ -26,7 +26,8 @@ def walkthrough() -> list[tuple[str, str]]:
 def clone(tmp_path_factory):
     """The toolkit in a folder of its own, beside a COCO of a dozen pictures and a cache with ResNet-152's weights."""
     root = tmp_path_factory.mktemp("walkthrough")
-    for file in [*ROOT.glob("*.py"), ROOT / "datasets" / "datasets.conf"]:
+    folders = [file for name in ("captioning", "training", "inference") for file in ROOT.glob(f"{name}/**/*.py")]
+    for file in [*ROOT.glob("*.py"), *folders, ROOT / "datasets" / "datasets.conf"]:
         target = root / "clone" / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)

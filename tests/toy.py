@@ -5,6 +5,8 @@ import json
 import numpy as np
 from PIL import Image, ImageDraw
 
+from captioning.text.ptb import ptb_tokens
+
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 220), "yellow": (235, 210, 50)}
 SHAPES = ("ball", "box", "roof")
 SENTENCES = (
@@ -81,15 +83,41 @@ def feature_map(number: int, dim: int = 16, side: int = 3) -> np.ndarray:
     return noise
 
 
-def write_features(root, name: str, make=feature_vector, dtype: str = "float32", maker: dict | None = None) -> None:
+def write_features(
+    root, name: str, make=feature_vector, dtype: str = "float32", provenance: dict | None = None
+) -> None:
     """A feature file under root/features for all images that the caption files of `root` name."""
-    from features import FeatureWriter
+    from captioning.features.writer import FeatureWriter
 
     records = {}
     for file in sorted((root / "annotations").glob("*.json")):
         for image in json.loads(file.read_text())["images"]:
             records[image["file_name"]] = make(image["id"])
     shape = next(iter(records.values())).shape
-    with FeatureWriter(root / "features" / name, shape, dtype, maker) as writer:
+    with FeatureWriter(root / "features" / name, shape, dtype, provenance) as writer:
         for key, record in records.items():
             writer.write(key, record)
+
+
+# ---- train.py ----
+
+SMALL = ["--embed_size", 24, "--hidden_size", 32, "--attention_size", 16, "--value_size", 24]
+FAST = [*SMALL, "--batch_size", 20, "--learning_rate", 0.01, "--optimizer", "adam", "--vocab_threshold", 1]
+
+
+def stats(folder) -> dict:
+    return json.loads((folder / "train_stats.json").read_text())
+
+
+# ---- document frequencies ----
+
+
+def document_frequencies(groups) -> dict:
+    """In how many images each n-gram of PTB tokens occurs, counted plainly, as DeepCaption's "cached words" have it."""
+    counts: dict = {}
+    for captions in groups:
+        texts = [ptb_tokens(caption) for caption in captions]
+        ngrams = {tuple(x[i : i + n]) for x in texts for n in (1, 2, 3, 4) for i in range(len(x) - n + 1)}
+        for ngram in ngrams:
+            counts[ngram] = counts.get(ngram, 0) + 1.0
+    return {"document_frequency": counts, "ref_len": len(groups)}

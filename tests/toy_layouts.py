@@ -9,7 +9,7 @@ import json
 from PIL import Image
 from toy import SENTENCES, draw, feature_vector, scene
 
-from features import FeatureWriter
+from captioning.features.writer import FeatureWriter
 
 
 def sentences(number: int, count: int = 5) -> list[str]:
@@ -93,7 +93,7 @@ def make_picsom(root, train: int = 24, val: int = 12) -> None:
     """Objects 0.. in index order; PicSOM's own .bin has no names; of every sixth object only a frame has features."""
     import struct
 
-    from features import PICSOM_HEADER
+    from captioning.features.picsom_file import PICSOM_HEADER
 
     total = train + val
     labels = [f"toy_{number:05}" for number in range(total)]

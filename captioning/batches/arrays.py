@@ -1,0 +1,48 @@
+"""Features that a caller holds in memory: checks, and the tensors that a model reads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioning.errors import UserError
+
+
+def tensors_for(argument: str, given, specs: Sequence) -> list[Tensor]:
+    """A tensor (B, D) or (B, R, D) for each of `specs`."""
+    names = ", ".join(spec.name for spec in specs) or "none"
+    if given is None:
+        given = []
+    elif len(specs) == 1 and not _one_for_each(given, specs):
+        given = [given]
+    if not isinstance(given, list | tuple) or len(given) != len(specs):
+        count = len(given) if isinstance(given, list | tuple) else 1
+        raise UserError(
+            f"caption_features: {argument} must be one array for each of the model's ({names}), not {count}"
+        )
+    return [_tensor(f"{argument} for {spec.name}", values, spec.shape) for spec, values in zip(specs, given)]
+
+
+def _one_for_each(given, specs: Sequence) -> bool:
+    """Whether a list for a single name is that of its one array, rather than the array's rows."""
+    if not isinstance(given, list | tuple) or len(given) != 1:
+        return False
+    return np.ndim(given[0]) >= len(specs[0].shape)
+
+
+def _tensor(what: str, values, shape: tuple[int, ...]) -> Tensor:
+    """`values` as (B, D) or (B, R, D) float32, checked against the `shape` of the model's feature."""
+    try:
+        tensor = torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values, np.float32)).float()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"caption_features: {what} are no array of numbers ({error})") from error
+    regions = (int(np.prod(shape[1:])), shape[0]) if len(shape) == 3 else None
+    if tuple(tensor.shape) in (tuple(shape), regions):
+        tensor = tensor.unsqueeze(0)
+    if tuple(tensor.shape[1:]) not in (tuple(shape), regions) or tensor.ndim < 2 or not len(tensor):
+        wanted = " or ".join(str(("B", *size)).replace("'", "") for size in (tuple(shape), regions) if size)
+        raise UserError(f"caption_features: {what} have shape {tuple(tensor.shape)}, but the model reads {wanted}")
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"caption_features: {what} hold values that are not finite")
+    return tensor.flatten(2).transpose(1, 2) if tensor.dim() == 4 else tensor

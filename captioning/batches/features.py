@@ -1,0 +1,123 @@
+"""Feature rows of a batch: the feature file of each part of a dataset, looked up and read by the keys of its images."""
+
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from captioning.datasets.base import CaptionDataset, ImageItem, first_few, warn
+from captioning.errors import UserError
+from captioning.features.base import FeatureReader
+from captioning.features.factory import open_features
+
+
+def feature_path(part: CaptionDataset, name: str) -> str:
+    """Where the feature file `name` of `part` should lie: without a features_path, in the working directory."""
+    path = os.path.expanduser(name)
+    return path if os.path.isabs(path) or not part.features_path else os.path.join(part.features_path, path)
+
+
+class FeatureSource:
+    """One external name of --features: the feature file of each part of the dataset, looked up in its features_path.
+
+    shape, dtype: of a record; provenance: what made the file, or None. Raises UserError where a file is missing or the
+    parts' files do not fit together.
+    """
+
+    def __init__(self, dataset: CaptionDataset, name: str):
+        self.name = name
+        self.readers: list[FeatureReader] = []
+        self.absent: set[tuple[int, str]] = set()  # (part, key) of photos of stories that have no record
+        for part in dataset.parts:
+            path = feature_path(part, name)
+            try:
+                reader = open_features(path, [item.key for item in part.photos()], part.labels)
+            except UserError as error:
+                lost = not (part.features_path or os.path.exists(path))
+                hint = f" (set features_path for [{part.name}], or give the whole path)" if lost else ""
+                raise UserError(f"--dataset {part.name}: {error}{hint}") from None
+            self.readers.append(reader)
+        first = self.readers[0]
+        self.shape, self.provenance = first.shape, first.provenance
+        self.dtype = np.result_type(*(reader.dtype for reader in self.readers))
+        if self.dtype not in (np.float16, np.float32):
+            self.dtype = np.dtype(np.float32)
+        for reader in self.readers[1:]:
+            if reader.shape != first.shape:
+                raise UserError(f"{first.path} has features of shape {first.shape}, {reader.path} of {reader.shape}")
+            if reader.provenance and first.provenance and reader.provenance != first.provenance:
+                raise UserError(f"{first.path} and {reader.path} were made by different extractors")
+
+    def check(self, items: Iterable[ImageItem]) -> None:
+        """Raises UserError naming a key and the file where an item has no record, or a story none for any photo.
+
+        A story's photos without a record are left out of its mean, and counted in a warning.
+        """
+        items = list(items)
+        for part, reader in enumerate(self.readers):
+            own = [item for item in items if item.part == part]
+            photos = [photo for item in own for photo in item.photos or (item,)]
+            picked = reader.pick([alternatives(photo) for photo in photos])
+            absent = set(reader.missing(picked))
+            lacking = {photo.key for photo, key in zip(photos, picked) if key in absent}
+            if not lacking:
+                continue
+            lost = [item for item in own if all(photo.key in lacking for photo in item.photos or (item,))]
+            if lost:
+                more = f" (and {len(lost) - 1} other images of the dataset)" if len(lost) > 1 else ""
+                first = lost[0].photos[0] if lost[0].photos else lost[0]
+                raise UserError(f"{reader.no_record(first.key)}{more}")
+            self.absent |= {(part, key) for key in lacking}
+            what = f"{len(lacking)} photos of stories, which go on without them"
+            warn(f"feature file {reader.path} has no record for {what}: {first_few(sorted(lacking))}")
+
+    def get(self, items: Sequence[ImageItem]) -> torch.Tensor:
+        """(B, D), or (B, R, D) where a record is a map (D, h, w); R = h * w. float16 stays so.
+
+        Of a story the mean over its photos.
+        """
+        if any(item.photos for item in items):
+            several = [
+                [photo for photo in item.photos or (item,) if (item.part, photo.key) not in self.absent]
+                for item in items
+            ]
+            records = self._records([photo for photos in several for photo in photos])
+            ends = np.cumsum([len(photos) for photos in several])
+            means = [rows.mean(0, np.float32) for rows in np.split(records, ends[:-1])]
+            out = np.stack(means).astype(self.dtype, copy=False)
+        else:
+            out = self._records(items)
+        if out.ndim == 4:  # by numpy: torch would start threads of its own for it in the thread that makes batches
+            out = np.ascontiguousarray(out.reshape(*out.shape[:2], -1).transpose(0, 2, 1))
+        return torch.from_numpy(out)
+
+    def _records(self, items: Sequence[ImageItem]) -> np.ndarray:
+        """(len(items), *shape)"""
+        if len(self.readers) == 1 or len({item.part for item in items}) == 1:
+            out = self._read(self.readers[items[0].part], items)
+        else:
+            out = np.empty((len(items), *self.shape), self.dtype)
+            for part, reader in enumerate(self.readers):
+                rows = [row for row, item in enumerate(items) if item.part == part]
+                if rows:
+                    out[rows] = self._read(reader, [items[row] for row in rows])
+        return out.astype(self.dtype, copy=False)
+
+    @staticmethod
+    def _read(reader: FeatureReader, items: Sequence[ImageItem]) -> np.ndarray:
+        return reader.get_many(reader.pick([alternatives(item) for item in items]))
+
+
+def alternatives(item: ImageItem) -> str | tuple[str, ...]:
+    """The key of an item in feature files, or the keys to be tried in turn."""
+    return (item.key, *item.other_keys) if item.other_keys else item.key
+
+
+def open_sources(dataset: CaptionDataset, items: list[ImageItem], *lists: Sequence[str]) -> list[list[FeatureSource]]:
+    """The opened feature files, every item's key checked now: training must not die of one in the night."""
+    opened: dict[str, FeatureSource] = {}
+    for name in dict.fromkeys(name for names in lists for name in names):
+        opened[name] = FeatureSource(dataset, name) if isinstance(name, str) else name
+        opened[name].check(items)
+    return [[opened[name] for name in names] for names in lists]

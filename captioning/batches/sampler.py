@@ -1,0 +1,92 @@
+"""Which images and captions make a batch: all of it a function of (seed, epoch), so that a position is two counters."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from captioning.errors import UserError
+
+Group = tuple[int, list[int]]  # the index of an item, and which of its captions
+
+
+class GroupedBatchSampler:
+    """Batches of groups; a group is an image with up to C of its captions. Each caption comes once an epoch.
+
+    An image with more than C captions makes several groups, divided anew at random each epoch; one without any makes
+    none. A batch has max(2, batch_size // C) groups; a last batch of a single group is merged into the one before.
+    With `world_size` processes each takes every world_size-th batch, all equally many (a few come twice then).
+    """
+
+    def __init__(
+        self,
+        caption_counts: Sequence[int],
+        batch_size: int,
+        captions_per_image: int,
+        seed: int = 42,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if captions_per_image < 1:
+            raise UserError(f"--captions_per_image {captions_per_image}: must be at least 1")
+        self.counts = np.asarray(caption_counts, np.int64)
+        self.size = captions_per_image
+        self.images = max(2, batch_size // captions_per_image)
+        self.seed, self.shuffle = seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.start_batch = 0
+        self.num_groups = int((-(-self.counts // self.size)).sum())
+        self.num_batches = -(-self.num_groups // self.images)
+        if self.num_batches > 1 and self.num_groups % self.images == 1:
+            self.num_batches -= 1
+
+    def set_position(self, epoch: int, start_batch: int = 0) -> None:
+        """The next iteration is over `epoch` from its batch `start_batch` (of this process) on."""
+        self.epoch, self.start_batch = epoch, start_batch
+
+    def __len__(self) -> int:
+        """Batches of an epoch, of this process, wherever the position."""
+        return -(-self.num_batches // self.world_size)
+
+    def __iter__(self) -> Iterator[list[Group]]:
+        items, captions, bounds = self._groups()
+        random = self._random(1)
+        order = random.permutation(self.num_groups) if self.shuffle else np.arange(self.num_groups)
+        for step in range(self.start_batch, len(self)):
+            number = (self.rank + step * self.world_size) % self.num_batches
+            last = number == self.num_batches - 1
+            groups = order[number * self.images : None if last else (number + 1) * self.images]
+            yield [(int(items[g]), captions[bounds[g] : bounds[g + 1]].tolist()) for g in groups]
+
+    def _groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Item of each group (G,), all captions in the order of groups, and where each group begins in it (G + 1,)."""
+        total = int(self.counts.sum())
+        first = np.cumsum(self.counts) - self.counts
+        owner = np.repeat(np.arange(len(self.counts)), self.counts)
+        captions = np.arange(total) - first[owner]  # 0..n-1 within each image
+        place = captions.copy()
+        if self.shuffle:  # sort by image, and at random within it
+            captions = captions[np.lexsort((self._random(0).random(total), owner))]
+        begins = np.flatnonzero(place % self.size == 0)
+        return owner[begins], captions, np.append(begins, total)
+
+    def _random(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed % 2**32, self.epoch, stream])
+
+
+class ImageBatchSampler:
+    """All given items in order, `batch_size` images at a time, each with all of its captions."""
+
+    def __init__(self, caption_counts: Sequence[int], batch_size: int, rank: int, world_size: int):
+        groups = [(i, list(range(n))) for i, n in enumerate(caption_counts)]
+        batches = [groups[i : i + batch_size] for i in range(0, len(groups), batch_size)]
+        self.batches = batches[rank::world_size]
+        self.epoch = self.start_batch = 0
+
+    set_position = GroupedBatchSampler.set_position
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Group]]:
+        return iter(self.batches[self.start_batch :])

@@ -1,0 +1,100 @@
+"""Model files: written atomically, verified when read, and made of tensors and plain types only.
+
+    save({"config": ..., "state": ..., "vocabulary": ...}, "models/run/best.model")
+    contents = load("models/run/best.model")
+
+A file is what `torch.save` writes (a zip archive), read with `weights_only=True`: nothing in it can run code. Every
+member's CRC is checked before a tensor is believed.
+"""
+
+import contextlib
+import pickle
+import shlex
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+
+from captioning.errors import UserError
+from captioning.files import atomic_write
+
+FORMAT = 1
+PLAIN = (str, int, float, bool, bytes, type(None))
+
+
+def save(contents: dict, path) -> None:
+    """Write `contents` (tensors, numbers, strings, lists, dicts) with the versions that made it.
+
+    Raises UserError where the folder cannot be written, TypeError for what `load` would refuse.
+    """
+    check_plain(contents, "contents")
+    with atomic_write(path, "wb") as file:
+        torch.save({"format": FORMAT, "versions": versions(), **contents}, file)
+
+
+def load(path, map_location="cpu") -> dict:
+    """The contents of a model file. Raises UserError, naming the file, where it is missing, damaged or none of ours."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a model file; perhaps {path / 'best.model'}")
+    if not path.exists():
+        raise UserError(f"no such model file: {path}")
+    verify(path)
+    try:
+        contents = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # foreign and damaged files raise errors of many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to run the code in it
+            reason = "it holds more than tensors and plain values"
+        raise UserError(f"model file {path} is damaged or was not written by this toolkit: {reason}") from error
+    if not isinstance(contents, dict) or type(contents.get("format")) is not int:
+        raise UserError(f"{path} is not a model file of this toolkit")
+    if contents["format"] > FORMAT:
+        raise UserError(f"model file {path} has format {contents['format']}, newer than this toolkit's {FORMAT}")
+    return contents
+
+
+def verify(path) -> None:
+    """Raise UserError unless `path` is a zip archive whose members all match their CRC."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except PermissionError as error:
+        raise UserError(f"cannot read model file {path}: {error.strerror}") from error
+    except Exception:  # a damaged directory of members raises errors of many kinds
+        broken = "no zip archive"
+    if broken is None:
+        return
+    raise UserError(f"model file {path} is damaged ({broken}): copy or train it again")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that matter for repeating a result."""
+    import platform
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "timm", "numpy", "pillow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def check_plain(value, place: str) -> None:
+    """Raise TypeError, naming the place, unless `value` is made of tensors and plain types: numpy's are not."""
+    if type(value) in (dict, OrderedDict):
+        for key, part in value.items():
+            check_plain(key, f"a key of {place}")
+            check_plain(part, f"{place}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, part in enumerate(value):
+            check_plain(part, f"{place}[{index}]")
+    elif type(value) not in PLAIN and not isinstance(value, torch.Tensor):
+        raise TypeError(f"{place} is a {type(value).__name__}, which a model file cannot hold")
+
+
+def command_history(info: dict) -> list[str]:
+    """The command lines that a loaded model came from, oldest first."""
+    command = info.get("command")
+    return [*info.get("history", []), *([shlex.join(command)] if command else [])]

@@ -1,0 +1,184 @@
+"""What every dataset class is made of: images with captions, and checks of the files they are read from; no torch."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from captioning.datasets.config import DatasetParams
+from captioning.errors import UserError
+from captioning.images.image_file import EXTENSIONS, list_images
+from captioning.images.zip_file import is_zip
+
+
+@dataclass(slots=True)
+class ImageItem:
+    """An image: its id in results, its key in feature files, its file (None: not known) and its captions.
+
+    box: the part of the file that the item is, (x, y, width, height) in pixels, None for the whole; photos: the photos
+    of a story, whose features are averaged (`path` is then that of the first); other_keys: keys to be tried in turn
+    where `key` has no features.
+    """
+
+    image_id: int | str
+    key: str
+    path: str | None
+    captions: list[str] = field(default_factory=list)
+    part: int = 0  # the dataset in `CaptionDataset.parts` that it comes from
+    box: tuple[float, float, float, float] | None = None
+    photos: Sequence["ImageItem"] = ()
+    other_keys: Sequence[str] = ()
+
+
+def image_key(item: ImageItem) -> tuple:
+    """What tells the images of a joined dataset apart."""
+    return item.part, item.image_id
+
+
+class CaptionDataset:
+    """Images with captions.
+
+    name: as in `--dataset`; items: the images; image_dir, caption_path, features_path: where things lie, if known;
+    parts: the datasets that this one joins, or itself; labels: label -> record number in feature files that do not name
+    their records (PicSOM's), else None.
+    """
+
+    def __init__(self, params: DatasetParams):
+        self.name = params.name
+        self.params = params
+        self.image_dir = params.image_dir
+        self.caption_path = params.caption_path
+        self.features_path = params.features_path
+        self.items: list[ImageItem] = []
+        self.parts: list[CaptionDataset] = [self]
+        self.labels: dict[str, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def num_captions(self) -> int:
+        return sum(len(item.captions) for item in self.items)
+
+    def captions(self) -> Iterator[str]:
+        """All captions, in order."""
+        return (caption for item in self.items for caption in item.captions)
+
+    def references(self) -> dict[int | str, list[str]]:
+        """image_id -> captions, of the images that have any; for scoring."""
+        return {item.image_id: item.captions for item in self.items if item.captions}
+
+    def photos(self) -> list[ImageItem]:
+        """What feature files have a record for: the items, or instead of stories their photos, each once."""
+        if not any(item.photos for item in self.items):
+            return self.items
+        every = (photo for item in self.items for photo in item.photos or (item,))
+        return list({(photo.part, photo.key): photo for photo in every}.values())
+
+    def require_captions(self, purpose: str = "training") -> None:
+        """Raises UserError naming the dataset and its file where there is not a single caption."""
+        if not any(item.captions for item in self.items):
+            files = ", ".join(str(part.caption_path) for part in self.parts if part.caption_path)
+            where = files or "it sets no caption_path"
+            raise UserError(f"--dataset {self.name}: there are no captions ({where}), which {purpose} needs")
+
+    def require_images(self) -> None:
+        """Raises UserError where a folder of images, or a zip file of them, is not known or not there."""
+        for part in self.parts:
+            if any(item.path is None for item in part.items):
+                raise UserError(f"--dataset {part.name}: set image_dir in {part.params.config_path}: pixels are needed")
+            if part.image_dir is not None and not os.path.isdir(part.image_dir) and not is_zip(part.image_dir):
+                raise UserError(f"--dataset {part.name}: no such image folder: {part.image_dir}")
+
+    # ---- for the classes of the formats ----
+
+    def require_caption_path(self) -> str:
+        if not self.caption_path:
+            raise UserError(f"--dataset {self.name}: set caption_path in {self.params.config_path}")
+        return self.caption_path
+
+    def add_captions(self, source: str, by_id: dict, captions: Iterable[tuple[object, str]], what="images") -> None:
+        """Give each of (id, caption) to the item that `by_id` has for the id.
+
+        Captions of ids that are not there and blank captions are left out and counted in one warning each, which names
+        the file `source`. An id whose item is None is known, but not asked for.
+        """
+        unknown, blank = [], 0
+        for item_id, caption in captions:
+            if item_id not in by_id:
+                unknown.append(item_id)
+            elif not caption.strip():
+                blank += 1
+            elif (item := by_id[item_id]) is not None:
+                item.captions.append(caption)
+        if unknown:
+            warn(f"{source}: {len(unknown)} captions left out, their {what} are not listed: {first_few(unknown)}")
+        if blank:
+            warn(f"{source}: {blank} blank captions left out")
+
+    def image_path(self, name: str) -> str | None:
+        return os.path.join(self.image_dir, name) if self.image_dir else None
+
+
+ID = (int, str)
+TEXT = (str,)
+NUMBER = (int, float)
+_NAMES = {ID: "neither number nor text", TEXT: "not a text", NUMBER: "not a number"}
+
+
+def checked_entries(entries, path, name: str, **kinds: tuple) -> Iterator[tuple[str, dict]]:
+    """("images[3]", entry) for each of a JSON list of objects, all keys of `kinds` being there and of that kind.
+
+    name: the place of the list in the file. Raises UserError naming the file and the place.
+    """
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: {name or 'the file'} is not a list")
+    for i, entry in enumerate(entries):
+        place = f"{name}[{i}]"
+        check_entry(entry, path, place, **kinds)
+        yield place, entry
+
+
+def check_entry(entry, path, place: str, **kinds: tuple) -> None:
+    """Raises UserError where `entry` is no object with a value of each of `kinds` under its key."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: {place} is not an object but {str(entry)[:40]!r}")
+    for key, kind in kinds.items():
+        if key not in entry:
+            raise UserError(f"{path}: {place} has no {key!r}: is this a file of captions?")
+        if type(entry[key]) not in kind or entry[key] != entry[key]:  # NaN differs from itself
+            raise UserError(f"{path}: {place}: {key} {repr(entry[key])[:60]} is {_NAMES[kind]}")
+
+
+class ImageFinder:
+    """Finds the file of an image whose name is known without its extension, in a folder or a zip file listed once.
+
+    image_dir None: every file is None.
+    """
+
+    def __init__(self, image_dir: str | None):
+        self.image_dir = image_dir
+        self.names: set[str] = set()
+        if image_dir and (os.path.isdir(image_dir) or is_zip(image_dir)):
+            self.names = {os.path.relpath(path, image_dir) for path in list_images(image_dir)}
+
+    def path(self, *stems: str) -> str | None:
+        """The file of the first of `stems` that is there, with any extension; else of the first, as .jpg."""
+        if self.image_dir is None:
+            return None
+        for stem in stems:
+            for name in (stem, *(stem + extension for extension in EXTENSIONS)):
+                if name in self.names:
+                    return os.path.join(self.image_dir, name)
+        name = stems[0] if stems[0].lower().endswith(EXTENSIONS) else stems[0] + ".jpg"
+        return os.path.join(self.image_dir, name)
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def first_few(names: Iterable, most: int = 3) -> str:
+    """The first few of `names`, to be put into a message."""
+    names = list(names)
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")

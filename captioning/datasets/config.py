@@ -1,0 +1,166 @@
+"""datasets.conf: which datasets there are, and where their images, captions and features lie.
+
+    [coco]                        # a parent: what its children share
+    dataset_class = CocoDataset
+    root_dir = /path/to/coco
+
+    [coco:train2014]              # a child inherits what it does not set; a grandchild [coco:train2014:small] does too
+    image_dir = images/train2014
+    caption_path = annotations/captions_train2014.json
+
+`get_datasets("coco:train2014+coco:val2014", None)` gives the settings of both.
+"""
+
+import configparser
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from captioning.errors import UserError
+
+DEFAULT_FILE = "datasets/datasets.conf"
+GENERIC = "generic"
+PATH_KEYS = ("image_dir", "caption_path", "features_path")
+CODE_DIR = Path(__file__).resolve().parents[2]  # the folder of the scripts
+
+
+@dataclass
+class DatasetParams:
+    """One section with all that it inherits. Paths are joined to `root_dir`; `extra` has the keys a class adds."""
+
+    name: str
+    dataset_class: str
+    root_dir: str | None = None
+    image_dir: str | None = None
+    caption_path: str | None = None
+    features_path: str | None = None
+    subset: str | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+    config_path: str | None = None
+
+    def path(self, value: str) -> str:
+        """A path among the keys of a class: relative to root_dir, or else to the folder of the configuration."""
+        base = self.root_dir or (Path(self.config_path).resolve().parent if self.config_path else Path.cwd())
+        return os.path.normpath(Path(base) / Path(value).expanduser())
+
+
+def get_datasets(spec: str, config_file: str | None = None) -> list[DatasetParams]:
+    """The settings of every dataset named in `spec`, "a:x+b:y", in that order.
+
+    `config_file` is looked for as it stands, then in ~/.config/image_captioning/, then beside the code; None means
+    datasets/datasets.conf. Raises UserError for an unknown dataset (listing the known ones), a file that is not there
+    or malformed, and a section without `dataset_class`.
+    """
+    names = [name.strip() for name in spec.split("+")]
+    if "" in names:
+        raise UserError(f"--dataset {spec!r}: empty name; write one dataset, or several joined by '+'")
+    path = find_config(config_file, required=set(names) != {GENERIC})
+    parser = _parse(path) if path else configparser.RawConfigParser()
+    return [_section(parser, name, path) for name in names]
+
+
+def find_config(config_file: str | None, required: bool = True) -> Path | None:
+    """The first place where `config_file` exists; where it exists nowhere UserError, or None if not `required`.
+
+    A file that was asked for by another name than the default must exist even if not `required`.
+    """
+    wanted = Path(config_file or DEFAULT_FILE).expanduser()
+    user_dir = Path("~/.config/image_captioning").expanduser()
+    # In the user's folder datasets.conf may lie by itself as well as under the relative path asked for.
+    places = [wanted]
+    if not wanted.is_absolute():
+        places += [user_dir / wanted, user_dir / wanted.name, CODE_DIR / wanted]
+    for place in places:
+        if place.is_file():
+            return place
+    if required or wanted != Path(DEFAULT_FILE):
+        raise UserError(f"--dataset_config_file: no such file: {', '.join(dict.fromkeys(map(str, places)))}")
+    return None
+
+
+def _parse(path: Path) -> configparser.RawConfigParser:
+    parser = configparser.RawConfigParser(default_section="")  # [DEFAULT] and %(...)s: see _inherited
+    try:
+        parser.read_string(path.read_text(encoding="utf-8-sig"), source=str(path))
+    except configparser.DuplicateSectionError as error:
+        raise UserError(f"{path}, line {error.lineno}: section [{error.section}] is there twice") from None
+    except configparser.DuplicateOptionError as error:
+        message = f"{path}, line {error.lineno}: {error.option!r} is set twice in [{error.section}]"
+        raise UserError(message) from None
+    except configparser.MissingSectionHeaderError as error:
+        message = f"{path}, line {error.lineno}: {error.line.strip()!r} stands before the first [section]"
+        raise UserError(message) from None
+    except configparser.ParsingError as error:
+        line, text = error.errors[0]
+        raise UserError(f"{path}, line {line}: cannot parse {text}; expected 'key = value' or '[section]'") from None
+    except configparser.Error as error:
+        raise UserError(f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    return parser
+
+
+def _section(parser: configparser.RawConfigParser, name: str, path: Path | None) -> DatasetParams:
+    if not parser.has_section(name) and name != GENERIC:
+        known = ", ".join(dict.fromkeys([*(s for s in parser.sections() if s != configparser.DEFAULTSECT), GENERIC]))
+        raise UserError(f"--dataset: unknown dataset {name!r}; {path} has: {known}")
+    values = _inherited(parser, name, path)
+    if name == GENERIC:
+        values.setdefault("dataset_class", "GenericDataset")
+    if not values.get("dataset_class"):
+        raise UserError(f"{path}: [{name}] sets no dataset_class and inherits none (CocoDataset, GenericDataset, ...)")
+
+    base = path.resolve().parent if path else Path.cwd()
+    root = values.pop("root_dir", None)
+    root_dir = base / Path(root).expanduser() if root else None
+    paths = {key: values.pop(key, None) for key in PATH_KEYS}
+    for key, value in paths.items():
+        # Without a root_dir a relative path is relative to the file that names it, not to where one happens to stand.
+        paths[key] = os.path.normpath((root_dir or base) / Path(value).expanduser()) if value else None
+    return DatasetParams(
+        name=name,
+        dataset_class=values.pop("dataset_class"),
+        root_dir=os.path.normpath(root_dir) if root_dir else None,
+        subset=values.pop("subset", None) or None,
+        extra=values,
+        config_path=str(path) if path else None,
+        **paths,
+    )
+
+
+def _inherited(parser: configparser.RawConfigParser, name: str, path: Path | None) -> dict[str, str]:
+    """The keys of [DEFAULT], `a`, `a:b` and `a:b:c`, the later overriding the earlier, with %(...)s filled in last, so
+    that a child may refer to what its parent sets, and what a parent refers to may be set by the child."""
+    parts = name.split(":")
+    raw: dict[str, str] = {}
+    for section in [configparser.DEFAULTSECT, *(":".join(parts[:depth]) for depth in range(1, len(parts) + 1))]:
+        if parser.has_section(section):
+            raw.update(parser.items(section))
+    here = str(path.resolve().parent if path else Path.cwd())
+    try:
+        return {key: _filled(value, raw, here) for key, value in raw.items()}
+    except ValueError as error:
+        raise UserError(f"{path}: [{name}]: {error}") from None
+
+
+def _filled(value: str, raw: dict[str, str], here: str, depth: int = 0) -> str:
+    """`value` with %(here)s, %(key)s and %% replaced. Raises ValueError saying what is wrong."""
+    if depth > 10:
+        raise ValueError(f"{value!r} refers to itself")
+
+    def one(match: re.Match) -> str:
+        name = (match[1] or "").lower()
+        if match[0] == "%%":
+            return "%"
+        if name == "here":
+            return here
+        if name in raw:
+            return _filled(raw[name], raw, here, depth + 1)
+        if name:
+            raise ValueError(f"{value!r} refers to {name!r}, which is not set")
+        raise ValueError(f"{value!r} has a single '%'; write %% for a plain one")
+
+    return re.sub(r"%%|%\(([^)]+)\)s|%", one, value)

@@ -1,0 +1,59 @@
+"""Dataset classes by their names in datasets.conf; `open_dataset`, which joins sections with +."""
+
+from dataclasses import replace
+
+from captioning.datasets.base import CaptionDataset
+from captioning.datasets.coco import CocoDataset
+from captioning.datasets.config import get_datasets
+from captioning.datasets.folder import GenericDataset
+from captioning.datasets.picsom import PicSOMDataset
+from captioning.datasets.video import MSRVTTDataset, TRECVID2018Dataset
+from captioning.datasets.vist import VistDataset
+from captioning.datasets.visual_genome import VisualGenomeIM2PDataset, VisualGenomeRegionsDataset
+from captioning.errors import UserError
+
+DATASET_CLASSES = {
+    kind.__name__: kind
+    for kind in (
+        CocoDataset,
+        GenericDataset,
+        MSRVTTDataset,
+        PicSOMDataset,
+        TRECVID2018Dataset,
+        VisualGenomeIM2PDataset,
+        VisualGenomeRegionsDataset,
+        VistDataset,
+    )
+}
+
+
+def open_dataset(spec: str, config_file: str | None = None) -> CaptionDataset:
+    """The dataset `spec` of datasets.conf, "a:x+b:y" joined into one.
+
+    Raises UserError for whatever is wrong with the configuration or a caption file.
+    """
+    parts = []
+    for params in get_datasets(spec, config_file):
+        kind = DATASET_CLASSES.get(params.dataset_class)
+        if kind is None:
+            known = ", ".join(DATASET_CLASSES)
+            raise UserError(
+                f"{params.config_path}: [{params.name}] unknown dataset_class {params.dataset_class!r}; known: {known}"
+            )
+        parts.append(kind(params))
+    return join_datasets(parts)
+
+
+def join_datasets(parts: list[CaptionDataset]) -> CaptionDataset:
+    """One dataset of all items of `parts`, which remember where they come from."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = CaptionDataset(replace(parts[0].params, name="+".join(part.name for part in parts)))
+    joined.parts = parts
+    for number, part in enumerate(parts):
+        for item in part.items:
+            item.part = number
+            for photo in item.photos:
+                photo.part = number
+        joined.items += part.items
+    return joined

@@ -1,0 +1,40 @@
+"""VIST, the visual storytelling data set (Huang et al. 2016): a story of several photos is one item; no torch."""
+
+from captioning.datasets.base import ID, TEXT, CaptionDataset, ImageFinder, ImageItem, check_entry
+from captioning.datasets.config import DatasetParams
+from captioning.errors import UserError
+from captioning.files import read_json
+
+
+class VistDataset(CaptionDataset):
+    """VIST's JSON: `annotations` is a list of one-element lists with `story_id, photo_flickr_id, text`.
+
+    An item is a story: its id is the story_id, its photos those of its sentences, its caption the sentences joined by
+    blanks. The model sees the mean of the photos' features. Photos are ID.jpg (or .png, ...) in image_dir, their key in
+    feature files is the photo_flickr_id.
+    Raises UserError naming the file and the place of whatever is malformed.
+    """
+
+    def __init__(self, params: DatasetParams):
+        super().__init__(params)
+        path = self.require_caption_path()
+        data = read_json(path, f"--dataset {self.name}")
+        if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
+            raise UserError(f"{path} is not in VIST's format: it has no list 'annotations'")
+        finder = ImageFinder(self.image_dir)
+        stories: dict[int | str, tuple[list[ImageItem], list[str]]] = {}
+        for i, several in enumerate(data["annotations"]):
+            if not isinstance(several, list) or len(several) != 1:
+                raise UserError(f"{path}: annotations[{i}] is not a list of one object but {str(several)[:40]!r}")
+            entry, place = several[0], f"annotations[{i}][0]"
+            check_entry(entry, path, place, story_id=ID, photo_flickr_id=ID, text=TEXT)
+            key = str(entry["photo_flickr_id"])
+            if not key:
+                raise UserError(f"{path}: {place}: photo_flickr_id is empty")
+            photos, texts = stories.setdefault(entry["story_id"], ([], []))
+            photos.append(ImageItem(key, key, finder.path(key)))
+            texts.append(entry["text"].strip())
+        for story, (photos, texts) in stories.items():
+            text = " ".join(filter(None, texts))
+            item = ImageItem(story, str(story), photos[0].path, [text] if text else [], photos=photos)
+            self.items.append(item)

@@ -1,0 +1,340 @@
+"""Sentence decoders: LSTM or GRU, from a pooled image, persistent features, or soft attention over a map.
+
+Everything that writes or trains a sentence goes through three calls:
+
+    memory = decoder.prepare(image, persist, regions)      once per image
+    state = decoder.start(memory)                          zero, or from the image, after the image was read
+    logits, state, weights = decoder.step(tokens, state, memory)
+
+`decoder(memory, tokens, packing, row_image)` gives the logits of whole sentences under teacher forcing. It is an
+optimisation: what does not depend on the step is computed once for all steps, and a test holds it equal to `step`.
+
+Shapes: B images, N rows (sentences), T time steps, R regions, D feature size, E embedding, H hidden, A attention,
+P projected region, V vocabulary.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from captioning.decoder.attention import Attention
+from captioning.fast.linear import Dropout, Linear, linear
+from captioning.fast.lstm import attention_lstm, lstm
+from captioning.fast.steps import fast_steps, forget_steps
+from captioning.rows import Packing, State, each_row, first_states, image_for_start
+
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer of nn.LSTM
+
+
+@dataclass
+class Memory:
+    """What the decoder keeps of each image; every tensor has the images (or rows) as its first dimension."""
+
+    first: Tensor | None = None  # (N, E) the pooled image, read as the first input
+    initial: Tensor | None = None  # (N, D) what the initial state is computed from
+    persist: Tensor | None = None  # (N, D) persistent features, concatenated to the input of every step
+    values: Tensor | None = None  # (N, R, P) projected regions, to be averaged
+    keys: Tensor | None = None  # (N, R, A) the regions' part of the attention score
+    # Where sentences are written, what fast_steps.py computes of them once instead of at each step:
+    key_powers: Tensor | None = None  # (N, R, A) exp(2 keys)
+    persist_gates: Tensor | None = None  # (N, 4H) the persistent features' part of the gates
+
+    def select(self, index: Tensor) -> "Memory":
+        """The memory of rows `index` (M,): repeats images for their captions or beams, drops finished ones."""
+        return self._map(lambda x: x.index_select(0, index))
+
+    def first_rows(self, n: int) -> "Memory":
+        return self._map(lambda x: x[:n])
+
+    def _map(self, function) -> "Memory":
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Memory(**{name: None if x is None else function(x) for name, x in parts.items()})
+
+    def __len__(self) -> int:
+        return next(len(x) for x in vars(self).values() if x is not None)
+
+
+class ImageEmbedding(nn.Module):
+    """Pooled features (B, D) -> (B, E), to be read like a word: linear, SELU where `non_lin`, dropout, batch norm."""
+
+    def __init__(self, image_size: int, embed_size: int, non_lin: bool = False, dropout: float = 0.0):
+        super().__init__()
+        self.linear = Linear(image_size, embed_size)
+        self.non_lin = nn.SELU() if non_lin else nn.Identity()
+        self.dropout = Dropout(dropout)
+        self.bn = nn.BatchNorm1d(embed_size, momentum=0.01)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.bn(self.dropout(self.non_lin(self.linear(image))))
+
+
+class SentenceDecoder(nn.Module):
+    """One decoder class for all: which inputs exist decides what is built.
+
+    vocab_size V; embed_size E; hidden_size H; num_layers of an `rnn_arch` "LSTM" or "GRU"; dropout probability on
+    embeddings, between layers and before the output layer.
+    image_size: size of the pooled image that is read first (0: none); persist_size: size of the persistent features.
+    initial_size: size of the vector that the initial state is computed from, by one linear layer per RNN layer
+        (`--rnn_hidden_init from_features`; with attention the mean of the projected regions, as in Xu et al. 2015).
+    region_size: D of the spatial map attended to, with attention "soft" (Xu et al. 2015: context from the previous
+        hidden state goes into the RNN) or "spatial" (Lu et al. 2017, "Knowing When to Look", section 2.2, without the
+        sentinel: context from the new hidden state goes into the output).
+    encoder_dropout: dropout on the embedded image and on the map. encoder_non_lin: SELU on the embedded image.
+    share_embeddings: the output layer uses the embedding matrix (Press and Wolf 2017).
+    projection: a square layer P between the hidden state and the shared matrix, whose norm the loss penalises (the
+        same paper; `losses.projection_regularisation`).
+    skip_start: the pooled image is read in place of <start> instead of before it.
+    given_first: there is no pooled image; the caller sets `memory.first` (N, E), which is read like one (a topic).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        embed_size: int = 256,
+        hidden_size: int = 512,
+        num_layers: int = 1,
+        rnn_arch: str = "LSTM",
+        dropout: float = 0.0,
+        image_size: int = 0,
+        encoder_non_lin: bool = False,
+        encoder_dropout: float = 0.0,
+        persist_size: int = 0,
+        initial_size: int = 0,
+        attention: str | None = None,
+        region_size: int = 0,
+        value_size: int = 512,
+        attention_size: int = 256,
+        share_embeddings: bool = False,
+        projection: bool = False,
+        skip_start: bool = False,
+        given_first: bool = False,
+    ):
+        super().__init__()
+        self.vocab_size, self.embed_size, self.hidden_size = vocab_size, embed_size, hidden_size
+        self.num_layers, self.rnn_arch, self.attention_kind = num_layers, rnn_arch, attention
+        self.dropout = Dropout(dropout)
+        self.embed = nn.Embedding(vocab_size, embed_size)
+        self.image = ImageEmbedding(image_size, embed_size, encoder_non_lin, encoder_dropout) if image_size else None
+        self.persist_size, self.skip_start = persist_size, skip_start
+        self.reads_first = bool(image_size) or given_first
+        if skip_start and not self.reads_first:
+            raise ValueError("skip_start needs a pooled image to stand in for <start>")
+        context_size = 0
+        if attention:
+            self.regions = Linear(region_size, value_size)
+            self.region_dropout = Dropout(encoder_dropout)
+            self.attention = Attention(value_size, hidden_size, attention_size, gated=attention == "soft")
+            self.context_to_output = Linear(value_size, embed_size, bias=False)
+            context_size = value_size if attention == "soft" else 0
+            initial_size = value_size
+        if initial_size:
+            self.init_h = nn.ModuleList(Linear(initial_size, hidden_size) for _ in range(num_layers))
+            if rnn_arch == "LSTM":
+                self.init_c = nn.ModuleList(Linear(initial_size, hidden_size) for _ in range(num_layers))
+        self.has_initial = initial_size > 0
+        recurrent = {"LSTM": nn.LSTM, "GRU": nn.GRU}[rnn_arch]
+        self.rnn = recurrent(
+            embed_size + context_size + persist_size,
+            hidden_size,
+            num_layers,
+            batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0,
+        )
+        self.between = Dropout(dropout)  # between layers, where the layers are run one by one
+        # Attention has the deep output of Xu et al. 2015 (eq. 7), so does sharing, whose output layer reads E numbers.
+        self.deep_output = bool(attention) or share_embeddings
+        if self.deep_output:
+            self.hidden_to_output = Linear(hidden_size, embed_size)
+        self.projection = Linear(hidden_size, hidden_size) if projection and self.deep_output else None
+        self.linear = Linear(embed_size if self.deep_output else hidden_size, vocab_size)
+        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+        if share_embeddings:
+            self.linear.weight = self.embed.weight
+
+    def train(self, mode: bool = True) -> "SentenceDecoder":
+        if mode != self.training:
+            forget_steps(self)
+        return super().train(mode)
+
+    # ---- per image ----
+
+    def prepare(self, image: Tensor | None, persist: Tensor | None, regions: Tensor | None, initial=None) -> Memory:
+        """image (B, D), persist (B, D), regions (B, R, D), initial (B, D), None where the decoder has no such input."""
+        memory = Memory(persist=persist, initial=initial)
+        if self.image is not None:
+            memory.first = self.image(image)
+        if self.attention_kind:
+            memory.values = torch.relu(self.regions(self.region_dropout(regions)))
+            memory.keys = self.attention.key(memory.values)
+            memory.initial = memory.values.mean(1)
+        fast = fast_steps(self)
+        if fast is not None:
+            fast.make_ready(memory)
+        return memory
+
+    def start(self, memory: Memory) -> State:
+        """State before the first word of each row: zero or computed from the image; then the pooled image is read."""
+        names = ("h", "c") if self.rnn_arch == "LSTM" else ("h",)
+        if self.has_initial:
+            state = tuple(
+                torch.stack([layer(memory.initial) for layer in getattr(self, f"init_{name}")]) for name in names
+            )
+        else:
+            zeros = self.embed.weight.new_zeros(self.num_layers, len(memory), self.hidden_size)
+            state = tuple(zeros for _ in names)
+        if self.reads_first and not self.skip_start:
+            state, _, _ = self._advance(memory.first, state, memory)
+        return state
+
+    # ---- per step ----
+
+    def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor | None]:
+        """One word: tokens (N,) -> logits (N, V) of the next word, the new state, attention weights (N, R) or None.
+
+        The memory is of the N rows, or of B images with K = N / B rows each that stand together.
+        """
+        fast = fast_steps(self)
+        if fast is not None:
+            return fast.step(tokens, state, memory)
+        first = each_row(memory.first, len(tokens)) if self.skip_start else None
+        return self.step_embedded(self.embed_words(tokens, first), state, memory)
+
+    def embed_words(self, tokens: Tensor, first: Tensor | None) -> Tensor:
+        """Embeddings of tokens (...,) -> (..., E); with `skip_start` the pooled image (..., E) replaces <start>."""
+        embedded = self.embed(tokens)
+        return image_for_start(embedded, tokens, first) if self.skip_start else embedded
+
+    def step_embedded(self, embedded: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor | None]:
+        """`step` from embeddings (N, E), which additive teacher forcing mixes."""
+        embedded = self.dropout(embedded)
+        state, context, weights = self._advance(embedded, state, memory)
+        return self._logits(state[0][-1], embedded, context), state, weights
+
+    def _advance(self, inputs: Tensor, state: State, memory: Memory) -> tuple[State, Tensor | None, Tensor | None]:
+        """One RNN step from inputs (N, E) -> the new state, attended context (N, P), attention weights (N, R)."""
+        context = weights = None
+        parts = [inputs]
+        if self.attention_kind == "soft":
+            context, weights = self.attention(state[0][-1], memory.keys, memory.values)
+            parts.append(context)
+        if memory.persist is not None:
+            parts.append(each_row(memory.persist, len(inputs)))
+        _, state = self.rnn(torch.cat(parts, 1).unsqueeze(1), state if len(state) > 1 else state[0])
+        state = state if isinstance(state, tuple) else (state,)
+        if self.attention_kind == "spatial":
+            context, weights = self.attention(state[0][-1], memory.keys, memory.values)
+        return state, context, weights
+
+    def _logits(self, hidden: Tensor, embedded: Tensor, context: Tensor | None) -> Tensor:
+        """Output layer: hidden (M, H), embedded (M, E) input words, context (M, P) -> (M, V)."""
+        return self.linear(self._output(hidden, embedded, context))
+
+    def _output(self, hidden: Tensor, embedded: Tensor, context: Tensor | None) -> Tensor:
+        """What the last layer reads: (M, H), of a deep output (M, E)."""
+        hidden = self.dropout(hidden)
+        if not self.deep_output:
+            return hidden
+        out = self.hidden_to_output(hidden if self.projection is None else self.projection(hidden))
+        if context is not None:
+            out = out + self.context_to_output(context) + embedded
+        return self.dropout(out)
+
+    # ---- whole sentences ----
+
+    def forward(
+        self, memory: Memory, tokens: Tensor, packing: Packing, row_image: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Teacher forcing over input tokens (N, T), of which `packing` names the real ones.
+
+        Row n is about image row_image[n] of `memory`. Returns logits (M, V) and attention weights (M, R) or None, token
+        j of either belonging to [packing.row[j], packing.time[j]]: no padding is computed.
+        """
+        *states, weights = self._read_images(memory, tokens, packing, row_image)
+        return self._logits(*states), weights
+
+    def outputs(
+        self, memory: Memory, tokens: Tensor, packing: Packing, row_image: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` up to the last layer, `linear`: what it reads, (M, H) or (M, E), instead of the logits."""
+        *states, weights = self._read_images(memory, tokens, packing, row_image)
+        return self._output(*states), weights
+
+    def read(self, memory: Memory, tokens: Tensor, packing: Packing) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`forward` with a memory whose rows are in `packing.order`; gives the last layer's states (M, H) too."""
+        *states, weights = self._read(memory, tokens, packing, self.start(memory))
+        return self._logits(*states), weights, states[0]
+
+    def _read_images(self, memory: Memory, tokens: Tensor, packing: Packing, row_image: Tensor) -> tuple:
+        rows = row_image[packing.order]
+        state = tuple(part.index_select(1, rows) for part in self.start(memory))  # once per image
+        return self._read(memory.select(rows), tokens, packing, state)
+
+    def _read(self, memory: Memory, tokens: Tensor, packing: Packing, state: State) -> tuple:
+        """Hidden states (M, H), embedded words (M, E), contexts (M, P) and attention weights (M, R), or None."""
+        first = memory.first.index_select(0, packing.rank) if self.skip_start else None
+        embedded = self.dropout(self.embed_words(tokens[packing.row, packing.time], first))  # (M, E)
+        if self.attention_kind == "soft":
+            attend = self._attend_lstm if self.rnn_arch == "LSTM" and self.num_layers == 1 else self._attend_steps
+            hidden, context, weights = attend(embedded, state, memory, packing)
+            return hidden, embedded, context, weights
+        inputs = embedded
+        if memory.persist is not None:
+            inputs = torch.cat([embedded, memory.persist.index_select(0, packing.rank)], 1)
+        hidden = self._recur(inputs, state, packing)
+        context = weights = None
+        if self.attention_kind == "spatial":
+            context, weights = self._attend_after(hidden, memory, packing)
+        return hidden, embedded, context, weights
+
+    def _recur(self, inputs: Tensor, state: State, packing: Packing) -> Tensor:
+        """The RNN over packed inputs (M, .) -> the last layer's hidden states (M, H)."""
+        device = inputs.device.type
+        if self.rnn_arch == "GRU" or device == "cuda" or torch.is_autocast_enabled(device):  # cuDNN is the fastest
+            sequence = nn.utils.rnn.PackedSequence(inputs, torch.tensor(packing.active))
+            return self.rnn(sequence, state if len(state) > 1 else state[0])[0].data
+        for layer, (hidden, cell) in enumerate(zip(*state)):
+            w_input, w_hidden, b_input, b_hidden = (getattr(self.rnn, f"{name}_l{layer}") for name in WEIGHTS)
+            if layer:
+                inputs = self.between(inputs)
+            inputs = lstm(linear(inputs, w_input, b_input + b_hidden), hidden, cell, w_hidden, packing)
+        return inputs
+
+    def _attend_lstm(self, embedded: Tensor, state: State, memory: Memory, packing: Packing) -> tuple[Tensor, ...]:
+        """Soft attention with one LSTM layer: what does not depend on the step is one product before the loop."""
+        E, P = self.embed_size, memory.values.shape[2]
+        w_embed, w_context, w_persist = self.rnn.weight_ih_l0.split([E, P, self.persist_size], 1)
+        inputs = linear(embedded, w_embed, self.rnn.bias_ih_l0 + self.rnn.bias_hh_l0)  # (M, 4H)
+        if memory.persist is not None:
+            inputs = inputs + (memory.persist @ w_persist.t()).index_select(0, packing.rank)
+        weights = {
+            "hidden": self.rnn.weight_hh_l0,
+            "context": w_context,
+            "query": self.attention.query.weight,
+            "score": self.attention.score.weight[0],
+            "gate": self.attention.gate.weight[0],
+            "gate_bias": self.attention.gate.bias,
+        }
+        hidden, cell = (part[0] for part in state)
+        return attention_lstm(inputs, hidden, cell, memory.keys, memory.values, weights, packing)
+
+    def _attend_steps(self, embedded: Tensor, state: State, memory: Memory, packing: Packing) -> tuple[Tensor, ...]:
+        """Soft attention with any recurrent layers, a step at a time."""
+        outputs = []
+        for inputs in embedded.split(packing.active):
+            n = len(inputs)
+            if n < len(memory):
+                memory, state = memory.first_rows(n), first_states(state, n)
+            state, context, weights = self._advance(inputs, state, memory)
+            outputs.append((state[0][-1], context, weights))
+        hidden, context, weights = (torch.cat(parts) for parts in zip(*outputs))
+        return hidden, context, weights
+
+    def _attend_after(self, hidden: Tensor, memory: Memory, packing: Packing) -> tuple[Tensor, Tensor]:
+        """Attention from hidden states (M, H) that do not depend on it, a step at a time to bound memory."""
+        parts = [
+            self.attention(h, memory.keys[: len(h)], memory.values[: len(h)]) for h in hidden.split(packing.active)
+        ]
+        context, weights = (torch.cat(part) for part in zip(*parts))
+        return context, weights

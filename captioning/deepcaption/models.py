@@ -1,0 +1,401 @@
+"""Model files of DeepCaption, read as they are and turned into this toolkit's.
+
+    if is_deepcaption_file(path):
+        contents = load(path)       # config, vocabulary, state, epoch, history: what checkpoint.load gives of our files
+
+A DeepCaption file is a pickle of state dicts, settings and a vocabulary object. It is read by torch's weights-only
+unpickler, to which the two classes expected in it are added as empty shells: a file that asks for anything else is
+refused, and nothing in it can run.
+
+Shapes: V vocabulary, E embedding, H hidden, D feature size.
+"""
+
+import os
+import struct
+import zipfile
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captioning import checkpoint
+from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
+from captioning.deepcaption.vocabularies import DeepCaptionVocabulary, from_deepcaption
+from captioning.encoder.deepcaption_networks import modern_names
+from captioning.encoder.encoder import ImageEncoder
+from captioning.encoder.factory import build_encoder
+from captioning.encoder.weights import load_weights
+from captioning.errors import UserError
+
+DECODER_NAMES = {
+    "embed.": "embed.",
+    "rnn.": "rnn.",
+    "lstm.": "rnn.",
+    "linear.": "linear.",
+    "init_h.": "init_h.",
+    "init_c.": "init_c.",
+    "projection.": "projection.",
+    "hidden_to_embeddings.": "hidden_to_output.",
+    "embed_output.": "embed_output.",
+    "extractors.": "extractors.",
+}
+ENCODER_NAMES = {
+    "linear.": "image.linear.",
+    "bn.": "image.bn.",
+    "resnet.": "extractors.0.extractor.",
+    "extractors.": "extractors.",
+}
+HIERARCHICAL_NAMES = {
+    "sentence_rnn.": "sentence_rnn.",
+    "sentence_lstm.": "sentence_rnn.",
+    "linear_stopping.": "linear_stopping.",
+    "linear1.": "linear1.",
+    "linear2.": "linear2.",
+    "coupling_unit.": "coupling_unit.",
+}
+WORD_DECODER = "word_decoder."
+RESNET_PARTS = {
+    "0.": "conv1.",
+    "1.": "bn1.",
+    "4.": "layer1.",
+    "5.": "layer2.",
+    "6.": "layer3.",
+    "7.": "layer4.",
+}
+ATTENTION = (
+    "is a DeepCaption model with attention, whose files differ between its versions: train it anew (--attention)"
+)
+
+
+@dataclass(frozen=True)
+class OldEncoder:
+    """name: our encoder of the same numbers. parts: beginnings of its tensors' names in DeepCaption's files, and ours.
+
+    last: a linear layer after what our encoder gives, to be folded into the layer that reads the features.
+    """
+
+    name: str
+    parts: dict[str, str] = field(default_factory=lambda: {"": ""})
+    last: str = ""
+
+
+ENCODERS = {
+    "resnet152": OldEncoder("resnet152", RESNET_PARTS),
+    "alexnet": OldEncoder("alexnet-flat"),
+    "densenet201": OldEncoder("densenet201-flat"),
+    "vgg16": OldEncoder("vgg16", last="classifier.6."),
+    "inceptionv3": OldEncoder("inceptionv3", last="fc."),
+}
+
+
+class Features(NamedTuple):
+    """Stands in for DeepCaption's class of the same name: lists of feature files and of encoders."""
+
+    external: list
+    internal: list
+
+
+class _Type:
+    """Stands in for numpy.dtype: takes its code ("i8") and state, does nothing."""
+
+    def __init__(self, code="", *rest):
+        self.code = code
+
+    def __setstate__(self, state):
+        pass
+
+
+def _number(kind: _Type, data: bytes):
+    """Stands in for numpy's way to pickle a single number."""
+    formats = {"i4": "<i", "i8": "<q", "f4": "<f", "f8": "<d", "b1": "<?"}
+    return struct.unpack(formats[kind.code], data)[0]
+
+
+# The class moved between modules over the years; numpy's names are those of its numbers.
+STAND_INS = [
+    *((Features, f"{module}.Features") for module in ("model.encoder_decoder", "model", "__main__")),
+    *((DeepCaptionVocabulary, f"{module}.Vocabulary") for module in ("vocabulary", "build_vocab", "__main__")),
+    *((_number, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
+    (_Type, "numpy.dtype"),
+]
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's files before 1.6, which are no zip archives
+
+
+def is_deepcaption_file(path) -> bool:
+    """Whether `path` looks like a model file of DeepCaption: cheap, and never wrong about our own files."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(LEGACY_START)) == LEGACY_START:
+                return True
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            pickled = archive.read(name)
+    except Exception:  # missing, damaged or of another kind: checkpoint.load says which
+        return False
+    ours, *theirs = (struct.pack("<cI", b"X", len(key)) + key for key in (b"captioner", b"encoder", b"decoder"))
+    return ours not in pickled and all(key in pickled for key in theirs)
+
+
+def read(path) -> dict:
+    """What is in the file: DeepCaption's own names, tensors on the CPU. Raises UserError where it is damaged."""
+    if zipfile.is_zipfile(path):
+        checkpoint.verify(path)
+    try:
+        with torch.serialization.safe_globals(STAND_INS):
+            old = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged and hostile files raise errors of many kinds
+        text = str(error)
+        asked = text.split("GLOBAL ")[1].split()[0] if "GLOBAL " in text else ""
+        reason = f"it asks for {asked}, which no model needs" if asked else type(error).__name__
+        raise UserError(f"model file {path} is damaged or no file of DeepCaption: {reason}") from error
+    if not isinstance(old, dict) or not all(isinstance(old.get(part), dict) for part in ("encoder", "decoder")):
+        raise UserError(f"{path} is not a model file of this toolkit or of DeepCaption")
+    return old
+
+
+def load(path, vocabulary: dict | None = None) -> dict:
+    """The contents of a DeepCaption file as `checkpoint.load` gives them of a file of ours.
+
+    `config`, `vocabulary`, `state`, `epoch`, `history` (command lines), `made_by` "DeepCaption". vocabulary: for files
+    of 2018 that hold none. Raises UserError, naming the file, for what cannot be read.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder, not a model file")
+    old = read(path)
+    try:
+        return convert(old, path, vocabulary)
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"model file {path}: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
+        raise UserError(f"model file {path} of DeepCaption cannot be read: {reason}") from error
+
+
+def convert(old: dict, path, vocabulary: dict | None = None) -> dict:
+    """`load` from what `read` gave; `path` names the file in errors."""
+    if old.get("attention"):
+        raise UserError(f"model file {path} {ATTENTION}")
+    if old.get("vocab") is not None:
+        vocabulary = from_deepcaption(old["vocab"])
+    if vocabulary is None:
+        raise UserError(
+            f"model file {path} of DeepCaption holds no vocabulary: name the one it was trained with (--vocab)"
+        )
+    words, over_them = old["decoder"], {}
+    if old.get("hierarchical_model"):
+        words, over_them = split_paragraphs(old["decoder"], path)
+    state = renamed(words, DECODER_NAMES, path)
+    image = renamed(old["encoder"], ENCODER_NAMES, path)
+    size, embed_size = state["embed.weight"].shape
+    words_known = len(vocabulary["words"])
+    if words_known != size:
+        raise UserError(f"model file {path}: its vocabulary has {words_known} words, its weights are for {size}")
+    total = image["image.linear.weight"].shape[1]
+    total_persist = state["rnn.weight_ih_l0"].shape[1] - embed_size
+    initial = FeatureGroup.of(old.get("features", "resnet152"), image, total, path)
+    persist = FeatureGroup.of(old.get("persist_features", ""), state, total_persist, path)
+    state = without(state, "extractors.")
+    if old.get("rnn_hidden_init"):  # a GRU has no cell, though its file has weights for one
+        state = without(state, "init_c.") if rnn_arch(old) == "GRU" else state
+        for name in [name for name in state if name.startswith("init_") and name.endswith(".weight")]:
+            initial.fold(state, name, name.replace("weight", "bias"))
+    else:
+        image = without(image, "extractors.")
+        initial.fold(image, "image.linear.weight", "image.linear.bias")
+        state |= image | {"image.bn.num_batches_tracked": image.get("image.bn.num_batches_tracked", torch.tensor(0))}
+    persist.fold(state, "rnn.weight_ih_l0", "rnn.bias_ih_l0", start=embed_size)
+    config = config_of(old, state, initial, persist, shared=share_embeddings(state))
+    if over_them:
+        config.paragraphs = paragraphs_of(old, state, over_them)
+        state = {paragraph_name(name): value for name, value in state.items()} | over_them
+    state = {f"decoder.{name}": value.contiguous() for name, value in state.items()}
+    for index, extractor in enumerate(initial.extractors + persist.extractors):
+        if extractor is not None:
+            state |= {f"extractors.{index}.{name}": value for name, value in extractor.state_dict().items()}
+    return {
+        "format": checkpoint.FORMAT,
+        "made_by": "DeepCaption",
+        "config": config.to_dict(),
+        "vocabulary": vocabulary,
+        "state": state,
+        "epoch": int(old.get("epoch") or 0),
+        "history": [str(command) for command in old.get("command_history") or []],
+    }
+
+
+def split_paragraphs(decoder: dict, path) -> tuple[dict, dict[str, Tensor]]:
+    """The tensors of a hierarchical decoder: those of its word decoder by their own names, and the others by ours."""
+    words = {name[len(WORD_DECODER) :]: value for name, value in decoder.items() if name.startswith(WORD_DECODER)}
+    return words, renamed(without(decoder, WORD_DECODER), HIERARCHICAL_NAMES, path)
+
+
+def paragraph_name(name: str) -> str:
+    """Where a tensor of a flat decoder stands in a hierarchical one, whose sentence RNN reads the image."""
+    return f"pooling.{name[len('image.') :]}" if name.startswith("image.") else WORD_DECODER + name
+
+
+def paragraphs_of(old: dict, state: dict[str, Tensor], over_them: dict[str, Tensor]) -> ParagraphConfig:
+    """`pooling_size` is not in the file: the layer that reads the image has it."""
+    return ParagraphConfig(
+        pooling_size=state["image.linear.weight"].shape[0],
+        fc_size=over_them["linear1.weight"].shape[0],
+        max_sentences=int(old.get("max_sentences") or 6),
+        dropout_stopping=float(old.get("dropout_stopping") or 0),
+        dropout_fc=float(old.get("dropout_fc") or 0),
+        coherent_sentences=any(name.startswith("coupling_unit.") for name in over_them),
+        coupling_alpha=float(old.get("coupling_alpha", 1.0)),
+        coupling_beta=float(old.get("coupling_beta", 1.5)),
+    )
+
+
+def config_of(
+    old: dict, state: dict[str, Tensor], initial: "FeatureGroup", persist: "FeatureGroup", shared: bool
+) -> ModelConfig:
+    """Sizes as the weights have them, the rest as the file says; oldest files say little."""
+    return ModelConfig(
+        features=initial.specs,
+        persist_features=persist.specs,
+        embed_size=state["embed.weight"].shape[1],
+        hidden_size=state["rnn.weight_hh_l0"].shape[1],
+        num_layers=sum(name.startswith("rnn.weight_hh_l") for name in state),
+        rnn_arch=rnn_arch(old),
+        rnn_hidden_init=old.get("rnn_hidden_init") or None,
+        dropout=float(old.get("dropout") or 0),
+        encoder_dropout=float(old.get("encoder_dropout") or 0),
+        encoder_non_lin=bool(old.get("encoder_non_lin")),
+        share_embedding_weights=shared,
+        projection=shared,
+        skip_start_token=bool(old.get("skip_start_token")),
+        encoder_in_file=any(initial.extractors + persist.extractors),
+    )
+
+
+def rnn_arch(old: dict) -> str:
+    return (old.get("rnn_arch") or "LSTM").upper()
+
+
+def renamed(tensors: dict, names: dict[str, str], path) -> dict[str, Tensor]:
+    """Tensors under our names. Raises UserError for one whose beginning `names` does not have."""
+    new = {}
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"model file {path}: {name} is no tensor")
+        begin = next((begin for begin in names if name.startswith(begin)), None)
+        if begin is None:
+            raise UserError(f"model file {path} of DeepCaption has a tensor {name!r}, which is not known here")
+        new[names[begin] + name[len(begin) :]] = value
+    return new
+
+
+def without(tensors: dict[str, Tensor], begin: str) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if not name.startswith(begin)}
+
+
+def share_embeddings(state: dict[str, Tensor]) -> bool:
+    """Bring the output layer of shared embeddings, if there is one, into our form; whether it is still shared.
+
+    On a GPU DeepCaption's two matrices came apart in training, each learning for itself: then the layers behind the
+    hidden state are a single linear one, and become that.
+    """
+    if "embed_output.weight" not in state:
+        return False
+    output = state.pop("embed_output.weight").t()  # V x E; its bias was never used
+    state.pop("embed_output.bias", None)
+    if torch.equal(output, state["embed.weight"]):
+        state |= {"linear.weight": state["embed.weight"], "linear.bias": output.new_zeros(len(output))}
+        return True
+    weight, bias = output.double(), output.new_zeros(len(output)).double()
+    for layer in ("hidden_to_output", "projection"):
+        bias = bias + weight @ state.pop(f"{layer}.bias").double()
+        weight = weight @ state.pop(f"{layer}.weight").double()
+    state |= {"linear.weight": weight.float(), "linear.bias": bias.float()}
+    return False
+
+
+@dataclass
+class FeatureGroup:
+    """The features of `--features` or of `--persist_features`, in the order in which they are concatenated.
+
+    extractors: of each its encoder, or None where it comes from a file. layers: of each the size that DeepCaption's
+    weights expect and the linear layer (weight, bias) to fold into them, or None.
+    """
+
+    specs: list[FeatureSpec]
+    extractors: list[ImageEncoder | None]
+    layers: list[tuple[int, tuple[Tensor, Tensor] | None]]
+
+    @classmethod
+    def of(cls, features, tensors: dict[str, Tensor], total: int, path) -> "FeatureGroup":
+        """features: what the file says; tensors: with those of the encoders; total: D of all features together."""
+        group = cls([], [], [])
+        external, internal = feature_names(features)
+        for index, name in enumerate(internal):
+            prefix = f"extractors.{index}.extractor."
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            group.add_encoder(name, own, path)
+        rest = total - sum(size for size, _ in group.layers)
+        if rest < 0 or bool(rest) != bool(external):
+            names = ", ".join([*internal, *external]) or "nothing"
+            raise UserError(f"model file {path}: its features ({names}) do not have the {total} numbers of its weights")
+        # of several files only the sum is known: the first stands for all until the files are opened
+        for index, name in enumerate(external):
+            size = rest if index == 0 else 0
+            group.specs.append(FeatureSpec(name, (size,), True))
+            group.extractors.append(None)
+            group.layers.append((size, None))
+        return group
+
+    def add_encoder(self, name: str, tensors: dict[str, Tensor], path) -> None:
+        if name.endswith("-conv"):
+            raise UserError(f"model file {path} {ATTENTION}")
+        old = ENCODERS.get(name, OldEncoder(name))
+        extractor = build_encoder(old.name, pretrained=False)
+        size, layer = extractor.dim, None
+        if old.last:
+            layer = tensors[f"{old.last}weight"].double(), tensors[f"{old.last}bias"].double()
+            size = len(layer[1])
+        begins = [(theirs, ours) for theirs, ours in old.parts.items()]
+        own = {
+            ours + key[len(theirs) :]: value
+            for key, value in modern_names(tensors).items()
+            for theirs, ours in begins
+            if key.startswith(theirs)
+        }
+        load_weights(extractor.network, own, path)
+        provenance = {
+            "extractor": old.name,
+            "weights_sha256": extractor.weights_sha256,
+            "transform": extractor.transform,
+        }
+        self.specs.append(FeatureSpec(old.name, (extractor.dim,), False, {**provenance, "feature_type": "plain"}))
+        self.extractors.append(extractor)
+        self.layers.append((size, layer))
+
+    def fold(self, state: dict[str, Tensor], weight: str, bias: str, start: int = 0) -> None:
+        """Give the layer `weight` (O, start + D), `bias` (O,) of `state` the linear layers that encoders ended in."""
+        if not any(layer for _, layer in self.layers):
+            return
+        old, new_bias = state[weight].double(), state[bias].double()
+        parts = [old[:, :start]]
+        for size, layer in self.layers:
+            part = old[:, start : start + size]
+            if layer is not None:
+                new_bias = new_bias + part @ layer[1]
+                part = part @ layer[0]
+            parts.append(part)
+            start += size
+        state |= {weight: torch.cat(parts, 1).float(), bias: new_bias.float()}
+
+
+def feature_names(features) -> tuple[list[str], list[str]]:
+    """(files, encoders) of the pair that newer files hold, or of the comma-separated text of the oldest."""
+    if isinstance(features, str):
+        names = [name.strip() for name in features.split(",") if name.strip()]
+        return [n for n in names if os.path.splitext(n)[1]], [n for n in names if not os.path.splitext(n)[1]]
+    external, internal = features
+    if not all(isinstance(name, str) for name in [*external, *internal]):
+        raise ValueError("names of features are no text")
+    return list(external), list(internal)

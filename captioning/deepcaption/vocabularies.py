@@ -1,0 +1,52 @@
+"""DeepCaption's vocabulary pickles, read without running what is in them."""
+
+import io
+import pickle
+
+from captioning.errors import UserError
+from captioning.text.tokens import SPECIALS
+
+
+class DeepCaptionVocabulary:
+    """Takes the attributes of DeepCaption's pickled vocabulary.Vocabulary; has no behaviour of its own."""
+
+
+class _Reader(pickle.Unpickler):
+    """Builds plain types and DeepCaptionVocabulary only: a pickle that names any other class or function is refused."""
+
+    def find_class(self, module: str, name: str):
+        if (module, name) == ("vocabulary", "Vocabulary"):
+            return DeepCaptionVocabulary
+        raise UserError(f"the pickle asks for {module}.{name}: only plain vocabularies are read")
+
+
+def read_pickle(data: bytes):
+    """The plain object in a vocabulary pickle. Raises UserError for a damaged one or one that builds a class."""
+    try:
+        return _Reader(io.BytesIO(data)).load()
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle may raise nearly anything
+        raise UserError(f"vocabulary: not a readable pickle ({type(error).__name__}: {error})") from error
+
+
+def from_deepcaption(state: DeepCaptionVocabulary) -> dict:
+    """Arguments of Vocabulary() from `word2idx`, and `metadata` and `freq` (by word or id) where they are there."""
+    ids, metadata, freq = (getattr(state, name, None) or {} for name in ("word2idx", "metadata", "freq"))
+    if not all(isinstance(table, dict) for table in (ids, metadata, freq)):
+        raise UserError("vocabulary: the DeepCaption pickle has no readable word table")
+    words = sorted(ids, key=lambda word: (type(ids[word]).__name__, ids[word]))
+    if not words or [ids[word] for word in words] != list(range(len(words))):
+        raise UserError("vocabulary: the ids in the DeepCaption pickle are not 0, 1, 2, ...")
+    if words[: len(SPECIALS)] != list(SPECIALS):
+        raise UserError(f"vocabulary: the first words must be {' '.join(SPECIALS)}, not {words[:4]}")
+    counts = [freq.get(word, freq.get(i, 0)) for i, word in enumerate(words)] if freq else None
+    plain = not metadata.get("no_tokenize", False)  # without tokenising it did not lower-case either
+    return {
+        "words": words,
+        "counts": counts,
+        "tokenizer": "treebank" if plain else "whitespace",
+        "lowercase": plain,
+        "threshold": metadata.get("vocab_threshold", 0),
+        "dataset": metadata.get("dataset", ""),
+    }

@@ -1,0 +1,119 @@
+"""The device to compute on, and the processes that torchrun starts."""
+
+import os
+from datetime import timedelta
+
+import torch
+from torch import Tensor, nn
+
+from captioning.errors import UserError
+
+
+def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
+    """The device named, or the best there is: CUDA, then Apple's MPS, then the CPU.
+
+    Raises UserError where it is not there.
+    """
+    if cpu:
+        return torch.device("cpu")
+    if name is None:
+        if torch.cuda.is_available():
+            local = int(os.environ.get("LOCAL_RANK", 0))
+            return torch.device("cuda", local % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def start_processes(device: torch.device) -> torch.device:
+    """Join the other processes where torchrun started this one; otherwise nothing."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+        # the others wait while the first one validates, which can take longer than the default of ten minutes
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+    return device
+
+
+def from_main(work):
+    """What `work()`, run in the first process alone, returned: in every process. Plain values, sent by pickling.
+
+    A UserError of it is raised in the first process; the others end with its exit status.
+    """
+    if process()[1] == 1:
+        return work()
+    box: list = [None, False]
+    error = None
+    if is_main():
+        try:
+            box[0] = work()
+        except UserError as problem:
+            box[1], error = True, problem
+    torch.distributed.broadcast_object_list(box)
+    if error is not None:
+        raise error
+    if box[1]:
+        raise SystemExit(2)
+    return box[0]
+
+
+def to_main(value) -> list:
+    """The `value` of every process in the first one, by rank; an empty list in the others. All must call it."""
+    rank, count = process()
+    if count == 1:
+        return [value]
+    values = [None] * count if rank == 0 else None
+    torch.distributed.gather_object(value, values)
+    return values or []
+
+
+def end_processes() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def process() -> tuple[int, int]:
+    """This process' number and how many there are."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return process()[0] == 0
+
+
+def wait_for_all() -> None:
+    """Return once every process is here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def share_of_tokens(tokens: int, device) -> Tensor | float:
+    """This process' part of the tokens of all: a batch over several processes has the gradient of one large batch."""
+    if not torch.distributed.is_initialized():
+        return 1.0
+    count = torch.tensor(float(tokens), device=device)
+    torch.distributed.all_reduce(count)
+    return tokens / count
+
+
+def sum_gradients(parameters: list[nn.Parameter]) -> None:
+    """Add up the gradients of all processes, in one message."""
+    if not torch.distributed.is_initialized():
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+        parameter.grad = part.view_as(parameter)
+
+
+def autocast(device: torch.device, amp: str):
+    return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")

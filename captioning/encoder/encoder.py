@@ -1,0 +1,124 @@
+"""The image encoder: a network that normalises its own pixels, frozen or with its last blocks training."""
+
+import hashlib
+import threading
+
+import torch
+from torch import Tensor, nn
+
+from captioning.errors import UserError
+from captioning.fast.convolutions import fold_batch_norms, fuse_convolutions
+
+CHUNK = 4  # images that a CPU encodes at a time: more at once run out of its cache and are slower
+MAKING = threading.Lock()  # several threads may call an encoder (side_by_side.py); one makes its fast network
+
+
+class ImageEncoder(nn.Module):
+    """An encoder that normalises its pixels itself: (B,3,H,W) uint8 or float 0..255 -> (B,D) or (B,D,h,w) float32.
+
+    `name`; `dim` = D; `spatial`; `grid` = (h,w) or None; `transform`, the dict that image_transform() and the
+    normalisation are made of; `weights_sha256`. It starts frozen: without gradients, in eval mode also after train().
+    It is run with the batch norms of its frozen parts folded into the convolutions. Maps come in channels-last memory
+    where the network allows, so that flattening them to (B,h*w,D) copies nothing.
+    """
+
+    def __init__(
+        self, name: str, network: nn.Module, transform: dict, shape: tuple, order: list[str], blocks: list[str]
+    ):
+        super().__init__()
+        self.name, self.transform = name, transform
+        self.dim, self.spatial = shape[0], len(shape) == 3
+        self.grid = tuple(shape[1:]) if self.spatial else None
+        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.frozen = True
+        self.blocks = blocks  # names of the network's parts that unfreeze() counts, first to last
+        self._order = order  # names in the state dict, in the order of the network's definition
+        self._folded: list[nn.Module] = []  # in a list, so that it is no submodule with weights to save
+        self._made_for: tuple | None = None  # the size of the images that `_folded` is for, None for any
+        for key in ("mean", "std"):
+            self.register_buffer(key, 255 * torch.tensor(transform[key]).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what it makes from one image: (D,), or (D,h,w) for a spatial map."""
+        return (self.dim, *self.grid) if self.spatial else (self.dim,)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B,3,H,W) -> (B,D) or (B,D,h,w), float32."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            count = -(-len(pixels) // CHUNK) if pixels.device.type == "cpu" else 1
+            chunks = pixels.tensor_split(max(count, 1))
+            network = self._fast_network(chunks[0])
+            parts = [network(self._normalise(chunk)).float() for chunk in chunks]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _fast_network(self, pixels: Tensor) -> nn.Module:
+        """The network with folded batch norms, on a CPU also with fused convolutions, made for images of this size."""
+        cpu = pixels.device.type == "cpu"
+        fused = cpu and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+        made_for = pixels.shape[2:] if fused else None
+        with MAKING:
+            if not self._folded or made_for != self._made_for:
+                self._folded.clear()
+                example = self._normalise(pixels)
+                network = fold_batch_norms(self.network, example)
+                self._folded.append(fuse_convolutions(network, example) if fused else network)
+                self._made_for = made_for
+            return self._folded[0]
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(self.mean.dtype)  # channel by channel: three numbers at a time would be slow
+        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> "ImageEncoder":
+        """The network stays in eval mode, frozen or not: batches are too small for new batch norm statistics."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def freeze(self) -> None:
+        self.network.requires_grad_(False)
+        self.frozen = True
+        self._folded.clear()
+
+    def unfreeze(self, last: int | None = None) -> int:
+        """Make the last `last` blocks (residual blocks, stages, layers; None = the whole network) trainable.
+
+        Returns the number of weights that will train. Raises UserError where there are not that many blocks.
+        """
+        if last is not None and not 1 <= last <= len(self.blocks):
+            raise UserError(f"{self.name} has {len(self.blocks)} blocks: cannot fine-tune the last {last}")
+        self.network.requires_grad_(False)
+        for block in self.blocks[-last:] if last else [""]:
+            self.network.get_submodule(block).requires_grad_(True)
+        self.frozen = False
+        self._folded.clear()
+        return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 over the tensors that the output depends on, in the order of the network's definition.
+
+        Of each: its shape as text ("64,3,7,7;"), then its values as little-endian float32 in C order. Names, the last
+        classifier layer and counters of batches do not enter, nor does folding, so that the same weights give the same
+        hash from whatever file they came.
+        """
+        digest = hashlib.sha256()
+        state = self.network.state_dict()
+        for key in self._order:
+            if not key.endswith("num_batches_tracked"):
+                digest.update((",".join(map(str, state[key].shape)) + ";").encode())
+                values = state[key].detach().to("cpu", torch.float32).contiguous()
+                digest.update(values.numpy().astype("<f4", copy=False))
+        return digest.hexdigest()
+
+    def __getstate__(self) -> dict:  # oneDNN's weights cannot be copied
+        return {**super().__getstate__(), "_folded": []}
+
+    def _apply(self, fn, recurse=True):  # .to(device) and the like: the folded copy is made anew there
+        self._folded.clear()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._folded.clear()
+        super()._load_from_state_dict(*args, **kwargs)

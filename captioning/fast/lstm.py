@@ -1,0 +1,238 @@
+"""LSTMs over whole sentences, with and without attention, as one autograd function each; the layout they work on.
+
+Run step by step under autograd, each step's weight gradient is a product of its own and each slice of the image's
+regions a zero-filled tensor. Here the rows of a batch are sorted by length so that finished rows leave the loop, all
+steps write into shared buffers, and every weight gradient is a single product at the end.
+
+tanh takes twenty times as long as the additions around it on a CPU. Of the cell it is written as 2 sigmoid(2x) - 1. Of
+the attention scores it is 1 - 2 r with r = 1 / (1 + exp(2k) exp(2q)): the exponentials of the keys k are taken once a
+batch, those of the queries q once a step, and what is left per region is a product, a sum and a reciprocal. That is
+exact as long as no key is beyond 20, where tanh has reached 1 in double precision too: a query beyond 40 may then be
+taken for 40. With larger keys (a training that diverges) and on a GPU, r is sigmoid(-2 (k + q)).
+
+Shapes: N rows, T steps, M real tokens, R regions, A attention, P projected region, H hidden.
+"""
+
+import torch
+from torch import Tensor
+
+from captioning.fast.linear import packed, product, weight_gradient
+from captioning.rows import Packing
+
+LARGEST_KEY, LARGEST_QUERY = 20.0, 40.0  # see above; the product of their exponentials stays finite
+
+
+def lstm(inputs: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, packing: Packing) -> Tensor:
+    """One LSTM layer over every step of a batch (Hochreiter and Schmidhuber 1997, with forget gates).
+
+    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. hidden, cell (N, H): rows in
+    `packing.order`. weight (4H, H): of the hidden state. Returns packed hidden states (M, H).
+    """
+    return _LSTM.apply(inputs, hidden, cell, weight, packing)
+
+
+def tanh_(x: Tensor) -> Tensor:
+    """tanh of x in place; see above."""
+    return x.mul_(2).sigmoid_().mul_(2).sub_(1) if x.device.type == "cpu" else x.tanh_()
+
+
+def advance_cell(gates: Tensor, cell: Tensor, cell_out: Tensor, tanh_out: Tensor, hidden_out: Tensor) -> None:
+    """An LSTM's element-wise part: gates (n, 4H) become the activated ones in place; the other outputs are (n, H)."""
+    H = cell.shape[1]
+    if gates.device.type == "cpu":
+        g = gates[:, 2 * H : 3 * H].mul_(2)
+        gates.sigmoid_()
+        g.mul_(2).sub_(1)
+    else:
+        gates[:, : 2 * H].sigmoid_()
+        gates[:, 2 * H : 3 * H].tanh_()
+        gates[:, 3 * H :].sigmoid_()
+    i, f, g, o = gates.chunk(4, 1)
+    torch.mul(f, cell, out=cell_out).addcmul_(i, g)
+    tanh_(tanh_out.copy_(cell_out))
+    torch.mul(o, tanh_out, out=hidden_out)
+
+
+def cell_gradients(
+    gates: Tensor, cell_in: Tensor, tanh_cell: Tensor, grad_h: Tensor, grad_c: Tensor, out: Tensor
+) -> None:
+    """Gradients of the gates before activation into out (n, 4H), from those of the new state; grad_c (n, H) becomes the
+    gradient of the cell before. gates: activated.
+    """
+    i, f, g, o = gates.chunk(4, 1)
+    H = i.shape[1]
+    d_o = grad_h * o
+    grad_c.add_(d_o.addcmul_(d_o * tanh_cell, tanh_cell, value=-1))
+    slope = torch.addcmul(gates, gates, gates, value=-1)  # s (1 - s); of g it is computed below
+    torch.mul(grad_c, g, out=out[:, :H])
+    torch.mul(grad_c, cell_in, out=out[:, H : 2 * H])
+    torch.mul(grad_c, i, out=out[:, 2 * H : 3 * H])
+    torch.mul(grad_h, tanh_cell, out=out[:, 3 * H :])
+    slope[:, 2 * H : 3 * H] = 1 - g * g
+    out.mul_(slope)
+    grad_c.mul_(f)
+
+
+class _LSTM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, inputs, hidden, cell, weight, packing):
+        gates = inputs.clone()  # becomes the activated gates
+        hidden_out, hidden_in, cells_in, cells, tanhs = (
+            inputs.new_empty(inputs.shape[0], hidden.shape[1]) for _ in range(5)
+        )
+        of_hidden = packed(weight)
+        for start, n in zip(packing.starts(), packing.active):
+            now = slice(start, start + n)
+            hidden_in[now], cells_in[now] = hidden[:n], cell[:n]
+            gate = gates[now].add_(product(hidden_in[now], of_hidden))
+            advance_cell(gate, cells_in[now], cells[now], tanhs[now], hidden_out[now])
+            hidden, cell = hidden_out[now], cells[now]
+        ctx.packing = packing
+        ctx.save_for_backward(weight, gates, hidden_in, cells_in, tanhs)
+        return hidden_out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_hidden):
+        weight, gates, hidden_in, cells_in, tanhs = ctx.saved_tensors
+        active = ctx.packing.active
+        grads = torch.empty_like(gates)
+        grad_h, grad_c = (gates.new_zeros(active[0], hidden_in.shape[1]) for _ in range(2))
+        to_hidden = packed(weight.t())
+        for start, n in reversed(list(zip(ctx.packing.starts(), active))):
+            now = slice(start, start + n)
+            dh = grad_h[:n].add_(grad_hidden[now])
+            cell_gradients(gates[now], cells_in[now], tanhs[now], dh, grad_c[:n], out=grads[now])
+            grad_h[:n] = product(grads[now], to_hidden)
+        return grads, grad_h, grad_c, weight_gradient(grads, hidden_in), None
+
+
+def attention_lstm(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    weights: dict[str, Tensor],
+    packing: Packing,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LSTM with soft attention over every step of a batch (Xu et al. 2015, eqs. 1 to 5 and section 4.2.1).
+
+    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. hidden, cell (N, H),
+    keys (N, R, A), values (N, R, P): rows in `packing.order`. weights: hidden (4H, H), context (4H, P), query (A, H),
+    score (A,), gate (H,), gate_bias (1,).
+    Returns packed hidden states (M, H), gated contexts (M, P) and attention weights (M, R).
+    """
+    w = weights
+    tensors = [inputs, hidden, cell, keys, values, w["hidden"], w["query"], w["gate"]]
+    tensors += [w["context"], w["score"], w["gate_bias"]]
+    with torch.autocast(inputs.device.type, enabled=False):  # under mixed precision the recurrence stays in one type
+        return _AttentionLSTM.apply(*(x.to(w["hidden"].dtype).contiguous() for x in tensors), packing)
+
+
+class _AttentionLSTM(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, inputs, hidden, cell, keys, values, w_hidden, w_query, w_gate, w_context, score, gate_bias, packing
+    ):
+        H, A, R, P = hidden.shape[1], keys.shape[2], keys.shape[1], values.shape[2]
+        M = inputs.shape[0]
+        gates = inputs.clone()  # becomes the activated gates
+        hidden_out, hidden_in, cells_in, cells, tanhs = (inputs.new_empty(M, H) for _ in range(5))
+        contexts, gated = (inputs.new_empty(M, P) for _ in range(2))
+        attention, betas, queries = inputs.new_empty(M, R), inputs.new_empty(M, 1), inputs.new_empty(M, A)
+        w_query = torch.cat([w_query, w_gate.unsqueeze(0)])  # (A + 1, H)
+        of_hidden, of_context = packed(torch.cat([w_hidden, w_query])), packed(w_context)  # one product each a step
+        key_powers, scratch = double_exponential(keys), torch.empty_like(keys)
+        ctx.powers = key_powers is not None
+        key_terms = key_powers if ctx.powers else keys
+        minus_score = -2 * score
+        for start, n in zip(packing.starts(), packing.active):
+            now = slice(start, start + n)
+            hidden_in[now], cells_in[now] = hidden[:n], cell[:n]
+            from_hidden = product(hidden_in[now], of_hidden)  # (n, 4H + A + 1)
+            queries[now] = from_hidden[:, 4 * H : 4 * H + A]
+            r = reciprocals(key_terms[:n], queries[now].unsqueeze(1), ctx.powers, scratch[:n])
+            # what is missing to the scores is the same for all regions
+            torch.softmax((r.view(-1, A) @ minus_score).view(n, R), 1, out=attention[now])
+            torch.bmm(attention[now].unsqueeze(1), values[:n], out=contexts[now].unsqueeze(1))
+            torch.sigmoid(from_hidden[:, -1:] + gate_bias, out=betas[now])
+            torch.mul(contexts[now], betas[now], out=gated[now])
+            gate = gates[now].add_(from_hidden[:, : 4 * H]).add_(product(gated[now], of_context))
+            advance_cell(gate, cells_in[now], cells[now], tanhs[now], hidden_out[now])
+            hidden, cell = hidden_out[now], cells[now]
+        ctx.packing = packing
+        buffers = (gates, hidden_in, cells_in, tanhs, contexts, gated, attention, betas, queries)
+        ctx.save_for_backward(key_terms, values, w_hidden, w_query, w_context, score, *buffers)
+        return hidden_out, gated, attention
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_hidden, grad_gated, grad_attention):
+        key_terms, values, w_hidden, w_query, w_context, score, *buffers = ctx.saved_tensors
+        gates, hidden_in, cells_in, tanhs, contexts, gated, attention, betas, queries = buffers
+        packing = ctx.packing
+        N, R, A = key_terms.shape
+        H, P, T = hidden_in.shape[1], values.shape[2], len(packing.active)
+        to_hidden, to_query, to_context = packed(w_hidden.t()), packed(w_query.t()), packed(w_context.t())
+        grad_gates, grad_queries = torch.empty_like(gates), gates.new_empty(len(gates), A + 1)  # the last one of beta
+        # Per row and step, for the regions' gradient as one product over time at the end.
+        attention_by_row, context_by_row = gates.new_zeros(N, T, R), gates.new_zeros(N, T, P)
+        grad_keys, grad_score = torch.zeros_like(key_terms), torch.zeros_like(score)
+        grad_h, grad_c = gates.new_zeros(N, H), gates.new_zeros(N, H)
+        scratch, slopes = torch.empty_like(key_terms), torch.empty_like(key_terms)
+        for t, (start, n) in reversed(list(enumerate(zip(packing.starts(), packing.active)))):
+            now = slice(start, start + n)
+            grads, of_query = grad_gates[now], grad_queries[now]
+            dh = grad_h[:n].add_(grad_hidden[now])
+            cell_gradients(gates[now], cells_in[now], tanhs[now], dh, grad_c[:n], out=grads)
+            dz = product(grads, to_context).add_(grad_gated[now])  # (n, P)
+            beta = betas[now]
+            of_query[:, A:] = (dz * contexts[now]).sum(1, keepdim=True) * beta * (1 - beta)
+            dcontext = torch.mul(dz, beta, out=context_by_row[:n, t])
+            weights = attention[now]
+            attention_by_row[:n, t] = weights
+            dweights = torch.bmm(dcontext.unsqueeze(1), values[:n].transpose(1, 2)).squeeze(1) + grad_attention[now]
+            dscores = weights * (dweights - (weights * dweights).sum(1, keepdim=True))  # (n, R)
+            # computed again: cheaper than keeping (N, R, A) numbers of every step
+            r = reciprocals(key_terms[:n], queries[now].unsqueeze(1), ctx.powers, scratch[:n])
+            grad_score.addmv_(r.view(-1, A).t(), dscores.reshape(-1), alpha=-2)
+            slope = torch.addcmul(r, r, r, value=-1, out=slopes[:n])  # a quarter of 1 - tanh^2
+            grad_keys[:n].addcmul_(slope, dscores.unsqueeze(2))
+            torch.mul(torch.bmm(dscores.unsqueeze(1), slope).squeeze(1), score, out=of_query[:, :A]).mul_(4)
+            torch.add(product(grads, to_hidden), product(of_query, to_query), out=grad_h[:n])
+        grad_query = weight_gradient(grad_queries, hidden_in)
+        return (
+            grad_gates,
+            grad_h,
+            grad_c,
+            grad_keys.mul_(4 * score),
+            torch.bmm(attention_by_row.transpose(1, 2), context_by_row),
+            weight_gradient(grad_gates, hidden_in),
+            grad_query[:-1],
+            grad_query[-1],
+            weight_gradient(grad_gates, gated),
+            grad_score,
+            grad_queries[:, -1].sum().reshape(1),
+            None,
+        )
+
+
+def double_exponential(keys: Tensor) -> Tensor | None:
+    """exp(2 keys) for `reciprocals`; None where they are too large (or NaN) for it, and where it is not the faster."""
+    if keys.device.type != "cpu" or keys.dtype not in (torch.float32, torch.float64) or not keys.numel():
+        return None
+    low, high = keys.aminmax()
+    return (2 * keys).exp_() if low >= -LARGEST_KEY and high <= LARGEST_KEY else None
+
+
+def reciprocals(keys: Tensor, queries: Tensor, powers: bool, out: Tensor | None = None) -> Tensor:
+    """1 / (1 + exp(2 (keys + queries))), of which tanh(keys + queries) is 1 - 2 times this.
+
+    keys (n, R, A), queries (n, 1, A), of any shapes that fit; powers: instead of the keys come their exponentials, as
+    `double_exponential` gives them.
+    """
+    if not powers:
+        return torch.add(keys, queries, out=out).mul_(-2).sigmoid_()
+    queries = queries.clamp(-LARGEST_QUERY, LARGEST_QUERY).mul_(2).exp_()
+    return torch.addcmul(queries.new_ones(1), keys, queries, out=out).reciprocal_()

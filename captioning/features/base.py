@@ -1,0 +1,240 @@
+"""What readers and writers of feature files share: records by key, rows in order with their names."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from captioning.errors import UserError
+from captioning.features.handles import naming
+
+
+class FeatureReader:
+    """Common to all formats.
+
+    path: the file; shape: of one record, (D,), (D, h, w) or any other; dtype: of the records; provenance: what made
+    them (`extractor`, `weights_sha256`, `transform`, `feature_type`) or None where the file does not say.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.shape: tuple[int, ...] = ()
+        self.dtype = np.dtype(np.float32)
+        self.provenance: dict | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def keys(self) -> Iterator[str]:
+        """The keys that have a record, in the file's order."""
+        raise NotImplementedError
+
+    def missing(self, keys: Iterable) -> list:
+        """Those of `keys` that have no record."""
+        raise NotImplementedError
+
+    def get_many(self, keys: Sequence) -> np.ndarray:
+        """Records of `keys`, (len(keys), *shape). Raises UserError naming a key that is not there, and the file."""
+        raise NotImplementedError
+
+    def __getitem__(self, key) -> np.ndarray:
+        return self.get_many([key])[0]
+
+    def __contains__(self, key) -> bool:
+        return not self.missing([key])
+
+    def pick(self, keys: Sequence) -> Sequence:
+        """`keys`, and instead of each tuple of keys the first of it that has a record, or its first if none has."""
+        if not any(isinstance(key, tuple) for key in keys):
+            return keys
+        absent = set(self.missing({one for key in keys if isinstance(key, tuple) for one in key}))
+        return [first_present(key, absent) if isinstance(key, tuple) else key for key in keys]
+
+    def no_record(self, key) -> UserError:
+        return UserError(f"feature file {self.path} has no record for {key!r}")
+
+
+class RowReader(FeatureReader):
+    """Rows in a file; `X.keys.txt` beside it names them, or else `keys`, the images of the dataset in their order.
+
+    A row may also be asked for by its number, as an int, or as digits where the rows have no names.
+    """
+
+    def __init__(self, path: Path, keys: Sequence[str] | None = None):
+        super().__init__(path)
+        with naming(path):
+            rows = self._rows()
+            self.count = len(rows)
+            self.shape = tuple(rows.shape[1:])
+            self.dtype = rows.dtype if rows.dtype.kind == "f" else np.dtype(np.float32)
+        if rows.dtype.kind not in "fiu" or not self.shape or 0 in self.shape:
+            raise UserError(f"feature file {path} holds {rows.dtype} of shape {rows.shape}, not rows of numbers")
+        self.provenance = self._provenance()
+        self._index = self._names(keys)
+        named = self._index.values() if self._index else [-1]
+        self._all_there = min(named) >= 0 and max(named) < self.count
+
+    def _rows(self):
+        """All records as something array-like, (count, *shape)."""
+        raise NotImplementedError
+
+    def _provenance(self) -> dict | None:
+        beside = self.path.with_suffix(".json")
+        return parse_provenance(beside, "\n".join(read_key_lines(beside))) if beside.exists() else None
+
+    def _names(self, keys: Sequence[str] | None) -> dict[str, int] | None:
+        """Key -> row number; None where nobody says."""
+        named = self.path.with_suffix(".keys.txt")
+        if named.exists():
+            keys = read_key_lines(named)
+            if len(keys) != self.count:
+                raise UserError(f"{named} names {len(keys)} rows, but {self.path} has {self.count}")
+            index = {key: row for row, key in enumerate(keys)}
+            if len(index) < len(keys):
+                twice = next(row for row, key in enumerate(keys) if index[key] != row)
+                raise UserError(f"{named}, line {twice + 1}: {keys[twice]!r} stands there twice")
+            return index
+        if keys is None:
+            return None
+        if len(keys) != self.count:
+            have = f"{self.path} has {self.count} rows, the dataset {len(keys)} images"
+            raise UserError(f"{have}, and there is no {named} to name the rows")
+        return {key: row for row, key in reversed(list(enumerate(keys)))}  # of equal names the first counts
+
+    def __len__(self) -> int:
+        return self.count
+
+    def keys(self) -> Iterator[str]:
+        return iter(self._index) if self._index is not None else map(str, range(self.count))
+
+    def _find(self, keys: Sequence) -> np.ndarray:
+        """Row numbers, -1 where there is no record."""
+        return self._numbers(keys)
+
+    def _numbers(self, keys: Sequence) -> np.ndarray:
+        """Row numbers, -1 where there is no row."""
+        index = self._index
+        if self._all_there:
+            with contextlib.suppress(KeyError):
+                return np.array([index[key] for key in keys], np.int64)
+        if index is not None:
+            found = [key if isinstance(key, (int, np.integer)) else index.get(key, -1) for key in keys]
+        else:
+            found = [int(key) if not isinstance(key, str) or key.isdecimal() else -1 for key in keys]
+        rows = np.array([min(row, self.count) for row in found], np.int64)
+        rows[(rows == self.count) | (rows < 0)] = -1
+        return rows
+
+    def missing(self, keys: Iterable) -> list:
+        keys = list(keys)
+        return [keys[i] for i in np.flatnonzero(self._find(keys) < 0)]
+
+    def get_many(self, keys: Sequence) -> np.ndarray:
+        rows = self._numbers(keys)
+        if not len(rows) or rows.min() >= 0:
+            with naming(self.path):
+                taken = self._take(rows).astype(self.dtype, copy=False)
+            if self._complete(taken):
+                return taken
+        raise self.no_record(keys[int(self._find(keys).argmin())])
+
+    def _complete(self, records: np.ndarray) -> bool:
+        """Whether rows that were read are all records."""
+        return True
+
+    def _take(self, rows: np.ndarray) -> np.ndarray:
+        return self._rows()[rows]  # not np.take(): it copies the whole of an array whose rows are apart
+
+    def no_record(self, key) -> UserError:
+        if self._index is None:
+            reason = f"its {self.count} rows have no names: put {self.path.stem}.keys.txt beside it, a key per line"
+            return UserError(f"feature file {self.path} has no record for {key!r}: {reason}")
+        return super().no_record(key)
+
+    def __getstate__(self):
+        # A memory map would be sent to a spawned worker as a copy of the whole file; the worker maps it itself.
+        return {name: value for name, value in self.__dict__.items() if name != "_mapped"}
+
+
+def first_present(keys: tuple, absent: set):
+    return next((key for key in keys if key not in absent), keys[0])
+
+
+def read_key_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.stat().st_size else []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def parse_provenance(path: Path, text: str | bytes | None) -> dict | None:
+    """What made the features, from JSON; None where there is no text or it is about something else."""
+    if text is None:
+        return None
+    try:
+        provenance = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: what made the features is not valid JSON: {error}") from None
+    return provenance if isinstance(provenance, dict) and "extractor" in provenance else None
+
+
+class RowStore:
+    """Rows in the order of writing, behind a header; their names in keys.txt."""
+
+    beside = True
+
+    def __init__(self, writer, resume: bool):
+        self.writer = writer
+        self.data, self.names = writer.partial / "data", writer.partial / "keys.txt"
+        self.bytes = int(np.prod(writer.shape)) * writer.dtype.itemsize
+        self.rows: list[str] = []
+        if resume and self.data.exists() and self.names.exists():
+            lines = self.names.read_text(encoding="utf-8").split("\n")[:-1]
+            whole = (self.data.stat().st_size - len(self.header(0))) // self.bytes
+            self.rows = lines[: max(0, whole)]  # what both files have: either may have been cut off
+        self.open()
+
+    def open(self) -> None:
+        head = self.header(len(self.rows))
+        with open(self.names, "w", encoding="utf-8") as file:
+            file.writelines(f"{key}\n" for key in self.rows)
+        self.file = open(self.data, "r+b" if self.rows else "w+b")  # noqa: SIM115 (closed by finish)
+        self.file.write(head)
+        self.file.truncate(len(head) + len(self.rows) * self.bytes)
+        self.file.seek(0, os.SEEK_END)
+        self.name_file = open(self.names, "a", encoding="utf-8")  # noqa: SIM115
+
+    def header(self, count: int) -> bytes:
+        """Its length must not depend on `count`."""
+        raise NotImplementedError
+
+    def keys(self) -> list[str]:
+        return self.rows
+
+    def check(self, key: str) -> None:
+        if not key or "\n" in key or "\r" in key:
+            raise UserError(f"feature file {self.writer.path}: {key!r} cannot be a key (empty or with a line break)")
+
+    def add(self, key: str, record: np.ndarray) -> None:
+        self.file.write(record.data)
+        self.name_file.write(f"{key}\n")
+        self.rows.append(key)
+
+    def finish(self) -> None:
+        self.file.seek(0)
+        self.file.write(self.header(len(self.rows)))
+        for file in (self.file, self.name_file):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+    def complete(self) -> None:
+        """Called after finish() where all records are there, before an older file is removed."""
+
+    def place(self) -> None:
+        os.replace(self.data, self.writer.path)

@@ -1,0 +1,44 @@
+"""Feature files: one vector, or one map, for every image key.
+
+    reader = open_features("resnet152.lmdb")        # .npy, .lmdb, .bin (PicSOM), .h5, .txt (a list of .bin)
+    reader.shape, reader.dtype, reader.provenance        # (2048,), float32, {"extractor": "resnet152", ...} or None
+    reader["000000000009.jpg"]                      # (2048,)
+    reader.get_many(keys)                           # (len(keys), 2048), in the file's own dtype
+
+    with FeatureWriter("lite0.lmdb", (1280, 7, 7), "float16", provenance) as writer:
+        writer.write("000000000009.jpg", array)
+
+Where `X.EXT` does not exist and `X-mean.EXT` does, its one record is given for every key.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from captioning.errors import UserError
+from captioning.features.base import FeatureReader
+from captioning.features.hdf5_file import H5Reader
+from captioning.features.joined import ListReader, open_or_mean
+from captioning.features.lmdb_file import LmdbReader
+from captioning.features.npy_file import NpyReader
+from captioning.features.picsom_file import BinReader
+
+READERS = {".npy": NpyReader, ".lmdb": LmdbReader, ".bin": BinReader, ".h5": H5Reader, ".txt": ListReader}
+
+
+def is_feature_file(name: str) -> bool:
+    """Whether a name of `--features` is a feature file, by its extension, rather than an encoder."""
+    return Path(name).suffix.lower() in READERS
+
+
+def open_features(path, keys: Sequence[str] | None = None, labels: dict[str, int] | None = None) -> FeatureReader:
+    """The reader for the format that the extension of `path` tells.
+
+    `keys` are the keys of all images of the dataset in its order: rows of a file that does not name them are taken
+    to follow that order. `labels` (label -> record number) names the records of PicSOM files that do not do it
+    themselves. Raises UserError for a file that is missing, damaged, cut off, or of an unknown kind.
+    """
+    path = Path(path).expanduser()
+    kind = READERS.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"feature file {path}: unknown extension {path.suffix!r}; known: {' '.join(READERS)}")
+    return open_or_mean(path, kind, keys, *([labels] if kind in (BinReader, ListReader) else []))

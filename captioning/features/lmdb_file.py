@@ -1,0 +1,194 @@
+"""Feature files in LMDB: a key for each image, raw little-endian numbers as its value."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from captioning.errors import UserError
+from captioning.features.base import FeatureReader, parse_provenance
+from captioning.features.handles import handle, handles_lock, naming
+
+LMDB_OWN_KEYS = (b"@vdim", b"@dtype", b"@extractor")
+LMDB_LONGEST_KEY = 511  # bytes, a limit of lmdb's
+_WALK = """import lmdb, os, sys
+with lmdb.open(sys.argv[1], subdir=os.path.isdir(sys.argv[1]), readonly=True, lock=False).begin(buffers=True) as t:
+    for key, value in t.cursor():
+        bytes(value[:1]), bytes(value[-1:])
+"""
+
+
+class LmdbReader(FeatureReader):
+    """LMDB, a folder or a single file: key -> raw little-endian numbers, as DeepCaption and PicSOM write them.
+
+    `@vdim` is the shape as int32 (absent: one dimension), `@dtype` the type (absent: float32), `@extractor` the
+    provenance.
+    """
+
+    lock = False  # nobody writes to a finished file, and its folder may be read-only
+
+    def __init__(self, path: Path, keys: Sequence[str] | None = None):
+        super().__init__(path)
+        self.file = path / "data.mdb" if path.is_dir() else path
+        with self._reading() as transaction:
+            own = {key: transaction.get(key) for key in LMDB_OWN_KEYS}
+            first = next(((k, v) for k, v in transaction.cursor() if k not in LMDB_OWN_KEYS), None)
+            if first is None:
+                raise UserError(f"feature file {path} holds no records")
+            self.count = transaction.stat()["entries"] - sum(value is not None for value in own.values())
+            self.dtype = np.dtype((own[b"@dtype"] or b"float32").decode()).newbyteorder("<")
+            if self.dtype.kind != "f":
+                raise ValueError(f"its @dtype {self.dtype} is no float type")
+            if own[b"@vdim"] is None:
+                self.shape = (len(first[1]) // self.dtype.itemsize,)
+            else:
+                self.shape = tuple(int(n) for n in np.frombuffer(own[b"@vdim"], "<i4"))
+        self.bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        self._check(first[0].decode(errors="replace"), first[1])
+        self.provenance = parse_provenance(path, own[b"@extractor"])
+
+    @contextlib.contextmanager
+    def _reading(self, buffers: bool = False):
+        import lmdb
+
+        with (
+            handles_lock,
+            naming(self.path, errors=(lmdb.Error,)),
+            handle(self.file, self._open).begin(buffers=buffers) as transaction,
+        ):
+            yield transaction
+
+    def _open(self):
+        import lmdb
+
+        if not self.file.stat().st_size:
+            raise UserError(f"feature file {self.path} is empty")
+        environment = lmdb.open(str(self.path), subdir=self.path.is_dir(), readonly=True, lock=self.lock)
+        # A page beyond the end of the file would not raise but kill the process (SIGBUS). The last pages may rightly be
+        # absent if they were freed before they were ever written, hence the second look, in a process of its own.
+        claimed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        if self.file.stat().st_size < claimed:
+            walk = [sys.executable, "-c", _WALK, str(self.path)]
+            if subprocess.run(walk, capture_output=True).returncode:
+                environment.close()
+                raise UserError(f"feature file {self.path} was cut off: it should have {claimed:,} bytes")
+        return environment
+
+    def __len__(self) -> int:
+        return self.count
+
+    def keys(self) -> Iterator[str]:
+        with self._reading() as transaction:
+            names = [key.decode() for key in transaction.cursor().iternext(values=False) if key not in LMDB_OWN_KEYS]
+        return iter(names)
+
+    def missing(self, keys: Iterable) -> list:
+        with self._reading() as transaction:
+            cursor = transaction.cursor()
+            return [key for key in keys if not cursor.set_key(lmdb_key(key))]
+
+    def get_many(self, keys: Sequence) -> np.ndarray:
+        if not len(keys):
+            return np.empty((0, *self.shape), self.dtype)
+        names = [lmdb_key(key) for key in keys]
+        with self._reading(buffers=True) as transaction:
+            values = list(map(transaction.get, names))  # views of the file, good until the transaction ends
+            if {self.bytes} != {-1 if value is None else len(value) for value in values}:
+                for key, value in zip(keys, values):
+                    if value is None:
+                        raise self.no_record(key)
+                    self._check(key, value)
+            records = bytearray().join(values)  # the one copy; an array by itself that may be written to
+        return np.frombuffer(records, self.dtype).reshape(len(keys), *self.shape)
+
+    def _check(self, key, value) -> None:
+        if len(value) != self.bytes or not self.bytes:
+            wanted = f"shape {self.shape} of {self.dtype.name} takes {self.bytes}"
+            raise UserError(f"feature file {self.path}: record {key!r} has {len(value)} bytes, but {wanted}")
+
+
+def lmdb_key(key) -> bytes:
+    """The key as lmdb has it; one that lmdb cannot have becomes another that no file has."""
+    encoded = str(key).encode("utf-8", "surrogateescape")
+    return encoded if 0 < len(encoded) <= LMDB_LONGEST_KEY else b"@none"
+
+
+class LmdbStore:
+    """A folder with data.mdb, as DeepCaption and lmdb's own default have it. Records go in by batches.
+
+    The environment is open only while a batch is written: an open one must not be carried through the fork of workers.
+    """
+
+    beside = False
+    batch_bytes = 2**25
+
+    def __init__(self, writer, resume: bool):
+        self.writer, self.folder = writer, writer.partial / "lmdb"
+        self.pending: list[tuple[bytes, bytes]] = []
+        self.size = 0
+        self.map_size = 2**30
+        self.found: list[str] = []
+        if resume and (self.folder / "data.mdb").exists():
+            with self._environment() as environment, environment.begin() as transaction:
+                names = transaction.cursor().iternext(values=False)
+                self.found = [name.decode() for name in names if name not in LMDB_OWN_KEYS]
+
+    @contextlib.contextmanager
+    def _environment(self):
+        import lmdb
+
+        self.folder.mkdir(exist_ok=True)
+        data = self.folder / "data.mdb"
+        while data.exists() and self.map_size < 2 * data.stat().st_size + 2 * self.batch_bytes:
+            self.map_size *= 2
+        # No lock file: this process alone knows the folder. No fsync for each batch: finish() does one.
+        with naming(self.writer.path, "write", errors=(lmdb.Error,)):
+            environment = lmdb.open(str(self.folder), map_size=self.map_size, lock=False, sync=False)
+            try:
+                yield environment
+                environment.sync(True)
+            finally:
+                environment.close()
+
+    def keys(self) -> list[str]:
+        return self.found
+
+    def check(self, key: str) -> None:
+        encoded = str(key).encode()
+        if not 0 < len(encoded) <= LMDB_LONGEST_KEY or encoded in LMDB_OWN_KEYS:
+            reason = f"empty, reserved or longer than {LMDB_LONGEST_KEY} bytes"
+            raise UserError(f"feature file {self.writer.path}: {key[:60]!r} cannot be a key of an lmdb file ({reason})")
+
+    def add(self, key: str, record: np.ndarray) -> None:
+        little = record.astype(record.dtype.newbyteorder("<"), copy=False)
+        self.pending.append((lmdb_key(key), little.tobytes()))
+        self.size += little.nbytes
+        if self.size >= self.batch_bytes:
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._environment() as environment, environment.begin(write=True) as transaction:
+            for key, value in self.pending:
+                transaction.put(key, value)
+        self.pending, self.size = [], 0
+
+    def finish(self) -> None:
+        writer = self.writer
+        if len(writer.shape) > 1:
+            self.pending.append((b"@vdim", np.array(writer.shape, "<i4").tobytes()))
+        if writer.dtype != np.float32:
+            self.pending.append((b"@dtype", writer.dtype.name.encode()))
+        if writer.provenance is not None:
+            self.pending.append((b"@extractor", json.dumps(writer.provenance).encode()))
+        self._flush()
+
+    def complete(self) -> None:
+        pass
+
+    def place(self) -> None:
+        os.replace(self.folder, self.writer.path)

@@ -1,0 +1,202 @@
+"""Images of any kind in, upright RGB out: opening safely, listing folders, resizing.
+
+image = open_image("photo.jpg")             # PIL, RGB, EXIF orientation applied
+image = open_image("photo.jpg", 672)        # may decode a JPEG at a reduced scale, shorter side >= 672
+paths = list_images("photos", recursive=True)
+image = open_image("photos.zip/sub/a.jpg")  # in a zip file, which stands for a folder everywhere here
+small = resize_square(image, 224)           # PIL, 224x224
+"""
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from captioning.errors import UserError
+from captioning.images.zip_file import is_zip, open_zip, read_member, split_path, zip_names
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
+JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG with more pictures, as many phones write
+MAX_PIXELS = 2**27  # 134 megapixels, 400 MB as RGB: more is taken for a decompression bomb
+UPRIGHT = {  # EXIF orientation -> the transposition that undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+# Pillow's warnings (odd EXIF, large images) name no file; what matters of them is an ImageError here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class ImageError(UserError):
+    """An image that cannot be used. The message names the file; `reason` is the part without the name."""
+
+    reason = ""
+
+
+def image_error(path, reason) -> ImageError:
+    reason = " ".join(str(reason).split())
+    error = ImageError(f"cannot read image {path}: {reason}")
+    error.reason = reason
+    return error
+
+
+def open_image(path, size_hint: int | None = None) -> Image.Image:
+    """Read the first frame of the image file `path` as an upright 8-bit RGB image.
+
+    Palettes, greys, CMYK, 16-bit and float images are converted; transparent parts become white. The format is
+    told by the content, not by the extension. With `size_hint` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size
+    (much faster) as long as its shorter side stays >= `size_hint` pixels.
+    Raises ImageError for a file that is missing, no image, truncated, damaged or larger than MAX_PIXELS.
+    """
+    try:
+        with Image.open(source(path), formats=FORMATS) as image:
+            check_pixels(image.size)
+            if size_hint and image.format in JPEG_FORMATS:
+                image.draft(None, (size_hint, size_hint))
+            image.load()
+            turn = UPRIGHT.get(orientation(image))  # read after load(), which turns a TIFF by itself
+            rgb = to_rgb(image)
+        rgb.info.clear()  # or saving would take the compression and profile of the old file for the new one
+        return rgb.transpose(turn) if turn is not None else rgb
+    except Exception as error:
+        raise explained(path, error) from error
+
+
+def image_size(path) -> tuple[int, int]:
+    """Width and height of the upright image, from the header alone. Raises ImageError."""
+    try:
+        with Image.open(source(path), formats=FORMATS) as image:
+            check_pixels(image.size)
+            width, height = image.size
+            # A TIFF already reports its upright size. Orientations 5 to 8 lie on their side.
+            sideways = image.format != "TIFF" and orientation(image) >= 5
+        return (height, width) if sideways else (width, height)
+    except Exception as error:
+        raise explained(path, error) from error
+
+
+def source(path):
+    """What Pillow opens: the path, or the content of a member of a zip file."""
+    return io.BytesIO(read_member(path)) if split_path(path) else path
+
+
+def image_exists(path) -> bool:
+    """Whether there is a file `path`, also within a zip file. Raises UserError for a zip file that is damaged."""
+    inside = split_path(path)
+    return os.path.exists(path) if inside is None else open_zip(inside[0]).find(inside[1]) is not None
+
+
+def explained(path, error: Exception) -> ImageError:
+    """The ImageError for whatever a decoder raised: damaged files bring forth nearly every kind of exception."""
+    if isinstance(error, UnidentifiedImageError):
+        empty = len(read_member(path)) == 0 if split_path(path) else os.path.getsize(path) == 0
+        return image_error(path, "the file is empty" if empty else "not a JPEG, PNG, WebP, BMP, TIFF or GIF image")
+    if isinstance(error, OSError) and error.strerror:  # missing, a folder, no permission
+        return image_error(path, error.strerror)
+    if isinstance(error, Image.DecompressionBombError):
+        return image_error(path, f"more than {MAX_PIXELS:,} pixels")
+    return image_error(path, error or type(error).__name__)
+
+
+def check_pixels(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{size[0]}x{size[1]} is more than {MAX_PIXELS:,} pixels")
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) where there is none or the EXIF block is damaged: the pixels are still good."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+    return value if value in UPRIGHT else 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image of any Pillow mode as 8-bit RGB, transparent parts over white."""
+    if image.mode.startswith("I;16"):
+        image = scaled(image.convert("I"), 65535)
+    elif image.mode in ("I", "F"):  # no full scale is known: the smallest usual one that holds the brightest pixel
+        top = image.getextrema()[1]
+        scales = ([1] if image.mode == "F" else []) + [255, 65535]
+        image = scaled(image, next((scale for scale in scales if top <= scale), top))
+    if image.mode == "RGB" and image.format in JPEG_FORMATS:
+        return image  # as it is: the copy that convert() makes takes a fifth of the time of decoding
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(rgba, mask=rgba.getchannel("A"))
+        return canvas
+    return image.convert("RGB")
+
+
+def scaled(image: Image.Image, top: float) -> Image.Image:
+    """An "I" or "F" image, 0..top, as 8-bit grey, rounded to the nearest level."""
+    return image.point(lambda value: value * (255 / top) + 0.5).convert("L")
+
+
+def resize_square(
+    image: Image.Image, size: int, keep_aspect: bool = False, interpolation: str = "bilinear"
+) -> Image.Image:
+    """Resize the whole image to size x size pixels, or with `keep_aspect` to a shorter side of `size`; antialiased.
+
+    Very large images are first shrunk by a whole factor to no less than three times the result, which differs from
+    a plain resize by half a grey level at most.
+    """
+    target = target_size(image.size, size, keep_aspect)
+    if image.size == target:
+        return image
+    return image.resize(target, INTERPOLATIONS[interpolation], reducing_gap=3.0)
+
+
+def target_size(size: tuple[int, int], side: int, keep_aspect: bool = False) -> tuple[int, int]:
+    """Width and height that `resize_square(..., side, keep_aspect)` gives an image of `size`."""
+    if not keep_aspect:
+        return side, side
+    shorter = min(size)
+    return max(side, round(size[0] * side / shorter)), max(side, round(size[1] * side / shorter))
+
+
+def list_images(folder, recursive: bool = False) -> list[Path]:
+    """The image files of `folder` by their extension (any letter case), sorted; hidden files are passed over.
+
+    With `recursive` also those of its subfolders, links to folders included. `folder` may be a zip file. Raises
+    UserError for a missing folder.
+    """
+    folder = Path(folder)
+    if is_zip(folder):
+        names = [name for name in zip_names(folder) if is_image_name(os.path.basename(name))]
+        return sorted(folder / name for name in names if recursive or "/" not in name)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder" if folder.exists() else f"no such image folder: {folder}")
+    found, seen = [], set()
+
+    def stop(error: OSError):
+        raise UserError(f"cannot list folder {error.filename}: {error.strerror}") from error
+
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=stop):
+        seen.add(os.path.realpath(place))
+        found += [Path(place, name) for name in files if is_image_name(name)]
+        # A link may lead back up: each real folder is walked once.
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if recursive and not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in seen
+        ]
+    return sorted(found)
+
+
+def is_image_name(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")

@@ -1,0 +1,138 @@
+"""Images in a zip file, read in place: `photos.zip/sub/a.jpg` is the member `sub/a.jpg` of photos.zip.
+
+    names = zip_names("photos.zip")                  # members that look like files, each relative to the zip
+    data = read_member("photos.zip/sub/a.jpg")       # bytes
+
+A zip whose images all lie in one top folder, as `zip -r photos.zip photos/` makes it, may be read without naming that
+folder. The index of a zip is read once per process, and forked workers share it; the file itself is opened for every
+member anew, so that processes and threads never share a position in it.
+"""
+
+import errno
+import os
+import struct
+import threading
+import zipfile
+import zlib
+
+from captioning.errors import UserError
+
+LARGEST = 2**30  # bytes of a member unpacked: more is no image, or a decompression bomb
+LOCAL_HEADER = struct.Struct("<4s22x2H")  # magic, the lengths of name and extra field, after which the data begins
+_lock = threading.Lock()
+_indexes: dict[str, tuple] = {}  # path -> (size and time of the file when it was read, ImageZip)
+if hasattr(os, "register_at_fork"):  # a child must not find the lock held by a thread that it does not have
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+class ImageZip:
+    """The index of the zip file `path`: `members`, name -> its entry, and `top`, the folder that holds them all or "".
+
+    Raises UserError where the file cannot be read or is no zip.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = [info for info in archive.infolist() if not info.is_dir() and not _is_junk(info.filename)]
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
+            raise UserError(f"cannot read zip file {path}: {error}") from None
+        except OSError as error:
+            raise UserError(f"cannot read zip file {path}: {error.strerror or error}") from None
+        # plain tuples: zipfile's own entries take some times the memory, and a large set has a hundred thousand
+        self.members = {
+            info.filename: (
+                info.header_offset,
+                info.compress_size,
+                info.file_size,
+                info.compress_type,
+                info.CRC,
+                info.flag_bits,
+            )
+            for info in entries
+        }
+        tops = {name.partition("/")[0] if "/" in name else "" for name in self.members}
+        self.top = tops.pop() + "/" if len(tops) == 1 and "" not in tops else ""
+
+    def find(self, name: str) -> str | None:
+        """The full name of member `name`, which may leave out the top folder; None where there is none."""
+        return next((full for full in (name, self.top + name) if full in self.members), None)
+
+    def names(self) -> list[str]:
+        """Members in the zip's order, without the top folder."""
+        return [name.removeprefix(self.top) for name in self.members]
+
+    def read(self, name: str) -> bytes:
+        """The content of a member. Raises FileNotFoundError, and ValueError where it is damaged or encrypted."""
+        full = self.find(name)
+        if full is None:
+            raise FileNotFoundError(errno.ENOENT, f"there is no {name} in {self.path}")
+        offset, packed, size, method, checksum, flags = self.members[full]
+        if flags & 1:
+            raise ValueError("it is encrypted in the zip file")
+        if size > LARGEST:
+            raise ValueError(f"{size:,} bytes unpacked are more than {LARGEST:,}")
+        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.read(full)
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            head = file.read(LOCAL_HEADER.size)
+            if len(head) < LOCAL_HEADER.size or head[:4] != b"PK\x03\x04":
+                raise ValueError("the zip file is damaged there")
+            _, name_length, extra_length = LOCAL_HEADER.unpack(head)
+            file.seek(name_length + extra_length, os.SEEK_CUR)
+            data = file.read(packed)
+        if method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+        if len(data) != size or zlib.crc32(data) != checksum:
+            raise ValueError("its content in the zip file is damaged")
+        return data
+
+
+def _is_junk(name: str) -> bool:
+    """What a Mac adds, and hidden files."""
+    return name.startswith("__MACOSX/") or any(part.startswith(".") for part in name.split("/"))
+
+
+def open_zip(path) -> ImageZip:
+    """The index of a zip file, read anew only where the file has changed. Raises UserError."""
+    path = os.fspath(path)
+    try:
+        now = os.stat(path)
+    except OSError as error:
+        raise UserError(f"cannot read zip file {path}: {error.strerror or error}") from None
+    stamp = (now.st_size, now.st_mtime_ns)
+    with _lock:
+        if path not in _indexes or _indexes[path][0] != stamp:
+            _indexes[path] = (stamp, ImageZip(path))
+        return _indexes[path][1]
+
+
+def is_zip(path) -> bool:
+    """Whether `path` is a file that ends in .zip."""
+    return os.fspath(path).lower().endswith(".zip") and os.path.isfile(path)
+
+
+def split_path(path) -> tuple[str, str] | None:
+    """("photos.zip", "sub/a.jpg") where a part of `path` is a zip file; None for any other path."""
+    path = os.fspath(path)
+    lower = path.lower()
+    end = lower.find(".zip" + os.sep)
+    while end >= 0:
+        if os.path.isfile(path[: end + 4]):  # not a folder that is called so
+            return path[: end + 4], path[end + 5 :].replace(os.sep, "/")
+        end = lower.find(".zip" + os.sep, end + 5)
+    return None
+
+
+def zip_names(path) -> list[str]:
+    """Names of all members of a zip file that are files, as they may be joined to its path. Raises UserError."""
+    return open_zip(path).names()
+
+
+def read_member(path) -> bytes:
+    """The content of `photos.zip/sub/a.jpg`. Raises OSError, ValueError, zlib.error or UserError."""
+    archive, name = split_path(path)
+    return open_zip(archive).read(name)

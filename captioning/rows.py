@@ -1,0 +1,76 @@
+"""Rows of a batch: packing their real tokens, selecting them, repeating images for their captions.
+
+Shapes: B images, N rows, T steps, M real tokens, H hidden.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captioning.text.tokens import START
+
+State = tuple[Tensor, ...]  # LSTM: (h, c), GRU: (h,); each (layers, N, H)
+
+
+def first_states(state: State, n: int) -> State:
+    """The decoder state of the first n rows, contiguous as cuDNN demands."""
+    return tuple(part[:, :n].contiguous() for part in state)
+
+
+def select_state(state: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
+    """The decoder state of rows `index`."""
+    return tuple(part.index_select(1, index) for part in state)
+
+
+def memory_device(memory) -> torch.device:
+    return next(x.device for x in vars(memory).values() if x is not None)
+
+
+def each_row(of_images: Tensor, rows: int) -> Tensor:
+    """(B, D) -> (rows, D): what belongs to an image for each of its rows, which stand together."""
+    return of_images if len(of_images) == rows else of_images.repeat_interleave(rows // len(of_images), 0)
+
+
+def image_for_start(embedded: Tensor, tokens: Tensor, first: Tensor) -> Tensor:
+    """Embeddings (..., E) of tokens (...,), the pooled image's (..., E) in place of that of <start>."""
+    return torch.where((tokens == START).unsqueeze(-1), first, embedded)
+
+
+@dataclass
+class Packing:
+    """Real tokens of N rows in time-major order, longest row first (the order of `torch`'s PackedSequence).
+
+    order (N,): rows by falling length. active: how many of them are alive at each step.
+    row, time (M,): token j of the packed order stands at [row[j], time[j]] of the padded batch.
+    rank (M,): its row's place in `order`.
+    """
+
+    order: Tensor
+    active: list[int]
+    row: Tensor
+    time: Tensor
+    rank: Tensor
+
+    @classmethod
+    def of(cls, steps: Tensor, device) -> "Packing":
+        """From steps (N,), each row's number of real tokens, at least 1; on the CPU, so that none waits for a GPU."""
+        steps, order = steps.sort(descending=True, stable=True)
+        alive = torch.arange(int(steps[0])).unsqueeze(1) < steps.unsqueeze(0)  # (T, N)
+        time, rank = alive.nonzero(as_tuple=True)
+        active = alive.sum(1).tolist()
+        move = {"device": device, "non_blocking": True}
+        return cls(order.to(**move), active, order[rank].to(**move), time.to(**move), rank.to(**move))
+
+    def starts(self) -> list[int]:
+        """Where each step begins in the packed order."""
+        starts = [0]
+        for n in self.active[:-1]:
+            starts.append(starts[-1] + n)
+        return starts
+
+    def ends(self) -> Tensor:
+        """Where each row's last token is in the packed order (N,); rows as in `order`."""
+        ranks = torch.arange(self.active[0])
+        steps = (torch.tensor(self.active).unsqueeze(1) > ranks).sum(0)  # (N,)
+        return (torch.tensor(self.starts())[steps - 1] + ranks).to(self.order.device)

@@ -1,0 +1,276 @@
+"""Document frequencies of n-grams ("cached words"), which CIDEr-D weighs words by: counted, written, read, kept.
+
+    words = count_documents(tokenized({7: ["A dog runs."]}).values())
+    words.save("coco-train2014.npz")
+    words = CachedWords.load("coco-train2014.npz")        # or .json, or a .pkl or .p of DeepCaption
+
+Files: .npz and .json are this toolkit's own; .pkl holds the dict of `document_frequency` and `ref_len` that DeepCaption
+and other programs read, and is read by an unpickler that builds plain values only.
+
+Shapes: G n-grams.
+"""
+
+import hashlib
+import json
+import math
+import pickle
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from captioning.errors import UserError, one_line
+from captioning.files import atomic_write, read_json
+from captioning.text.ptb import ptb_tokens
+
+END_TOKEN = "<end>"  # scored like a word in sample and references, or a caption could stop in the middle unpunished
+ORDERS = 4  # n-grams of one to four tokens
+EXTENSIONS = (".npz", ".json", ".pkl", ".p")
+
+
+@dataclass
+class CachedWords:
+    """In how many images each n-gram occurs.
+
+    tokens: the words; ngrams (G, 4) int32: their numbers in `tokens`, -1 behind the last; counts (G,) float64;
+    images: how many images were counted. origin: a hash of what was counted, "" where unknown.
+    """
+
+    tokens: list[str]
+    ngrams: np.ndarray
+    counts: np.ndarray
+    images: float
+    origin: str = ""
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def to_dict(self) -> dict:
+        """DeepCaption's layout: {"document_frequency": {("a", "dog"): 3.0}, "ref_len": images}."""
+        names = np.array([*self.tokens, None], object)[self.ngrams].tolist()
+        table = {tuple(t for t in row if t is not None): count for row, count in zip(names, self.counts.tolist())}
+        return {"document_frequency": table, "ref_len": self.images}
+
+    @classmethod
+    def from_dict(cls, table: Mapping) -> "CachedWords":
+        """From DeepCaption's layout, whose `ref_len` is the number of images or its logarithm. Raises UserError."""
+        try:
+            frequencies, images = table["document_frequency"], float(table["ref_len"])
+            counts = np.fromiter(frequencies.values(), float, len(frequencies))
+            ids: dict[str, int] = {}
+            grams = np.full((len(counts), ORDERS), -1, np.int32)
+            for row, ngram in enumerate(frequencies):
+                if not isinstance(ngram, tuple) or not 0 < len(ngram) <= ORDERS:
+                    raise ValueError(f"{ngram!r} is not a tuple of one to four words")
+                for place, token in enumerate(ngram):
+                    grams[row, place] = ids.setdefault(str(token), len(ids))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"these are not a 'document_frequency' of tuples and a 'ref_len': {error}") from error
+        if not len(counts):
+            raise UserError("there is no n-gram in 'document_frequency'")
+        # no n-gram is in more images than there are: a smaller number must be the logarithm
+        images = images if images >= counts.max() else float(np.exp(min(images, 700)))
+        if images < counts.max() * (1 - 1e-6):
+            raise UserError(f"'ref_len' is too small for an n-gram in {counts.max():g} images")
+        return cls(list(ids), grams, counts, images)
+
+    def save(self, path) -> None:
+        """Write .npz, .json or .pkl, by the extension. Raises UserError for another one."""
+        kind = file_kind(path)
+        with atomic_write(path, "wb") as file:
+            if kind == ".npz":
+                words = np.frombuffer("\n".join(self.tokens).encode(), np.uint8)
+                parts = {"tokens": words, "ngrams": self.ngrams, "counts": self.counts}
+                np.savez_compressed(file, images=self.images, origin=self.origin, **parts)
+            elif kind == ".json":
+                table = self.to_dict()
+                joined = {" ".join(ngram): count for ngram, count in table["document_frequency"].items()}
+                content = {"format": 1, "ref_len": self.images, "origin": self.origin, "document_frequency": joined}
+                file.write(json.dumps(content, ensure_ascii=False).encode())
+            else:
+                pickle.dump(self.to_dict(), file, protocol=4)
+
+    @classmethod
+    def load(cls, path) -> "CachedWords":
+        """Read .npz, .json or, whatever else it ends in, a pickle. Raises UserError, naming the file, for a bad one."""
+        kind = Path(path).suffix.lower()
+        if not Path(path).is_file():
+            raise UserError(f"cached words: no such file: {path}; build_cached_words.py makes one")
+        try:
+            if kind == ".npz":
+                return cls._load_npz(path)
+            if kind == ".json":
+                return cls._load_json(path)
+            return cls.from_dict(load_document_frequencies(path))
+        except UserError as error:
+            if str(path) in str(error):
+                raise
+            raise UserError(f"cached words: {path}: {error}") from error
+
+    @classmethod
+    def _load_npz(cls, path) -> "CachedWords":
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                tokens = file["tokens"].tobytes().decode().split("\n")
+                ngrams, counts = file["ngrams"], file["counts"]
+                images, origin = float(file["images"]), str(file["origin"])
+            fits = ngrams.shape == (len(counts), ORDERS) and len(counts) and -1 <= ngrams.min() <= ngrams.max()
+            if not fits or ngrams.max() >= len(tokens) or counts.max() > images or ngrams.dtype.kind != "i":
+                raise ValueError("its parts do not fit each other")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"this is not an .npz of build_cached_words.py, or damaged: {error}") from error
+        return cls(tokens, ngrams, counts.astype(float), images, origin)
+
+    @classmethod
+    def _load_json(cls, path) -> "CachedWords":
+        content = read_json(path, "cached words")
+        if not isinstance(content, dict) or not isinstance(content.get("document_frequency"), dict):
+            raise UserError("this is not a JSON of build_cached_words.py: it has no table 'document_frequency'")
+        table = {tuple(ngram.split(" ")): count for ngram, count in content["document_frequency"].items()}
+        words = cls.from_dict({"document_frequency": table, "ref_len": content.get("ref_len")})
+        words.origin = str(content.get("origin", ""))
+        return words
+
+
+def file_kind(path) -> str:
+    """The extension of a cached-words file. Raises UserError for another."""
+    kind = Path(path).suffix.lower()
+    if kind not in EXTENSIONS:
+        raise UserError(f"cached words: {path}: the file must end in {', '.join(EXTENSIONS)}")
+    return kind
+
+
+def tokenized(references: Mapping[object, Sequence[str]], end_token: bool = True) -> dict[object, list[list[str]]]:
+    """The PTB tokens of the captions of each image, as the scores compare them, with <end> behind each caption."""
+    last = [END_TOKEN] if end_token else []
+    return {key: [[*ptb_tokens(text), *last] for text in texts] for key, texts in references.items()}
+
+
+def count_documents(captions: Iterable[Sequence[Sequence[str]]], known: set[str] | None = None) -> CachedWords:
+    """Document frequencies over images, each given as its tokenised captions.
+
+    known: the words to tell apart; all others count as <unk> (default: every word by itself).
+    """
+    ids: dict[str, int] = {}
+    if known is not None:
+        known = known | {END_TOKEN}
+    coded = []
+    for texts in captions:
+        if known is not None:
+            texts = [[token if token in known else "<unk>" for token in text] for text in texts]
+        coded.append([[ids.setdefault(token, len(ids)) for token in text] for text in texts])
+    size = pack_size(len(ids))
+    counts: Counter = Counter()
+    for texts in coded:
+        counts.update({ngram for text in texts for run in packed_ngrams([i + 1 for i in text], size) for ngram in run})
+    ngrams = unpack(np.array(list(counts), np.int64 if size**ORDERS < 2**63 else object), size)
+    return CachedWords(list(ids), ngrams, np.fromiter(counts.values(), float, len(counts)), len(coded))
+
+
+def pack_size(tokens: int) -> int:
+    """The base in which n-grams of that many tokens, numbered from 1, are written as one number."""
+    return 1 << (tokens + 1).bit_length()
+
+
+def packed_ngrams(ids: list[int], size: int) -> list[list[int]]:
+    """All runs of one, two, three and four ids (each from 1 to below `size`), each run as one number."""
+    runs = [ids]
+    for n in range(1, ORDERS):
+        runs.append([ngram * size + i for ngram, i in zip(runs[-1], ids[n:])])
+    return runs
+
+
+def unpack(packed: np.ndarray, size: int) -> np.ndarray:
+    """Ids, from 0, of packed n-grams (G,) -> (G, 4) int32 with -1 behind the last."""
+    columns = [(packed // size**place % size).astype(np.int32) for place in reversed(range(ORDERS))]
+    grams = np.stack(columns, 1) if len(packed) else np.zeros((0, ORDERS), np.int32)
+    first = (grams == 0).sum(1)  # shorter ones have zeros in front
+    order = (np.arange(ORDERS) + first[:, None]) % ORDERS
+    return np.take_along_axis(grams, order, 1) - 1
+
+
+def pack(ngrams: np.ndarray, size: int) -> np.ndarray:
+    """The way back: ids (G, 4) from 1, 0 behind the last, as one number each; object dtype where int64 is too small."""
+    packed = np.zeros(len(ngrams), np.int64 if size**ORDERS < 2**63 else object)
+    for column in ngrams.T.astype(packed.dtype):
+        packed = np.where(column > 0, packed * size + column, packed)
+    return packed
+
+
+def caption_hash(references: Mapping[object, Sequence[str]]) -> str:
+    """A hash of all captions, which are the same images' in the same order."""
+    digest = hashlib.sha256(b"cached words 1\n")
+    for texts in references.values():
+        digest.update(json.dumps(list(texts), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def kept_words(references: Mapping[object, Sequence[str]], folder, name: str, write: bool = True) -> CachedWords:
+    """The document frequencies of training captions: from `folder`/`name`-HASH.words.npz, or counted and kept there.
+
+    The hash is that of the captions, so a file of other captions is never taken. Where the folder cannot be written the
+    words are counted each time. write False: never write (the other processes of a run).
+    """
+    origin = caption_hash(references)
+    path = Path(folder) / f"{name}-{origin[:12]}.words.npz"
+    if path.exists():
+        try:
+            words = CachedWords.load(path)
+            if words.origin == origin:
+                return words
+        except UserError as error:
+            print(f"{error}: counted anew")
+    words = count_documents(tokenized(references).values())
+    words.origin = origin
+    if write:
+        try:
+            words.save(path)
+            print(f"document frequencies written to {path}")
+        except UserError as error:
+            print(f"document frequencies are not kept: {error}")
+    return words
+
+
+def check_table(table: Mapping) -> tuple[Mapping, float]:
+    """(n-gram -> frequency, log of the number of images) of a cached-words table."""
+    try:
+        frequencies, images = table["document_frequency"], float(table["ref_len"])
+        largest = max(frequencies.values())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError("document frequencies must be a dict of 'document_frequency' and 'ref_len'") from error
+    # Tables in use hold either the number of images or its logarithm, and no n-gram is in more images than there are.
+    log_images = math.log(images) if images >= largest else images
+    if not math.exp(min(log_images, 700)) >= largest * (1 - 1e-6):
+        raise UserError(f"document frequencies: 'ref_len' {images:g} is too small for an n-gram in {largest:g} images")
+    return frequencies, log_images
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds plain containers and numpy scalars only: a pickle from elsewhere must not run code."""
+
+    ALLOWED = {"collections": {"defaultdict", "Counter", "OrderedDict"}, "_codecs": {"encode"}, "numpy": {"dtype"}} | {
+        module: {"scalar"} for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+    }
+
+    def find_class(self, module, name):
+        if name in self.ALLOWED.get(module, ()) or (module in ("builtins", "__builtin__") and name in ("float", "int")):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def load_document_frequencies(path) -> dict:
+    """Read a "cached words" pickle (of DeepCaption, of Python 2 too). Raises UserError naming the file."""
+    try:
+        with open(path, "rb") as file:
+            table = _PlainUnpickler(file, encoding="latin1").load()
+        check_table(table)
+    except OSError as error:
+        raise UserError(f"cached words: cannot read {path}: {error.strerror or error}") from error
+    except UserError as error:
+        raise UserError(f"cached words: {path}: {error}") from error
+    except Exception as error:  # noqa: BLE001 - a damaged pickle raises nearly anything
+        raise UserError(f"cached words: {path} is not a pickle of document frequencies: {one_line(error)}") from error
+    return table

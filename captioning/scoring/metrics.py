@@ -1,0 +1,354 @@
+"""Scores of captions by pycocoevalcap: BLEU, METEOR, ROUGE-L, CIDEr, CIDEr-D and SPICE, and the tokens they compare.
+
+    scores = score_captions({7: "a dog runs"}, {7: ["A dog is running.", "The dog runs!"]}, metrics=("bleu", "rouge"))
+    scores.values    {"bleu_1": ..., "bleu_2": ..., "bleu_3": ..., "bleu_4": ..., "rouge_l": ...}
+    scores.left_out  {} or {"meteor": "needs Java, which is not installed"}
+
+Each metric stands alone: one that cannot run is named in `left_out` with its reason and never appears as a 0.
+Java is needed for METEOR, for SPICE and for the tokens of Stanford's PTBTokenizer ("ptb"). `ptb_tokens` gives the
+same tokens without Java ("python").
+"""
+
+import contextlib
+import functools
+import io
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pycocoevalcap.tokenizer import ptbtokenizer
+
+from captioning.errors import UserError, one_line
+from captioning.scoring.coco_scorers import BleuScorer, CiderScorer, Rouge, count_ngrams
+from captioning.scoring.document_frequencies import check_table
+from captioning.text.ptb import ptb_tokens
+
+METRICS = ("bleu", "meteor", "rouge", "cider", "ciderd", "spice")
+TOKENIZERS = ("auto", "ptb", "python")
+NEEDS_JAVA = frozenset({"meteor", "spice"})
+NO_JAVA = "needs Java, which is not installed"
+ALIASES = {"rougel": "rouge", "bleu1": "bleu", "bleu2": "bleu", "bleu3": "bleu", "bleu4": "bleu"}
+LABELS = {f"bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)} | {
+    "bleu": "BLEU", "meteor": "METEOR", "rouge": "ROUGE-L", "rouge_l": "ROUGE-L",
+    "cider": "CIDEr", "ciderd": "CIDEr-D", "spice": "SPICE",
+}  # fmt: skip
+
+
+@dataclass
+class Scores:
+    """What `score_captions` found. `values` has the keys bleu_1 .. bleu_4, meteor, rouge_l, cider, ciderd, spice.
+
+    per_image: of the same keys a value for each candidate, in their order; those of BLEU and METEOR do not average to
+    the score of all.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    tokenizer: str = ""  # the one that was used: "ptb" or "python"
+    num_images: int = 0
+    per_image: dict[str, list[float]] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """A table for people: a line for each score, then one for each metric that was left out."""
+        rows = [f"{LABELS[name]:<8} {value:7.4f}" for name, value in self.values.items()]
+        return rows + [f"{LABELS[name]:<8} left out: {reason}" for name, reason in self.left_out.items()]
+
+
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """Names of metrics, comma separated, in any letter case ("cider,bleu", "CIDEr-D,Bleu_4"). Raises UserError."""
+    names = []
+    for word in text.split(","):
+        name = re.sub(r"[-_\s]", "", word.lower())
+        name = ALIASES.get(name, name)
+        if name not in METRICS:
+            raise UserError(f"unknown metric '{word.strip()}'; known are {', '.join(METRICS)}")
+        if name not in names:
+            names.append(name)
+    return tuple(names)
+
+
+def java_missing() -> bool:
+    """True where no working `java` is on the PATH (macOS has a stub that only tells one to install it)."""
+    path = shutil.which("java")
+    return path is None or not _starts(path)
+
+
+@functools.lru_cache
+def _starts(java: str) -> bool:
+    try:
+        return subprocess.run([java, "-version"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def java_note(metrics: Sequence[str], tokenizer: str = "auto") -> str | None:
+    """One line that says what the lack of Java changes for `metrics` and `tokenizer`; None where nothing changes."""
+    if not java_missing():
+        return None
+    effects = []
+    if lost := [LABELS[name] for name in metrics if name in NEEDS_JAVA]:
+        effects.append(f"{' and '.join(lost)} left out")
+    if tokenizer == "auto":
+        effects.append("tokens by the Python tokenizer instead of Stanford's")
+    return f"Java is not installed: {'; '.join(effects)}" if effects else None
+
+
+# ---------------------------------------------------------------- tokens
+def tokenize(captions: Sequence[str], tokenizer: str = "auto") -> tuple[list[str], str]:
+    """Tokens of each caption, joined by spaces, lower-cased and without punctuation; and the tokenizer used.
+
+    "ptb" is Stanford's PTBTokenizer as pycocoevalcap calls it (Java), "python" is `ptb_tokens`, "auto" is "ptb" where
+    Java works and else "python". Raises UserError where "ptb" is asked for and cannot run.
+    """
+    if tokenizer not in TOKENIZERS:
+        raise UserError(f"unknown tokenizer '{tokenizer}'; known are {', '.join(TOKENIZERS)}")
+    if tokenizer == "ptb" and java_missing():
+        raise UserError("tokenizer 'ptb' needs Java, which is not installed; use 'python', which gives the same tokens")
+    if tokenizer == "python" or java_missing():
+        return [" ".join(ptb_tokens(caption)) for caption in captions], "python"
+    try:
+        return _stanford(captions), "ptb"
+    except (OSError, RuntimeError) as error:
+        if tokenizer == "ptb":
+            raise UserError(f"tokenizer 'ptb' failed: {one_line(error)}; use 'python'") from error
+        print(f"Stanford's tokenizer failed ({one_line(error)}): the Python tokenizer is used", file=sys.stderr)
+        return [" ".join(ptb_tokens(caption)) for caption in captions], "python"
+
+
+def _stanford(captions: Sequence[str]) -> list[str]:
+    """One run of PTBTokenizer over all captions, a line each. Raises RuntimeError with what Java said.
+
+    pycocoevalcap's own wrapper writes into its installation folder, depends on the locale, and shifts all captions
+    that follow one with a line break of an unusual kind; hence only its jar and its punctuation list are used.
+    """
+    lines = [" ".join(caption.split()) for caption in captions]
+    filled = [line for line in lines if line]
+    if not filled:
+        return lines
+    jar = Path(ptbtokenizer.__file__).parent / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR
+    command = ["java", "-XX:+UseSerialGC", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
+    text = "".join(f"{line}\n" for line in filled).encode("utf-8", "replace")
+    done = subprocess.run(command, input=text, capture_output=True)
+    answers = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
+    if done.returncode or len(answers) != len(filled):
+        said = _telling_line(done.stderr.decode(errors="replace"))
+        raise RuntimeError(said or f"{len(answers)} lines came back for {len(filled)} captions")
+    tokens = (" ".join(t for t in answer.split(" ") if t and t not in ptbtokenizer.PUNCTUATIONS) for answer in answers)
+    return [next(tokens) if line else "" for line in lines]
+
+
+# ---------------------------------------------------------------- metrics
+def score_captions(
+    candidates: Mapping,
+    references: Mapping,
+    metrics: Sequence[str] = ("bleu", "cider"),
+    tokenizer: str = "auto",
+    document_frequencies: Mapping | None = None,
+) -> Scores:
+    """Score one caption per image against the image's references.
+
+    `candidates` is id -> caption and `references` id -> list of captions (more images than in `candidates` are
+    ignored). `document_frequencies` is the table that "ciderd" needs: see `document_frequencies` and
+    `load_document_frequencies`. Raises UserError where there is nothing to score, an image has no reference, or a
+    metric or tokenizer is unknown.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise UserError(f"unknown metric '{name}'; known are {', '.join(METRICS)}")
+    if not candidates:
+        raise UserError("there are no captions to score")
+    alone = [key for key in candidates if not references.get(key)]
+    if alone:
+        raise UserError(
+            f"{len(alone)} of {len(candidates)} captioned images have no reference, the first is {alone[0]!r}"
+        )
+
+    flat = list(candidates.values())
+    for key in candidates:
+        flat += references[key]
+    tokens, used = tokenize(flat, tokenizer)
+    later = iter(tokens[len(candidates) :])
+    # plain numbers as ids, because SPICE sorts them and writes them to JSON
+    hypotheses = {i: [tokens[i]] for i in range(len(candidates))}
+    targets = {i: [next(later) for _ in references[key]] for i, key in enumerate(candidates)}
+
+    scores = Scores(tokenizer=used, num_images=len(candidates))
+    count = functools.cache(count_ngrams)
+    for name in dict.fromkeys(metrics):
+        try:
+            for key, (value, each) in _score(name, hypotheses, targets, document_frequencies, count).items():
+                scores.values[key], scores.per_image[key] = float(value), [float(one) for one in each]
+        except Exception as error:  # noqa: BLE001 - whatever breaks one metric must not cost the others
+            scores.left_out[name] = one_line(error)
+    return scores
+
+
+_COUNTING = {"bleu": BleuScorer, "cider": CiderScorer}
+
+
+class _CannotRun(Exception):
+    """A metric that lacks what it needs; the message says what."""
+
+
+def _score(
+    name: str, hypotheses: dict, references: dict, frequencies: Mapping | None, count: Callable
+) -> dict[str, tuple]:
+    """Of each score that `name` stands for its value and those of the images."""
+    if name in NEEDS_JAVA and java_missing():
+        raise _CannotRun(NO_JAVA)
+    if name == "rouge":
+        return {"rouge_l": Rouge().compute_score(references, hypotheses)}
+    if name in ("bleu", "cider", "ciderd"):
+        if name == "cider" and len(references) < 2:
+            raise _CannotRun("needs two images or more, because it counts in how many of them a phrase occurs")
+        if name == "ciderd" and frequencies is None:
+            raise _CannotRun("needs document frequencies from a file (--cached_words)")
+        scorer = CiderD(frequencies, count=count) if name == "ciderd" else _COUNTING[name](count=count)
+        for key, captions in references.items():
+            scorer += (hypotheses[key][0], captions)
+        if name == "bleu":
+            values, each = scorer.compute_score("closest", verbose=0)
+            return {f"bleu_{n}": pair for n, pair in enumerate(zip(values, each), start=1)}
+        return {name: scorer.compute_score()}
+    value, each = {"meteor": _meteor, "spice": _spice}[name](references, hypotheses)
+    if math.isnan(value):
+        raise _CannotRun("gave no number")
+    return {name: (value, each)}
+
+
+def _meteor(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    meteor = Meteor()
+    try:
+        return meteor.compute_score(references, hypotheses)
+    except (OSError, ValueError) as error:  # Java went away; its last words tell why
+        meteor.meteor_p.kill()
+        said = _telling_line(meteor.meteor_p.stderr.read().decode(errors="replace"))
+        raise _CannotRun(said or one_line(error)) from error
+    finally:
+        with contextlib.suppress(OSError):  # closing flushes, to a Java that may be gone; __del__ would complain
+            meteor.meteor_p.stdin.close()
+        if meteor.lock.locked():  # after an error it is still held, and Meteor.__del__ would wait for it forever
+            meteor.lock.release()
+
+
+def _spice(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
+    """SPICE, whose Stanford models pycocoevalcap downloads at first use (about 500 MB)."""
+    from pycocoevalcap.spice.get_stanford_models import JAR
+    from pycocoevalcap.spice.spice import Spice
+    from pycocoevalcap.spice.spice import __file__ as path
+
+    models = Path(path).parent / "lib" / f"{JAR}.jar"
+    if not models.exists():
+        print("SPICE: downloading Stanford's models at first use (about 500 MB)", file=sys.stderr)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)  # a network that swallows packets would hold us for minutes
+    try:
+        with silenced():
+            scorer = Spice()
+    except OSError as error:
+        raise _CannotRun(f"its models could not be downloaded ({one_line(getattr(error, 'reason', error))})") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    with _subprocesses_silenced() as said:
+        try:
+            value, each = scorer.compute_score(references, hypotheses)
+            return value, [one["All"]["f"] for one in each]
+        except subprocess.CalledProcessError as error:
+            raise _CannotRun(_telling_line(said()) or f"Java ended with status {error.returncode}") from error
+
+
+@contextlib.contextmanager
+def _subprocesses_silenced():
+    """Send what child processes write to our stdout and stderr to a file; yields a function that returns its text."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        saved = [os.dup(1), os.dup(2)]
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            with silenced():
+                yield lambda: os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace")
+        finally:
+            for target, copy in zip((1, 2), saved):
+                os.dup2(copy, target)
+                os.close(copy)
+
+
+def _telling_line(said: str) -> str:
+    """The line of Java's output that names the trouble."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    for line in lines:
+        if re.search(r"could not|cannot|out of memory|exception|invalid", line, re.IGNORECASE):
+            return one_line(line)
+    return one_line(lines[0]) if lines else ""
+
+
+# ---------------------------------------------------------------- CIDEr-D with given document frequencies
+class _Frequencies:
+    """A table of document frequencies that answers 0 for an unknown n-gram and does not grow by being asked."""
+
+    def __init__(self, table: Mapping):
+        self.get = table.get
+
+    def __getitem__(self, ngram: tuple) -> float:
+        return self.get(ngram, 0.0)
+
+
+class CiderD(CiderScorer):
+    """pycocoevalcap's CIDEr-D formula (Vedantam et al. 2015, arXiv 1411.5726) with frequencies of a larger corpus.
+
+    Use as CiderScorer: `scorer += (candidate, [reference, ...])` with tokenised text, then `compute_score()` ->
+    (mean, array of one score per image). `table` is as `document_frequencies` gives it. Raises UserError if it is not.
+    """
+
+    def __init__(self, table: Mapping, n: int = 4, sigma: float = 6.0, count: Callable = count_ngrams):
+        frequencies, self._log_images = check_table(table)
+        super().__init__(n=n, sigma=sigma, count=count)
+        self.document_frequency = _Frequencies(frequencies)
+
+    @property
+    def ref_len(self) -> float:
+        """Logarithm of the number of images that were counted."""
+        return self._log_images
+
+    @ref_len.setter
+    def ref_len(self, value) -> None:
+        """CiderScorer sets it to the images at hand, which do not matter here."""
+
+    def compute_score(self, option=None, verbose=0):
+        scores = np.array(self.compute_cider())
+        return scores.mean(), scores
+
+
+# ---------------------------------------------------------------- signs of collapse
+def caption_statistics(captions: Iterable[str]) -> dict[str, float]:
+    """Signs of a model that says the same everywhere: share of `distinct` captions, `mean_length` in words and
+    `unk_share`, the share of words that are <unk>. All are 0 where there are no captions."""
+    sentences = [caption.split() for caption in captions]
+    words = sum(map(len, sentences))
+    unknown = sum(word.strip(".,").lower() == "<unk>" for sentence in sentences for word in sentence)
+    return {
+        "distinct": len(set(map(tuple, sentences))) / max(1, len(sentences)),
+        "mean_length": words / max(1, len(sentences)),
+        "unk_share": unknown / max(1, words),
+    }
+
+
+@contextlib.contextmanager
+def silenced():
+    """Swallow what libraries print to stdout and stderr (pycocotools, pycocoevalcap). Exceptions pass through."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield

@@ -1,0 +1,133 @@
+"""The flags of infer.py, a group a function, and which of them contradict each other. Light imports only."""
+
+import argparse
+import math
+from pathlib import Path
+
+from captioning.errors import UserError
+
+BUNDLED = Path(__file__).resolve().parents[1] / "models" / "flickr8k.model"
+
+
+def add_images(add) -> None:
+    add("images", nargs="*", metavar="IMAGE", help="image files")
+    add("--image_dir", metavar="DIR", help="caption every image of this folder or zip file")
+    add("--recursive", action="store_true", help="with the images of its subfolders")
+    add("--dataset", metavar="NAME", help='datasets of datasets.conf, "a:x+b:y" joined')
+    add("--dataset_config_file", metavar="FILE", help="configuration (default: datasets/datasets.conf)")
+    add("--batch_size", type=int, default=32, metavar="N", help="images captioned at a time (default: 32)")
+    add("--num_workers", type=int, metavar="N", help="processes that decode images (default: one per core; 0 for few)")
+    add("--resize", type=int, metavar="PIXELS", help="width and height given to the encoder (default: the model's)")
+    add(
+        "--ext_features",
+        metavar="FILES",
+        help="feature files, comma separated, in place of those that the model was trained with (default: the same)",
+    )
+    add("--ext_persist_features", metavar="FILES", help="the same for the files among its persistent features")
+
+
+def add_model(add) -> None:
+    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/flickr8k.model)")
+    add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
+    add("--vocab", metavar="FILE", help="vocabulary of the same size to use instead of the model's own")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: cuda or mps where there is one)")
+    add("--cpu", action="store_true", help="the same as --device cpu")
+    add("--amp", choices=("off", "bf16"), default="off", help="mixed precision (default: off)")
+
+
+def add_search(add) -> None:
+    add("--max_seq_length", type=int, default=20, metavar="N", help="most words of a sentence (default: 20)")
+    add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
+    add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
+    add("--n_best", type=int, default=1, metavar="N", help="captions of each image, best first (default: 1)")
+    add("--block_trigrams", action="store_true", help="never repeat three words in a caption")
+    add(
+        "--trigram_penalty_alpha",
+        type=float,
+        default=0.0,
+        metavar="A",
+        help="lower the log-probability of a word that would repeat three words by A ln 2 per earlier time (default 0)",
+    )
+    add("--no_repeat_sentences", action="store_true", help="no sentence twice in a paragraph: the next best, or none")
+    add("--only_complete_sentences", action="store_true", help="leave out sentences cut off at --max_seq_length")
+    add("--allow_unk", action="store_true", help="let <unk>, the unknown word, be written")
+    add("--sample", action="store_true", help="draw the words at random instead of searching for the likeliest")
+    add("--temperature", type=float, metavar="T", help="with --sample: below 1 bolder, above wilder (default: 1)")
+    add("--top_k", type=int, metavar="K", help="with --sample: among the K likeliest words (default: all)")
+    add("--top_p", type=float, metavar="P", help="with --sample: among the words that make up P (default: 1, all)")
+    add("--seed", type=int, metavar="N", help="with --sample: seed of the random numbers (default: 42)")
+    add("--no_capitalize", action="store_true", help="plain lower-case words, without capital and period")
+    add(
+        "--lemma_pos_rules",
+        metavar="FILE",
+        help="for a model that writes lemmas with part-of-speech tags: lines 'lemma POS word', the word for each",
+    )
+
+
+def add_words(add) -> None:
+    add("--probabilities", action="store_true", help="write every word with its probability: a=0.69 man=0.15 ...")
+    add(
+        "--alternatives",
+        type=int,
+        metavar="N",
+        help="show N words at every step, the one written first: a/two/the with 3 (default: 1, that word alone)",
+    )
+
+
+def add_output(add) -> None:
+    add("--print_results", action="store_true", help="print the captions also where they are written to a file")
+    add("--output_file", metavar="FILE", help="results file")
+    add("--output_format", choices=("txt", "json", "jsonl", "csv"), help="of it (default: by its extension, or json)")
+    add(
+        "--results_path", metavar="DIR", help="folder of the results file (default: here; results where it has no name)"
+    )
+    add("--store_image_paths", action="store_true", help="write the image's path in place of its id")
+    add("--resume", action="store_true", help="go on with an interrupted jsonl or csv file: pass over what it has")
+    add("--html", metavar="FILE", help="gallery of the images and their captions, in one file")
+    add("--attention_output", metavar="FILE.npz", help="where the model looked for every word of the best captions")
+    add("--scoring", metavar="NAMES", help="print scores: bleu, cider, rouge, meteor, spice; comma separated")
+    add("--verbose", action="store_true", help="say which model, encoder and device, and how fast")
+
+
+GROUPS = {
+    "what to caption": add_images,
+    "model": add_model,
+    "how sentences are written": add_search,
+    "what is told of their words": add_words,
+    "where captions go": add_output,
+}
+
+
+def parse_args(doc: str, argv=None) -> argparse.Namespace:
+    """The flags of `argv` (default: the command line's); `doc` is what --help begins with."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for title, add_flags in GROUPS.items():
+        add_flags(parser.add_argument_group(title).add_argument)
+    return parser.parse_args(argv)
+
+
+def check(args) -> None:
+    """Raises UserError for values out of range and flags that exclude each other."""
+    for name in ("batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    if args.num_workers is not None and args.num_workers < 0:
+        raise UserError(f"--num_workers {args.num_workers}: must be 0 or more")
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        if getattr(args, name) is not None and not args.sample:
+            raise UserError(f"--{name} is for sampling: add --sample")
+    if args.temperature is not None and not 0 < args.temperature < math.inf:
+        raise UserError(f"--temperature {args.temperature}: must be above 0")
+    if args.top_p is not None and not 0 < args.top_p <= 1:
+        raise UserError(f"--top_p {args.top_p}: must be above 0 and at most 1")
+    for name in ("length_penalty", "trigram_penalty_alpha"):
+        if not math.isfinite(getattr(args, name) or 0.0):
+            raise UserError(f"--{name} {getattr(args, name)}: must be a number")
+    if args.sample and (args.beam_size or 1) > 1:
+        raise UserError("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
+    if args.beam_size and args.n_best > args.beam_size and not args.sample:
+        raise UserError(f"--n_best {args.n_best} needs as many beams, not --beam_size {args.beam_size}")
+    if args.cpu and args.device not in (None, "cpu"):
+        raise UserError(f"--cpu and --device {args.device} exclude each other")
+    if args.recursive and not args.image_dir:
+        raise UserError("--recursive is for --image_dir")

@@ -1,0 +1,228 @@
+"""What inference leaves behind: results files (txt, json, jsonl, csv), attention weights (npz), a gallery (html).
+
+    with ResultsFile("captions.jsonl", "jsonl", resume=True) as file:
+        file.earlier                                     # results of an interrupted run
+        file.add(Result(42, [("A dog runs.", -7.31)]))
+
+txt: `image_id caption` a line. json: the COCO results list. jsonl: a JSON object a line. csv: a row per caption. The
+last two carry natural log-probabilities and grow in FILE.part, which is renamed to FILE when all is written.
+
+Where the words of the captions are told one by one (Result.words), txt and json have them in place of the caption, as
+DeepCaption does: `A=0.69/two=0.08 man=0.15/young=0.10`; json keeps the caption as `text`. jsonl has them under `words`
+as numbers, with the <end> of the caption, and csv as a column of its own.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from captioning.errors import UserError
+from captioning.files import atomic_write
+
+FORMATS = ("txt", "json", "jsonl", "csv")
+GROWING = ("jsonl", "csv")  # written image by image, so that they can be resumed
+COLUMNS = ["image_id", "rank", "caption", "log_prob"]
+Word = tuple[str, float | None]  # None: its probability was not asked for
+
+
+@dataclass
+class Result:
+    """An image's captions with their log-probabilities, best first. path and references serve the gallery.
+
+    words: nothing, or for every caption its steps, <end> included: the word written, then others that might have been.
+    shown: word_text() of them, where they were read from a csv file, which has no more.
+    """
+
+    image_id: int | str
+    captions: list[tuple[str, float]]
+    path: str | None = None
+    references: list[str] = field(default_factory=list)
+    words: list[list[list[Word]]] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+
+
+def format_of(path, given: str | None = None) -> str:
+    """The format `given`, or else that of the extension of `path`. Raises UserError where that tells none."""
+    form = given or Path(path).suffix.lower().removeprefix(".")
+    if form not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise UserError(
+            f"--output_file {path}: the extension tells no format; end it in one of {known}, or give --output_format"
+        )
+    return form
+
+
+def check_writable(option: str, path) -> None:
+    """Raises UserError where `path` cannot be written: better before the work than after it."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option}: cannot make the folder {path.parent}: {error.strerror or error}") from error
+    if path.is_dir():
+        raise UserError(f"{option}: {path} is a folder; name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{option}: the folder {path.parent} cannot be written")
+
+
+class ResultsFile:
+    """Writes results; complete or not there at all, but for FILE.part of the formats that can be resumed.
+
+    resume: take over what FILE.part, or else FILE, holds; `earlier` has it. Its image ids are texts where the file is
+    a csv. words: whether the results have words. Raises UserError for a file that is no such results file.
+    """
+
+    def __init__(self, path, form: str, resume: bool = False, words: bool = False):
+        self.path, self.form, self.words = Path(path), form, words
+        self.part = self.path.with_name(self.path.name + ".part")
+        self.earlier: list[Result] = []
+        if resume:
+            source = next((p for p in (self.part, self.path) if p.exists()), None)
+            if source is not None:
+                self.earlier = read_results(source, form, unfinished=source == self.part, words=words)
+        self.results = list(self.earlier)
+
+    def __enter__(self) -> "ResultsFile":
+        if self.form in GROWING:
+            with atomic_write(self.part) as file:  # without the half line that an interruption may have left
+                file.write(_head(self.form, self.words) + "".join(_lines(self.form, result) for result in self.earlier))
+            self._file = open(self.part, "a", encoding="utf-8", newline="")
+        return self
+
+    def add(self, result: Result) -> None:
+        self.results.append(result)
+        if self.form in GROWING:
+            self._file.write(_lines(self.form, result))
+            self._file.flush()
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """Completes the file; after an error leaves FILE.part for resuming, or removes it where it holds nothing."""
+        if self.form in GROWING:
+            if kind is None:
+                os.fsync(self._file.fileno())
+            self._file.close()
+            if kind is None:
+                os.replace(self.part, self.path)
+            elif not self.results:
+                self.part.unlink()
+        elif kind is None:
+            with atomic_write(self.path) as file:
+                if self.form == "json":
+                    entries = [json.dumps(_coco(result, "json"), ensure_ascii=False) for result in self.results]
+                    file.write("[\n" + ",\n".join(entries) + "\n]\n")
+                else:
+                    file.writelines(_lines(self.form, result) for result in self.results)
+
+
+def _head(form: str, words: bool) -> str:
+    return ",".join(COLUMNS + ["words"] * words) + "\n" if form == "csv" else ""
+
+
+def word_text(steps: list[list[Word]], capitalize: bool = True) -> str:
+    """The words of a caption, <end> left out: `A=0.69/two=0.08 man=0.15`, or `A/two man` without probabilities."""
+    texts = []
+    for number, step in enumerate(step for step in steps if step[0][0] != "<end>"):
+        names = [word for word, _ in step]
+        if number == 0 and capitalize:
+            names[0] = names[0][:1].upper() + names[0][1:]
+        texts.append("/".join(name if p is None else f"{name}={p:.6g}" for name, (_, p) in zip(names, step)))
+    return " ".join(texts)
+
+
+def shown_texts(result: Result) -> list[str]:
+    """What is shown of the captions: their words one by one, where those are there, else the captions."""
+    if not result.words:
+        return result.shown or [text for text, _ in result.captions]
+    # a caption that begins with a capital shows its first word so
+    return [word_text(steps, text[:1].isupper()) for steps, (text, _) in zip(result.words, result.captions)]
+
+
+def _lines(form: str, result: Result) -> str:
+    """The lines of one image, each ended."""
+    if form == "jsonl":
+        return json.dumps(_coco(result, "jsonl"), ensure_ascii=False) + "\n"
+    if form == "txt":
+        return "".join(f"{result.image_id} {text}\n" for text in shown_texts(result))
+    out = io.StringIO()
+    rows = [[result.image_id, n, text, f"{p:.4f}"] for n, (text, p) in enumerate(result.captions, 1)]
+    if result.words or result.shown:
+        rows = [[*row, text] for row, text in zip(rows, shown_texts(result))]
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def _coco(result: Result, form: str) -> dict:
+    entries = []
+    for number, ((text, log_prob), shown) in enumerate(zip(result.captions, shown_texts(result))):
+        entry = {"caption": shown, "text": text} if result.words and form == "json" else {"caption": text}
+        if form == "jsonl":
+            entry["log_prob"] = round(log_prob, 4)
+            if result.words:
+                entry["words"] = [[_number(word) for word in step] for step in result.words[number]]
+        entries.append(entry)
+    more = {"n_best": entries} if len(entries) > 1 else {}
+    return {"image_id": result.image_id, **entries[0], **more}
+
+
+def _number(word: Word) -> str | list:
+    name, p = word
+    return name if p is None else [name, float(f"{p:.6g}")]
+
+
+def _word(entry: str | list) -> Word:
+    return (entry, None) if isinstance(entry, str) else (str(entry[0]), float(entry[1]))
+
+
+def read_results(path, form: str, unfinished: bool = False, words: bool = False) -> list[Result]:
+    """The results in a jsonl or csv file. unfinished: its last image may be cut off, and is then left out.
+
+    words: whether its results should have words.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8", "replace" if unfinished else "strict")
+    except OSError as error:
+        raise UserError(f"--resume: cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--resume: {path} is not UTF-8 text (byte {error.start})") from error
+    whole, _, cut = text.rpartition("\n")
+    lines = [*whole.split("\n"), *([] if unfinished or not cut else [cut])] if text else []
+    read = _read_jsonl if form == "jsonl" else _read_csv
+    try:
+        results = list(read((line for line in lines if line), words))
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise UserError(
+            f"--resume: {path} is no {form} results file of this script ({error}); remove it first"
+        ) from error
+    return results[:-1] if form == "csv" and unfinished and cut else results
+
+
+def _read_jsonl(lines: Iterable[str], words: bool) -> Iterator[Result]:
+    for line in lines:
+        entry = json.loads(line)
+        captions = entry.get("n_best") or [entry]
+        result = Result(entry["image_id"], [(c["caption"], float(c["log_prob"])) for c in captions])
+        if ("words" in captions[0]) != words:
+            raise ValueError(f"image {entry['image_id']!r} has {'no ' if words else ''}words: same flags as before?")
+        if words:
+            result.words = [[[_word(word) for word in step] for step in c["words"]] for c in captions]
+        yield result
+
+
+def _read_csv(lines: Iterable[str], words: bool) -> Iterator[Result]:
+    rows, columns = csv.reader(lines), COLUMNS + ["words"] * words
+    if (head := next(rows, columns)) != columns:
+        raise ValueError(f"its columns are {','.join(head)}, not {','.join(columns)}")
+    result = None
+    for image_id, rank, text, log_prob, *shown in rows:
+        if rank == "1":
+            if result is not None:
+                yield result
+            result = Result(image_id, [])
+        result.captions.append((text, float(log_prob)))
+        result.shown += shown
+    if result is not None:
+        yield result

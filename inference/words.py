@@ -1,0 +1,72 @@
+"""How sure the model was of every word of its captions, and what else it might have written there.
+
+    shown = word_probabilities(captioner, memory, captions, 3)    # captions: what captioner.caption(memory, ...) gave
+    shown[0][0][0].words                                          # [("a", 0.695), ("two", 0.085), ("the", 0.069)]
+
+Shapes: M words of all captions, V vocabulary, N words shown.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from captioning.errors import UserError
+from captioning.text.tokens import END, PAD, START
+
+
+@dataclass
+class Step:
+    """One word of a caption, or its <end>.
+
+    words: the word written, then the likeliest others in order, each with its probability given the image and the words
+    before it; the probabilities of all words of the vocabulary sum to one.
+    """
+
+    words: list[tuple[str, float]]
+
+
+@torch.inference_mode()
+def word_probabilities(captioner, memory, captions: Sequence[Sequence], shown: int = 1) -> list[list[list[Step]]]:
+    """The steps of every caption, <end> included, `shown` words each (fewer where the vocabulary has fewer).
+
+    captioner: a model.Captioner; memory: what its encode() gave for B images; captions: for each of them its
+    model.Caption objects. The product of a caption's probabilities is exp(caption.log_prob).
+    Raises UserError for a model that writes paragraphs.
+    """
+    if getattr(captioner.config, "paragraphs", None) is not None:
+        raise UserError("--probabilities and --alternatives tell of captions; the model writes paragraphs")
+    captioner.model.eval()
+    flat = [(image, caption) for image, several in enumerate(captions) for caption in several]
+    if not flat:
+        return [[] for _ in captions]
+    rows = [torch.tensor([START, *caption.tokens, END]) for _, caption in flat]
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(captioner.device)
+    lengths = torch.tensor([len(row) for row in rows])
+    images = torch.tensor([image for image, _ in flat], device=captioner.device)
+    logits, targets, _, row = captioner.model.decode(memory, tokens, lengths, images)
+    ids, probabilities = likeliest(logits.float().softmax(1), targets, shown)
+    names = captioner.vocabulary.words
+    steps: list[list[Step]] = [[] for _ in flat]
+    # the tokens of a row come in order of time
+    for number, step_ids, step_p in zip(row.tolist(), ids.tolist(), probabilities.tolist()):
+        pairs = [(names[i], p) for i, p in zip(step_ids, step_p) if p >= 0]
+        steps[number].append(Step(pairs))
+    out: list[list[list[Step]]] = [[] for _ in captions]
+    for (image, _), found in zip(flat, steps):
+        out[image].append(found)
+    return out
+
+
+def likeliest(probabilities: Tensor, chosen: Tensor, shown: int) -> tuple[Tensor, Tensor]:
+    """ids (M, N) and their probabilities from probabilities (M, V): the `chosen` (M,) first, then the likeliest others.
+
+    <pad> and <start>, which are no words, come with probability -1 where nothing else is left.
+    """
+    first = probabilities.gather(1, chosen.unsqueeze(1))  # M,1
+    others = probabilities.clone()
+    others[:, [PAD, START]] = -1.0
+    others.scatter_(1, chosen.unsqueeze(1), -1.0)
+    best = others.topk(min(shown - 1, others.shape[1]), dim=1)
+    return torch.cat([chosen.unsqueeze(1), best.indices], 1), torch.cat([first, best.values], 1)

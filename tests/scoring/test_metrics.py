@@ -1,0 +1,399 @@
+"""scoring.py and score.py: numbers against the formulas, metrics that fail alone, life without Java.
+
+METEOR takes half a minute to start; its test runs with `-m slow` only.
+"""
+
+import csv
+import json
+import math
+import os
+import pickle
+import re
+from collections import Counter
+
+import pytest
+from toy import document_frequencies
+
+from captioning.errors import UserError
+from captioning.scoring import coco_scorers
+from captioning.scoring.document_frequencies import load_document_frequencies
+from captioning.scoring.metrics import (
+    CiderD,
+    caption_statistics,
+    java_missing,
+    java_note,
+    parse_metrics,
+    score_captions,
+    tokenize,
+)
+from captioning.text.ptb import ptb_tokens
+
+needs_java = pytest.mark.skipif(java_missing(), reason="needs Java")
+
+REFERENCES = {
+    1: ["A brown dog runs across the wet grass.", "The dog is running on a lawn.", "A dog's morning run"],
+    2: ["Two children play football in the park.", "Kids are playing with a ball.", "Children don't stop playing"],
+    "3": ["A red bus waits at the stop.", "A bus parked by a street sign."],
+    4: ["A man rides a horse on the beach.", "Someone on horseback near the sea."],
+}
+CANDIDATES = {
+    1: "a brown dog is running on the grass",
+    2: "two kids play with a ball",
+    "3": "a red bus parked at the stop",
+    4: "a man",
+}
+
+
+@pytest.fixture
+def no_java(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.fixture
+def broken_java(monkeypatch, tmp_path):
+    """A `java` that exists but cannot start its machine."""
+    java = tmp_path / "java"
+    java.write_text(
+        "#!/bin/sh\n[ \"$1\" = -version ] && exit 0\necho 'Error occurred during initialization' >&2\n"
+        "echo 'Could not reserve enough space for object heap' >&2\nexit 1\n"
+    )
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+
+# ---------------------------------------------------------------- tokens
+@pytest.mark.parametrize("tokenizer", ["python", pytest.param("ptb", marks=needs_java)])
+def test_blank_and_broken_lines_do_not_shift_the_others(tokenizer):
+    captions = ["", "A dog", "  ", "...", "One\nline\u2028with\rbreaks", "A cat", ""]
+    assert tokenize(captions, tokenizer)[0] == ["", "a dog", "", "", "one line with breaks", "a cat", ""]
+
+
+def test_auto_without_java_is_python_and_says_so(no_java):
+    assert tokenize(["A dog's bone"]) == (["a dog 's bone"], "python")
+    assert "Python tokenizer" in java_note(["bleu"]) and "METEOR and SPICE left out" in java_note(["meteor", "spice"])
+    assert java_note(["bleu"], "python") is None
+    with pytest.raises(UserError, match="needs Java"):
+        tokenize(["A dog"], "ptb")
+
+
+def test_java_that_cannot_start(broken_java, capfd):
+    assert tokenize(["A dog's bone"]) == (["a dog 's bone"], "python")
+    assert "Could not reserve enough space" in capfd.readouterr().err
+    with pytest.raises(UserError, match="Could not reserve"):
+        tokenize(["A dog"], "ptb")
+    scores = score_captions(CANDIDATES, REFERENCES, ("meteor", "rouge"), "python")
+    assert scores.left_out == {"meteor": "Could not reserve enough space for object heap"}
+    assert set(scores.values) == {"rouge_l"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_unknown_tokenizer():
+    with pytest.raises(UserError, match="unknown tokenizer 'nltk'; known are auto, ptb, python"):
+        tokenize([], "nltk")
+
+
+# ---------------------------------------------------------------- metrics
+def cooked(text):
+    """n-gram counts, n = 1..4, of a tokenised text."""
+    words = text.split()
+    return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
+
+
+def cider_by_the_paper(candidates, references, frequency, images):
+    """CIDEr-D as Vedantam et al. 2015 write it (sigma 6, clipped counts, mean over n and references, times 10).
+
+    The length in the Gaussian penalty is that of the reference code, which counts bigrams.
+    """
+
+    def vector(counts, n):
+        return {g: c * (math.log(images) - math.log(max(1, frequency[g]))) for g, c in counts.items() if len(g) == n}
+
+    def norm(v):
+        return math.sqrt(sum(x * x for x in v.values()))
+
+    total = 0
+    for key, candidate in candidates.items():
+        for reference in references[key]:
+            c, r = cooked(candidate), cooked(reference)
+            delta = max(0, len(candidate.split()) - 1) - max(0, len(reference.split()) - 1)
+            for n in range(1, 5):
+                a, b = vector(c, n), vector(r, n)
+                dot = sum(min(x, b.get(g, 0)) * b.get(g, 0) for g, x in a.items())
+                length = norm(a) * norm(b)
+                total += 10 / 4 / len(references[key]) * math.exp(-(delta**2) / 72) * (dot / length if length else 0)
+    return total / len(candidates)
+
+
+def tokenised(references):
+    return {key: [" ".join(ptb_tokens(caption)) for caption in group] for key, group in references.items()}
+
+
+def test_cider_and_ciderd_against_the_formula():
+    references = tokenised(REFERENCES)
+    frequency = Counter(g for group in references.values() for g in set().union(*map(cooked, group)))
+    table = document_frequencies(REFERENCES.values())
+    assert table == {"document_frequency": dict(frequency), "ref_len": 4}
+    scores = score_captions(CANDIDATES, REFERENCES, ("cider", "ciderd"), "python", table)
+    assert scores.values["cider"] == pytest.approx(cider_by_the_paper(CANDIDATES, references, frequency, 4), abs=1e-9)
+    assert scores.values["ciderd"] == pytest.approx(scores.values["cider"], abs=1e-9)
+
+    other = {"document_frequency": {("a",): 900, ("dog",): 30, ("on", "the"): 200}, "ref_len": 1000}
+    expected = cider_by_the_paper(CANDIDATES, references, Counter(other["document_frequency"]), 1000)
+    for ref_len in (1000, 1000.0, math.log(1000)):  # tables in use hold the number or its logarithm
+        found = score_captions(CANDIDATES, REFERENCES, ("ciderd",), "python", other | {"ref_len": ref_len})
+        assert found.values["ciderd"] == pytest.approx(expected, abs=1e-9)
+    assert len(other["document_frequency"]) == 3  # asking for unknown n-grams does not fill the table
+
+
+def test_ciderd_of_one_image_and_per_image_scores():
+    scorer = CiderD({"document_frequency": {("a",): 5.0}, "ref_len": 10})
+    scorer += ("a dog runs now", ["a dog runs now"])
+    scorer += ("a cat", ["two birds"])
+    mean, each = scorer.compute_score()
+    assert each == pytest.approx([10, 0]) and mean == pytest.approx(5)
+
+
+def test_bleu_against_the_formula():
+    values = score_captions({1: "the the cat sat"}, {1: ["The cat sat down here."]}, ("bleu",), "python").values
+    # clipped unigrams 3/4, bigrams 2/3, trigrams 1/2; brevity penalty exp(1 - 5/4)
+    assert values["bleu_1"] == pytest.approx(math.exp(-0.25) * 3 / 4, abs=1e-6)
+    assert values["bleu_3"] == pytest.approx(math.exp(-0.25) * (3 / 4 * 2 / 3 * 1 / 2) ** (1 / 3), abs=1e-6)
+
+
+def test_rouge_against_the_formula():
+    values = score_captions({1: "a dog runs"}, {1: ["A big dog runs far."]}, ("rouge",), "python").values
+    precision, recall = 3 / 3, 3 / 5
+    assert values["rouge_l"] == pytest.approx((1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision))
+
+
+def test_metrics_stand_alone(monkeypatch, no_java, capfd):
+    def fails(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(coco_scorers.Rouge, "compute_score", fails)
+    metrics = ("bleu", "meteor", "rouge", "cider", "ciderd", "spice")
+    scores = score_captions(CANDIDATES, REFERENCES, metrics)
+    assert set(scores.values) == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider"}
+    assert scores.left_out == {
+        "meteor": "needs Java, which is not installed",
+        "rouge": "MemoryError",
+        "ciderd": "needs document frequencies from a file (--cached_words)",
+        "spice": "needs Java, which is not installed",
+    }
+    assert scores.tokenizer == "python" and scores.num_images == 4
+    assert "METEOR   left out: needs Java, which is not installed" in scores.lines()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_spice_that_cannot_download_or_crashes(monkeypatch, broken_java, capfd):
+    import subprocess
+
+    from pycocoevalcap.spice import spice
+
+    def offline():
+        print("Downloading ...")
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(spice, "get_stanford_models", offline)
+    scores = score_captions(CANDIDATES, REFERENCES, ("spice",), "python")
+    assert scores.left_out == {"spice": "its models could not be downloaded (no route to host)"}
+
+    monkeypatch.setattr(spice, "get_stanford_models", lambda: None)
+    monkeypatch.setattr(spice.Spice, "compute_score", lambda *_: subprocess.check_call(["java", "-jar", "spice.jar"]))
+    scores = score_captions(CANDIDATES, REFERENCES, ("spice",), "python")
+    assert scores.left_out == {"spice": "Could not reserve enough space for object heap"}
+    out, err = capfd.readouterr()
+    assert out == "" and set(err.splitlines()) <= {"SPICE: downloading Stanford's models at first use (about 500 MB)"}
+
+
+@needs_java
+@pytest.mark.slow
+def test_meteor(request):
+    if "slow" not in (request.config.getoption("-m") or ""):
+        pytest.skip("starting METEOR takes half a minute; run with -m slow")
+    scores = score_captions({1: "a dog runs", 2: ""}, {1: ["A dog runs."], 2: ["A cat sits."]}, ("meteor",))
+    assert 0 < scores.values["meteor"] < 1
+
+
+def test_cider_of_a_single_image_is_left_out_and_not_zero():
+    scores = score_captions({1: "a dog"}, {1: ["a dog"], 2: ["a cat"]}, ("cider",), "python")
+    assert scores.values == {} and "two images" in scores.left_out["cider"]
+
+
+def test_empty_captions_score_zero_where_the_metric_ran():
+    scores = score_captions({1: "", 2: ""}, {1: ["a dog"], 2: ["a cat"]}, ("bleu", "rouge", "cider"), "python")
+    assert set(scores.values.values()) == {0.0} and not scores.left_out
+
+
+def test_bad_input():
+    with pytest.raises(UserError, match="no captions to score"):
+        score_captions({}, REFERENCES)
+    with pytest.raises(UserError, match="1 of 2 captioned images have no reference, the first is 9"):
+        score_captions({1: "a", 9: "b"}, REFERENCES)
+    with pytest.raises(UserError, match="unknown metric 'wer'; known are bleu"):
+        score_captions(CANDIDATES, REFERENCES, ("wer",))
+
+
+def test_parse_metrics():
+    assert parse_metrics("cider,bleu") == ("cider", "bleu")
+    assert parse_metrics("CIDEr, BLEU ,Bleu_4,ROUGE_L,CIDEr-D,Meteor") == ("cider", "bleu", "rouge", "ciderd", "meteor")
+    for wrong in ("", "cider,", "blue", "cider;bleu"):
+        with pytest.raises(UserError, match="known are bleu, meteor, rouge, cider, ciderd, spice"):
+            parse_metrics(wrong)
+
+
+def test_caption_statistics():
+    found = caption_statistics(["a dog", "a dog", "a <unk> cat runs", "A <unk>."])
+    assert found == {"distinct": 3 / 4, "mean_length": 10 / 4, "unk_share": 2 / 10}
+    assert caption_statistics([]) == {"distinct": 0, "mean_length": 0, "unk_share": 0}
+
+
+# ---------------------------------------------------------------- cached words
+def test_cached_words_file(tmp_path):
+    table = document_frequencies(REFERENCES.values())
+    path = tmp_path / "words.p"
+    for protocol in (0, 2, pickle.HIGHEST_PROTOCOL):
+        path.write_bytes(pickle.dumps(table, protocol=protocol))
+        assert load_document_frequencies(path) == table
+
+
+def test_bad_cached_words(tmp_path):
+    path = tmp_path / "words.p"
+    with pytest.raises(UserError, match="cannot read .*words.p"):
+        load_document_frequencies(path)
+    for content, message in (
+        (b"nonsense", "not a pickle"),
+        (pickle.dumps({"words": 1}), "'document_frequency' and 'ref_len'"),
+        (pickle.dumps({"document_frequency": {("a",): 50}, "ref_len": 2}), "too small"),
+        (pickle.dumps(os.system), "it asks for posix.system"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"words.p.*{message}"):
+            load_document_frequencies(path)
+
+
+# ---------------------------------------------------------------- score.py
+@pytest.fixture
+def files(tmp_path):
+    """Writes (results, ground truth) as JSON and returns the beginning of the command line."""
+
+    def write(results=None, annotations=None):
+        if results is None:
+            results = [{"image_id": str(key), "caption": caption} for key, caption in CANDIDATES.items() if key != 4]
+        if annotations is None:
+            annotations = [{"image_id": int(k), "caption": c} for k, group in REFERENCES.items() for c in group]
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        (tmp_path / "truth.json").write_text(json.dumps({"annotations": annotations}))
+        return [tmp_path / "results.json", "--ground_truth", tmp_path / "truth.json"]
+
+    return write
+
+
+def test_score_prints_and_writes(script, files, tmp_path):
+    table = tmp_path / "words.p"
+    table.write_bytes(pickle.dumps(document_frequencies(REFERENCES.values())))
+    done = script(
+        "score.py", *files(), "--scoring", "BLEU,CIDEr,ciderd", "--tokenizer", "python",
+        "--cached_words", table, "--output", tmp_path / "scores.json",
+    )  # fmt: skip
+    assert done.status == 0 and done.err == ""
+    assert "3 captions, 2.7 references each, tokenizer python" in done.out
+    assert "1 of 4 images of the ground truth have no result" in done.out
+    assert "distinct captions 100.0%" in done.out
+    report = json.loads((tmp_path / "scores.json").read_text())
+    three = {key: caption for key, caption in CANDIDATES.items() if key != 4}
+    assert report["scores"]["cider"] == score_captions(three, REFERENCES, tokenizer="python").values["cider"]
+    assert report["tokenizer"] == "python" and report["left_out"] == {} and report["images"] == 3
+    assert f"CIDEr    {report['scores']['cider']:7.4f}" in done.out
+
+
+def test_score_without_java(script, files, no_java):
+    done = script("score.py", *files())
+    assert done.status == 0
+    note = "Java is not installed: METEOR left out; tokens by the Python tokenizer instead of Stanford's\n"
+    assert done.err == note
+    assert "METEOR   left out" in done.out and "CIDEr" in done.out and "0.0000" not in done.out
+    assert script("score.py", *files(), "--scoring", "bleu,meteor").status == 1  # asked for by name
+
+
+def test_score_names_what_is_wrong(script, files):
+    good, truth = {"image_id": 1, "caption": "a dog"}, [{"image_id": 1, "caption": "a dog"}]
+    for results, annotations, message in (
+        ([], None, "is empty"),
+        ({"a": 1}, None, "must be a list"),
+        (
+            [good, {"image_id": 77, "caption": "x"}, {"image_id": 78, "caption": "x"}],
+            None,
+            "2 of 3 image ids.*first is 77",
+        ),
+        ([good, {"image_id": "1", "caption": "x"}], None, r"image 1 has two captions, \[0\] and \[1\]"),
+        ([good, {"image_id": 2}], None, r"entry \[1\] has no 'caption'"),
+        ([good, 5], None, r"entry \[1\] is not an object"),
+        ([{"image_id": 1, "caption": None}], None, r"entry \[0\]: 'caption' is null, it must be text"),
+        ([{"image_id": [1], "caption": "x"}], None, r"'image_id' is \[1\], it must be a number or text"),
+        ([good], [], "truth.json has no captions"),
+        ([good], truth + [{"caption": "x"}], r"truth.json: annotations\[1\] has no 'image_id'"),
+    ):
+        done = script("score.py", *files(results, annotations), "--tokenizer", "python")
+        assert done.status == 2 and len(done.err.splitlines()) == 1, done
+        assert re.search(message, done.err), done.err
+
+
+def test_score_refuses(script, files, tmp_path):
+    assert "unknown metric 'blue'" in script("score.py", *files(), "--scoring", "blue").err
+    assert "--cached_words is for ciderd" in script("score.py", *files(), "--cached_words", "x").err
+    done = script("score.py", tmp_path / "none.json", *files()[1:])
+    assert done.status == 2 and "no such file" in done.err
+    (tmp_path / "results.json").write_text("[{")
+    done = script("score.py", tmp_path / "results.json", "--ground_truth", tmp_path / "truth.json")
+    assert done.status == 2 and "not valid JSON" in done.err
+    (tmp_path / "truth.json").write_text("[]")
+    done = script("score.py", tmp_path / "results.json", "--ground_truth", tmp_path / "truth.json")
+    assert done.status == 2 and "no COCO caption file" in done.err
+
+
+def test_score_alone(script_alone, files):
+    done = script_alone("score.py", *files(), "--scoring", "bleu", "--tokenizer", "python")
+    assert done.status == 0 and "BLEU-4" in done.out and done.err == ""
+    assert script_alone("score.py", "--help").status == 0
+
+
+def test_score_several_files_to_csv(script, files, tmp_path):
+    """A row for each file, with the scores that it has alone; a row for each caption, with those of the scorers."""
+    first, *truth = files()
+    second = tmp_path / "worse.json"
+    second.write_text(json.dumps([{"image_id": 1, "caption": "a boat"}, {"image_id": 2, "caption": "two cats sleep"}]))
+    table, images = tmp_path / "scores.csv", tmp_path / "images.csv"
+    same = ["--scoring", "bleu,rouge,cider", "--tokenizer", "python"]
+    done = script("score.py", first, second, *truth, *same, "--output", table, "--per_image", images)
+    assert done.status == 0 and str(second) in done.out, done.err
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["results", "worse"]
+    for path, row in zip((first, second), rows):
+        assert script("score.py", path, *truth, *same, "--output", tmp_path / "one.json").status == 0
+        scores = json.loads((tmp_path / "one.json").read_text())["scores"]
+        assert {name: float(row[name]) for name in scores} == scores
+    with open(images, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["results"], row["image_id"]) for row in rows[3:]] == [(str(second), "1"), (str(second), "2")]
+    assert rows[0]["caption"] == CANDIDATES[1]
+    mine = [row for row in rows if row["results"] == str(first)]
+    three = {key: caption for key, caption in CANDIDATES.items() if key != 4}
+    scores = score_captions(three, REFERENCES, ("rouge", "cider"), tokenizer="python")
+    for name in ("rouge_l", "cider"):  # these average to the score of all
+        each = [float(row[name]) for row in mine]
+        assert each == scores.per_image[name] and sum(each) / 3 == pytest.approx(scores.values[name])
+    alone = score_captions({1: CANDIDATES[1]}, REFERENCES, ("bleu",), tokenizer="python")
+    assert float(mine[0]["bleu_4"]) == pytest.approx(alone.values["bleu_4"], abs=1e-6)
+
+
+def test_score_several_files_to_json(script, files, tmp_path):
+    first, *truth = files()
+    same = ["--scoring", "bleu", "--tokenizer", "python"]
+    done = script("score.py", first, first, *truth, *same, "--output", tmp_path / "scores.json")
+    assert done.status == 0
+    reports = json.loads((tmp_path / "scores.json").read_text())
+    assert [report["results"] for report in reports] == [str(first)] * 2
+    done = script("score.py", first, *truth, *same, "--per_image", tmp_path / "images.json")
+    assert done.status == 2 and "name a .csv file" in done.err

@@ -1,0 +1,466 @@
+"""infer.py: from photos, folders, datasets and feature files to captions on the screen and in files."""
+
+import csv
+import html.parser
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import infer
+from captioning.config import FeatureSpec, ModelConfig
+from captioning.decoder.search import Search
+from captioning.encoder import factory
+from captioning.encoder.factory import build_encoder
+from captioning.encoder.provenance import internal_spec
+from captioning.errors import UserError
+from captioning.features.writer import FeatureWriter
+from captioning.images.image_file import open_image
+from captioning.text.tokens import END, START
+from inference.results import Result, ResultsFile, read_results
+from model import Caption, Captioner, build_model, load_captioner, save_captioner
+from vocabulary import Vocabulary
+
+TEXT = "a the red blue green ball box dog man is on runs , under"
+WORDS = ["<pad>", "<start>", "<end>", "<unk>", *TEXT.split()]
+SIZES = {"embed_size": 24, "hidden_size": 32, "value_size": 24, "attention_size": 16}
+NAMES = [f"p{i}.png" for i in range(5)]
+
+
+def captioner_for(config: ModelConfig) -> Captioner:
+    """Untrained, but with weights large enough that images and words make a difference, and sentences that end."""
+    built = build_model(config, Vocabulary(WORDS))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in built.decoder.parameters():  # drawn anew: building an encoder used up random numbers
+            torch.nn.init.uniform_(parameter, -0.18, 0.18)
+        for name, parameter in built.decoder.named_parameters():
+            parameter.mul_(0.3 if name.startswith("init") else 5.0 if "weight" in name else 1.0)
+        built.decoder.linear.bias[END] += 2.0
+    return Captioner(built, Vocabulary(WORDS))
+
+
+def picture(seed: int) -> Image.Image:
+    draw_from = random.Random(seed)
+    image = Image.new("RGB", (300, 260), tuple(draw_from.randrange(256) for _ in range(3)))
+    for _ in range(6):
+        x, y = draw_from.randrange(250), draw_from.randrange(200)
+        colour = tuple(draw_from.randrange(256) for _ in range(3))
+        ImageDraw.Draw(image).rectangle([x, y, x + draw_from.randrange(20, 200), y + 60], fill=colour)
+    return image
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """pixels.model and file.model (the same weights, attention over the same maps), a COCO-like dataset with images
+    and features [c:with], without images [c:bare], without features [c:photos], and a folder with a broken image."""
+    root = tmp_path_factory.mktemp("world")
+    extractor = build_encoder("efficientnet_lite0-conv")
+    spec = internal_spec("efficientnet_lite0-conv", extractor)
+    file_spec = FeatureSpec("maps.lmdb", spec.shape, True, spec.provenance)
+    pixels = captioner_for(ModelConfig(features=[spec], attention="soft", **SIZES))
+    save_captioner(pixels, root / "pixels.model")
+    save_captioner(captioner_for(ModelConfig(features=[file_spec], attention="soft", **SIZES)), root / "file.model")
+    plain = ModelConfig(features=[FeatureSpec("plain.npy", (3,), True)], embed_size=24, hidden_size=32)
+    save_captioner(captioner_for(plain), root / "plain.model")
+
+    for folder in ("images", "mixed/sub", "empty", "features"):
+        (root / folder).mkdir(parents=True)
+    for seed, name in enumerate(NAMES):
+        picture(seed).save(root / "images" / name)
+    picture(1).save(root / "mixed/good.jpg")
+    picture(2).save(root / "mixed/sub/deep.jpg")
+    (root / "mixed/bad.jpg").write_bytes((root / "mixed/good.jpg").read_bytes()[:900])
+    batch = torch.stack([pixels.transform(open_image(root / "images" / name), None) for name in NAMES])
+    with FeatureWriter(root / "features/maps.lmdb", spec.shape, "float32", spec.provenance) as writer:
+        for name, values in zip(NAMES, extractor(batch)):
+            writer.write(name, values.numpy())
+    np.save(root / "features/plain.npy", np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32))
+    images = [{"id": 10 + i, "file_name": name} for i, name in enumerate(NAMES)]
+    texts = ["a red ball is on the box", "the ball is red"]
+    captions = [{"image_id": image["id"], "caption": text} for image in images for text in texts]
+    (root / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    (root / "data.conf").write_text(
+        "[c]\ndataset_class=CocoDataset\nroot_dir=%(here)s\ncaption_path=captions.json\n"
+        "[c:with]\nimage_dir=images\nfeatures_path=features\n[c:bare]\nfeatures_path=features\n"
+        "[c:photos]\nimage_dir=images\nfeatures_path=nowhere\n[c:nothing]\nfeatures_path=nowhere\n"
+    )
+    return root
+
+
+@pytest.fixture
+def infer_dataset(world, script):
+    def call(name, *arguments, weights="file.model"):
+        chosen = ("--model", world / weights, "--dataset_config_file", world / "data.conf", "--dataset", name)
+        return script("infer.py", *chosen, *arguments)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def expected(world):
+    """Captions of the five photos, beam 3, by the model directly."""
+    photos = [open_image(world / "images" / name) for name in NAMES]
+    return load_captioner(world / "pixels.model").caption_images(photos, Search(beam_size=3, n_best=2))
+
+
+@pytest.fixture
+def no_encoder(monkeypatch):
+    def refuse(*arguments, **named):
+        raise AssertionError("an encoder was built")
+
+    monkeypatch.setattr(factory, "build_encoder", refuse)
+
+
+# ---- photos ----
+
+
+@pytest.mark.parametrize("weights", ["pixels.model", "file.model"])
+def test_a_photo_needs_nothing_but_the_model(world, script, expected, weights):
+    photo = world / "images/p3.png"
+    done = script("infer.py", "--model", world / weights, photo)
+    assert (done.status, done.err) == (0, "")
+    assert done.out == f"{photo}: {expected[3][0].text}\n"
+    assert len({several[0].text for several in expected}) > 1, "the toy model says the same of every image"
+
+
+def test_through_the_command_line(world, script_alone, expected, tmp_path):
+    done = script_alone("infer.py", "--model", world / "file.model", world / "images/p0.png", cwd=tmp_path)
+    assert (done.status, done.out) == (0, f"{world / 'images/p0.png'}: {expected[0][0].text}\n")
+    done = script_alone("infer.py", "--help")
+    assert done.status == 0 and "--beam_size" in done.out
+
+
+def test_a_folder_with_a_broken_image(world, script, tmp_path):
+    out = tmp_path / "new/folder/out.json"
+    arguments = ("--model", world / "pixels.model", "--image_dir", world / "mixed", "--recursive")
+    done = script("infer.py", *arguments, "--output_file", out, "--print_results")
+    assert done.status == 1
+    assert "bad.jpg" in done.err and "1 of 3 images could not be read" in done.err
+    entries = json.loads(out.read_text())
+    assert [entry["image_id"] for entry in entries] == ["good.jpg", "sub/deep.jpg"]
+    assert done.out == "".join(f"{entry['image_id']}: {entry['caption']}\n" for entry in entries)
+    assert [path.name for path in out.parent.iterdir()] == ["out.json"]
+
+
+def test_nothing_but_broken_images(world, script, tmp_path):
+    done = script(
+        "infer.py", "--model", world / "pixels.model", world / "mixed/bad.jpg", "--output_file", tmp_path / "o.csv"
+    )
+    assert done.status == 2 and "none of the 1 images" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_resize_gives_other_maps(world, script, tmp_path):
+    out = tmp_path / "a.npz"
+    arguments = ("--model", world / "pixels.model", world / "images/p0.png", "--attention_output", out)
+    assert script("infer.py", *arguments, "--resize", 256).status == 0
+    assert np.load(out)["attention"].shape[2:] == (8, 8)
+
+
+# ---- datasets ----
+
+
+def test_a_dataset_is_captioned_from_its_features(infer_dataset, no_encoder, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = infer_dataset("c:bare", "--scoring", "bleu,cider")
+    assert done.status == 0
+    path = next((tmp_path / "results").iterdir())
+    assert path.name.startswith("c-bare_") and path.name.endswith("-file.json") and path.name in done.err
+    entries = json.loads(path.read_text())
+    assert [entry["image_id"] for entry in entries] == [10, 11, 12, 13, 14]
+    assert [entry["caption"] for entry in entries] == [several[0].text for several in expected]
+    assert "CIDEr" in done.out and "BLEU-4" in done.out and "distinct" in done.out
+
+
+def test_scores_are_those_of_the_captions(infer_dataset, expected, tmp_path):
+    from captioning.scoring.metrics import score_captions
+
+    texts = {i: several[0].text for i, several in enumerate(expected)}
+    references = dict.fromkeys(texts, ["a red ball is on the box", "the ball is red"])
+    bleu = score_captions(texts, references, ("bleu",)).values["bleu_1"]
+    done = infer_dataset("c:bare", "--scoring", "bleu", "--output_file", tmp_path / "o.txt")
+    assert f"BLEU-1    {bleu:.4f}" in done.out
+
+
+def test_photos_stand_in_for_missing_features(infer_dataset, expected, tmp_path):
+    done = infer_dataset("c:photos", "--output_file", tmp_path / "out.txt")
+    assert done.status == 0
+    assert sum("maps.lmdb" in line for line in done.err.splitlines()) == 1
+    lines = [f"{10 + i} {several[0].text}\n" for i, several in enumerate(expected)]
+    assert (tmp_path / "out.txt").read_text() == "".join(lines)
+
+
+def test_features_that_are_not_the_models(world, infer_dataset, tmp_path):
+    kept = world / "features/maps.lmdb"
+    for shape, provenance, words in (
+        ((8, 7, 7), None, "shape"),
+        ((1280, 7, 7), {"extractor": "resnet152-conv"}, "resnet152-conv"),
+    ):
+        folder = tmp_path / words
+        with FeatureWriter(folder / "maps.lmdb", shape, "float16", provenance) as writer:
+            for name in NAMES:
+                writer.write(name, np.zeros(shape))
+        conf = tmp_path / f"{words}.conf"
+        conf.write_text(
+            (world / "data.conf").read_text().replace("%(here)s", str(world)).replace("=features", f"={folder}")
+        )
+        done = infer_dataset("c:bare", "--dataset_config_file", conf)
+        assert done.status == 2 and words in done.err and done.err.count("\n") == 1
+    assert kept.exists()
+
+
+def test_n_best(infer_dataset, expected, tmp_path):
+    done = infer_dataset(
+        "c:bare", "--n_best", 2, "--output_file", tmp_path / "o.csv", "--print_results", "--no_capitalize"
+    )
+    assert done.status == 0
+    vocabulary = Vocabulary(WORDS)
+    with open(tmp_path / "o.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = [(n, c) for several in expected for n, c in enumerate(several, 1)]
+    assert [(int(row["rank"]), row["caption"]) for row in rows] == [(n, vocabulary.decode(c.tokens)) for n, c in wanted]
+    assert [float(row["log_prob"]) for row in rows] == pytest.approx([c.log_prob for _, c in wanted], abs=1e-3)
+    assert done.out.count("p0.png: ") == 2
+
+
+def test_samples_follow_the_seed(infer_dataset, tmp_path):
+    texts = []
+    for seed in (1, 1, 2):
+        out = tmp_path / "o.jsonl"
+        options = ("--sample", "--seed", seed, "--n_best", 3, "--top_p", 0.9, "--temperature", 1.5)
+        assert infer_dataset("c:bare", "--output_file", out, *options).status == 0
+        texts.append(out.read_text())
+    assert texts[0] == texts[1] != texts[2]
+    best = [entry["log_prob"] for entry in json.loads(texts[0].splitlines()[0])["n_best"]]
+    assert len(best) == 3 and best == sorted(best, reverse=True)
+
+
+def test_another_vocabulary(infer_dataset, tmp_path):
+    Vocabulary([*WORDS[:4], *(f"w{i}" for i in range(4, len(WORDS)))]).save(tmp_path / "other.json")
+    done = infer_dataset("c:bare", "--vocab", tmp_path / "other.json", "--output_file", tmp_path / "o.txt")
+    assert done.status == 0
+    words = (tmp_path / "o.txt").read_text().replace(".", "").split()
+    assert all(word.lower().startswith("w") or word.isdigit() for word in words)
+    Vocabulary([*WORDS, "more"]).save(tmp_path / "other.json")
+    done = infer_dataset("c:bare", "--vocab", tmp_path / "other.json", "--output_file", tmp_path / "o.txt")
+    assert done.status == 2 and "does not fit" in done.err
+
+
+# ---- attention ----
+
+
+def test_explain_agrees_with_single_steps(world):
+    """Weights and log-probabilities against the decoder's own step, word by word."""
+    captioner = load_captioner(world / "file.model", photos=False)
+    torch.manual_seed(0)
+    memory = captioner.encode(None, [torch.randn(3, 49, 1280).relu()])
+    best = [several[0] for several in captioner.caption(memory, Search(beam_size=3))]
+    for caption, (_, log_probs) in zip(best, captioner.explain(memory, best)):
+        assert log_probs.sum().item() == pytest.approx(caption.log_prob, abs=1e-4)
+    best = [Caption("", caption.tokens[:length], 0.0) for caption, length in zip(best, (2, 9, 0))]
+    for image, (weights, log_probs) in enumerate(captioner.explain(memory, best)):
+        one = memory.select(torch.tensor([image]))
+        state = captioner.model.decoder.start(one)
+        tokens = [START, *best[image].tokens, END]
+        assert weights.shape == (len(tokens) - 1, 49)
+        for t in range(len(tokens) - 1):
+            logits, state, at = captioner.model.decoder.step(torch.tensor([tokens[t]]), state, one)
+            torch.testing.assert_close(weights[t], at[0], atol=1e-5, rtol=1e-4)
+            assert log_probs[t].item() == pytest.approx(logits.log_softmax(1)[0, tokens[t + 1]].item(), abs=1e-4)
+
+
+def test_explain_without_attention(world):
+    captioner = load_captioner(world / "plain.model", photos=False)
+    memory = captioner.encode(None, [torch.randn(2, 3)])
+    best = [several[0] for several in captioner.caption(memory, Search())]
+    for caption, (weights, log_probs) in zip(best, captioner.explain(memory, best)):
+        assert weights is None and log_probs.sum().item() == pytest.approx(caption.log_prob, abs=1e-4)
+
+
+def test_attention_output(infer_dataset, expected, tmp_path):
+    out = tmp_path / "a.npz"
+    assert infer_dataset("c:bare", "--attention_output", out, "--output_file", tmp_path / "o.txt").status == 0
+    saved = np.load(out)  # nothing pickled in it
+    assert saved["image_ids"].tolist() == ["10", "11", "12", "13", "14"]
+    for i, several in enumerate(expected):
+        n = len(several[0].tokens) + 1
+        assert saved["lengths"][i] == n and saved["words"][i, n - 1] == "<end>"
+        assert saved["words"][i, : n - 1].tolist() == [WORDS[t] for t in several[0].tokens]
+        assert saved["attention"][i, :n].sum((1, 2)) == pytest.approx(np.ones(n), abs=1e-4)
+        assert not saved["attention"][i, n:].any() and np.isnan(saved["log_prob"][i, n:]).all()
+        assert saved["log_prob"][i, :n].sum() == pytest.approx(several[0].log_prob, abs=1e-3)
+    assert saved["attention"].shape[2:] == (7, 7)
+
+
+# ---- results files ----
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_an_interrupted_run_is_resumed(infer_dataset, monkeypatch, tmp_path, form):
+    whole, out = tmp_path / f"whole.{form}", tmp_path / f"out.{form}"
+    assert infer_dataset("c:bare", "--output_file", whole).status == 0
+    loop = infer.caption_loader
+
+    def interrupted(*arguments):
+        yield next(iter(loop(*arguments)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(infer, "caption_loader", interrupted)
+    done = infer_dataset("c:bare", "--output_file", out, "--batch_size", 2)
+    part = tmp_path / f"out.{form}.part"
+    assert done.status == 130 and "--resume" in done.err and not out.exists()
+    with open(part, "a") as file:  # as if killed in the middle of a line
+        file.write('{"image_id": 12, "capt' if form == "jsonl" else "12,1,A do")
+    monkeypatch.setattr(infer, "caption_loader", loop)
+    done = infer_dataset("c:bare", "--output_file", out, "--resume", "--scoring", "bleu")
+    assert done.status == 0 and "of 5 images are captioned already" in done.err and "5 captions" in done.out
+    assert out.read_text() == whole.read_text() and not part.exists()
+
+
+def test_resuming_what_is_complete_needs_no_model(world, infer_dataset, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert infer_dataset("c:bare", "--output_file", out).status == 0
+    before = out.read_text()
+    done = infer_dataset("c:bare", "--output_file", out, "--resume", weights="none.model")
+    assert done.status == 0 and out.read_text() == before
+
+
+def test_resuming_keeps_rows_of_features_without_keys(infer_dataset, tmp_path):
+    """Rows of plain.npy follow the images' order, which an image left out must not shift."""
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert infer_dataset("c:bare", "--output_file", whole, weights="plain.model").status == 0
+    lines = whole.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:2]))
+    assert infer_dataset("c:bare", "--output_file", out, "--resume", weights="plain.model").status == 0
+    assert [json.loads(line)["caption"] for line in out.read_text().splitlines()] == [
+        json.loads(line)["caption"] for line in lines
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("o.jsonl", '{"image_id": 999, "caption": "A dog.", "log_prob": -1.0}\n'),
+        ("o.jsonl", "hello\n"),
+        ("o.csv", "a,b\n1,2\n"),
+        ("o.csv", "image_id,rank,caption,log_prob\n10,2,no first,-1\n"),
+    ],
+)
+def test_resuming_something_else(infer_dataset, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    done = infer_dataset("c:bare", "--output_file", tmp_path / name, "--resume")
+    assert done.status == 2 and done.err.count("\n") == 1 and name in done.err
+    assert (tmp_path / name).read_text() == text
+
+
+def test_results_come_back_as_they_were(tmp_path):
+    results = [
+        Result("a, \"b\".jpg", [("Says \"hi\", ü.", -1.5), ("Other.", -2.25)]),
+        Result("7", [("A dog.", -0.125)]),
+    ]  # fmt: skip
+    for form in ("csv", "jsonl"):
+        with ResultsFile(tmp_path / f"r.{form}", form) as file:
+            for result in results:
+                file.add(result)
+        assert read_results(tmp_path / f"r.{form}", form) == results
+
+
+def test_a_failed_run_leaves_the_old_file(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text("old")
+    with pytest.raises(UserError), ResultsFile(path, "json") as file:
+        file.add(Result(1, [("New.", -1.0)]))
+        raise UserError("stop")
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_gallery(world, script, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("<b>&.png", "two.png"):
+        picture(1).save(tmp_path / "in" / name)
+    out = tmp_path / "g.html"
+    arguments = ("--model", world / "pixels.model", "--image_dir", tmp_path / "in", "--html", out, "--n_best", 2)
+    assert script("infer.py", *arguments).status == 0
+
+    seen = []
+
+    class Parser(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            seen.append((tag, dict(attributes)))
+
+    Parser().feed(out.read_text())
+    pictures = [attributes for tag, attributes in seen if tag == "img"]
+    assert len(pictures) == 2 and all(p["src"].startswith("data:image/jpeg;base64,") and p["alt"] for p in pictures)
+    assert "b" not in [tag for tag, _ in seen] and "http" not in out.read_text()
+
+
+# ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "nothing to caption"),
+        (["gone.png"], "gone.png"),
+        (["{root}/images"], "--image_dir"),
+        (["--image_dir", "{root}/empty"], "no images in"),
+        (["--image_dir", "{root}/gone"], "no such image folder"),
+        (["--dataset", "c:gone"], "unknown dataset"),
+        (["--dataset", "c:nothing"], "maps.lmdb"),
+        (["--dataset", "c:with", "{photo}"], "exclude"),
+        (["--dataset", "c:bare", "--resize", "128"], "--resize"),
+        (["{photo}", "--scoring", "cider"], "--scoring"),
+        (["--dataset", "c:bare", "--scoring", "nonsense"], "nonsense"),
+        (["{photo}", "--model", "{root}/gone.model"], "gone.model"),
+        (["{photo}", "--model", "{root}/cut.model"], "damaged"),
+        (["{photo}", "--model", "{root}/plain.model"], "does not say what made them"),
+        (["--dataset", "c:bare", "--model", "{root}/plain.model", "--attention_output", "x.npz"], "no attention"),
+        (["{photo}", "--vocab", "gone.json"], "gone.json"),
+        (["{photo}", "--output_file", "x.foo"], "--output_format"),
+        (["{photo}", "--output_file", "{root}"], "{root}"),
+        (["{photo}", "--output_file", "{photo}/x.json"], "--output_file"),
+        (["{photo}", "--output_file", "x.json", "--resume"], "--resume"),
+        (["{photo}", "--resume"], "--resume"),
+        (["{photo}", "--beam_size", "0"], "--beam_size"),
+        (["{photo}", "--beam_size", "2", "--n_best", "3"], "--n_best"),
+        (["{photo}", "--sample", "--beam_size", "2"], "--beam_size"),
+        (["{photo}", "--temperature", "2"], "--sample"),
+        (["{photo}", "--sample", "--temperature", "0"], "--temperature"),
+        (["{photo}", "--sample", "--top_p", "1.5"], "--top_p"),
+        (["{photo}", "--length_penalty", "nan"], "--length_penalty"),
+        (["{photo}", "--device", "toaster"], "toaster"),
+        (["{photo}", "--cpu", "--device", "cuda"], "exclude"),
+        (["{photo}", "--recursive"], "--image_dir"),
+    ],
+)
+def test_mistakes_are_one_line(world, script, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (world / "cut.model").write_bytes((world / "file.model").read_bytes()[:20000])
+    texts = [text.format(root=world, photo=world / "images/p0.png") for text in arguments]
+    model_file = () if "--model" in texts else ("--model", world / "file.model")
+    done = script("infer.py", *model_file, "--dataset_config_file", world / "data.conf", *texts)
+    assert done.status == 2 and done.out == ""
+    assert words.format(root=world) in done.err
+    assert done.err.count("\n") == 1 and done.err.startswith("infer.py: error: ")
+
+
+def test_without_a_bundled_model(world, script, monkeypatch, tmp_path):
+    monkeypatch.setattr(infer, "BUNDLED", tmp_path / "none.model")
+    done = script("infer.py", world / "images/p0.png")
+    assert done.status == 2 and "give a model file" in done.err
+    monkeypatch.setattr(infer, "BUNDLED", world / "pixels.model")
+    assert script("infer.py", world / "images/p0.png").status == 0
+
+
+def test_beams_rank_no_worse_than_greedy(infer_dataset, tmp_path):
+    totals = []
+    for beams in (1, 3, 8):
+        out = tmp_path / "o.jsonl"
+        assert infer_dataset("c:bare", "--beam_size", beams, "--output_file", out).status == 0
+        totals.append(sum(json.loads(line)["log_prob"] for line in out.read_text().splitlines()))
+    assert all(math.isfinite(total) for total in totals) and totals[0] <= totals[2] + 1e-3

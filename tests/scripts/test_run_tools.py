@@ -1,0 +1,260 @@
+"""Flags around a training run: logs, profile, compiling, schedules, validating trained models, several processes."""
+
+import builtins
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from running import ROOT, run_here
+from toy import FAST, stats
+
+from captioning import checkpoint
+from captioning.datasets.factory import open_dataset
+from data_loader import get_loader
+from model import load_captioner
+from training import build
+from training.optimizers import learning_rate
+from training.settings import Settings
+from training.trainer import Trainer
+from training.validation import stats_file
+
+# ---- schedules and clipping, against torch's own ----
+
+
+def rates(settings: Settings, steps: int, per_epoch: int) -> list[float]:
+    return [learning_rate(settings, step, per_epoch, 100) for step in range(steps)]
+
+
+def torchs(make, steps: int, every: int) -> list[float]:
+    """The rates of a torch scheduler that is told of every `every`-th step."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler, found = make(optimizer), []
+    for step in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if (step + 1) % every == 0:
+            scheduler.step()
+    return found
+
+
+def test_step_lr_is_torchs():
+    """Half the rate every five epochs, as in DeepCaption."""
+    expected = torchs(lambda o: torch.optim.lr_scheduler.StepLR(o, 5, gamma=0.5), 48, every=3)
+    assert rates(Settings(learning_rate=0.1, lr_scheduler="StepLR"), 48, 3) == pytest.approx(expected)
+
+
+def test_cyclical_lr_is_torchs():
+    """An epoch up, an epoch down."""
+    settings = Settings(lr_scheduler="CyclicalLR", lr_cyclical_min=1e-4, lr_cyclical_max=1e-2)
+    expected = torchs(lambda o: torch.optim.lr_scheduler.CyclicLR(o, 1e-4, 1e-2, step_size_up=7), 40, every=1)
+    assert rates(settings, 40, 7) == pytest.approx(expected)
+
+
+def test_cosine_is_torchs():
+    expected = torchs(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 100), 100, every=1)
+    settings = Settings(learning_rate=0.1, lr_scheduler="cosine")
+    assert [learning_rate(settings, n, 20, 5) for n in range(100)] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def model(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    flags = ["--dataset", "toy:train", "--dataset_config_file", data / "datasets.conf", "--model_path", folder, "--cpu"]
+    flags += ["--vocab_root", folder / "vocab", "--model_name", "run", "--features", "pooled.npy", "--num_epochs", 1]
+    assert run_here("train.py", *flags, *FAST).status == 0
+    return folder / "run" / "ep1.model"
+
+
+def batch_of(data, captioner):
+    dataset = open_dataset("toy:train", str(data / "datasets.conf"))
+    return next(iter(get_loader(dataset, captioner.vocabulary, batch_size=20, features=["pooled.npy"])))
+
+
+def test_plateau_waits_three_epochs(model):
+    """patience 2 and a tenth, as DeepCaption's ReduceLROnPlateau; by CIDEr in self-critical training."""
+    trainer = Trainer(load_captioner(model, photos=False), Settings(lr_scheduler="ReduceLROnPlateau"), 10, 9)
+
+    def factors(rows) -> list[float]:
+        found = []
+        for row in rows:
+            trainer.epoch_ended({"training_loss": 1.0, **row})
+            found.append(trainer.plateau.optimizer.param_groups[0]["lr"])
+        return found
+
+    losses = [{"validation_loss": x} for x in (3, 2, 2.5, 2.5, 2.5, 1)]
+    assert factors(losses) == pytest.approx([1, 1, 1, 1, 0.1, 0.1])
+    trainer.self_critical = object()
+    rising = [{"validation_loss": 5, "validation_cider": x} for x in (0.5, 0.6, 0.7, 0.8, 0.9)]
+    assert factors(rising) == pytest.approx([0.1] * 5)  # the loss is worse and worse, the captions better
+
+
+def test_grad_clip_clips_values(data, model):
+    captioner = load_captioner(model, photos=False)
+    trainer = Trainer(captioner, Settings(optimizer="sgd", learning_rate=0.0, weight_decay=0, grad_clip=1e-3), 10, 1)
+    captioner.model.train()
+    trainer.train_step(batch_of(data, captioner))
+    largest = max(p.grad.abs().max().item() for p in trainer.parameters)
+    assert largest == pytest.approx(1e-3)
+
+
+def test_bare_lr_scheduler_and_force_epoch(train):
+    done = train("--features", "pooled.npy", "--num_epochs", 4, "--lr_scheduler", "--force_epoch", 4)
+    assert done.status == 0, done.err
+    assert list(stats(train.folder / "run")) == ["4"]
+    last = checkpoint.load(train.folder / "run" / "last.model")["training"]["trainer"]
+    assert last["plateau"]["patience"] == 2
+
+
+def test_optimizer_of_another_kind_is_told(train):
+    assert train("--features", "pooled.npy", "--num_epochs", 1).status == 0
+    last = train.folder / "run" / "last.model"
+    done = train("--num_epochs", 2, "--load_model", last, "--optimizer", "sgd", name="other")
+    assert done.status == 2 and "--optimizer_reset" in done.err and "adam" in done.err
+    flags = ["--num_epochs", 2, "--load_model", last, "--optimizer", "sgd", "--optimizer_reset"]
+    assert train(*flags, "--replace", name="other").status == 0
+
+
+# ---- TensorBoard, profiler, compiling ----
+
+
+def test_tensorboard_has_scalars_and_histograms(train):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = ["--features", "pooled.npy", "--num_epochs", 2, "--validate", "toy:val", "--tensorboard", "--log_step", 1]
+    done = train(*flags)
+    assert done.status == 0, done.err
+    events = EventAccumulator(str(train.folder / "run" / "tensorboard"))
+    events.Reload()
+    rows = stats(train.folder / "run")
+    seen = [event.value for event in events.Scalars("epoch/validation_cider")]
+    assert seen == pytest.approx([rows["1"]["validation_cider"], rows["2"]["validation_cider"]], rel=1e-5)
+    assert len(events.Scalars("step/training_loss")) == 12
+    assert {"weights/decoder.embed.weight", "gradients/decoder.linear.weight"} <= set(events.Tags()["histograms"])
+
+
+def test_tensorboard_missing_is_one_line(train, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **keywords):
+        if name.startswith("torch.utils.tensorboard"):
+            raise ImportError("No module named 'tensorboard'")
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    done = train("--features", "pooled.npy", "--num_epochs", 1, "--tensorboard")
+    assert done.status == 2 and "pip install tensorboard" in done.err and done.err.count("\n") == 1
+    assert not (train.folder / "run").exists()
+
+
+@pytest.mark.parametrize("batches, recorded", [(0, True), (2, False)])
+def test_profiler_writes_a_table_and_a_trace(train, batches, recorded):
+    flags = ["--features", "pooled.npy", "--num_epochs", 1, "--num_batches", batches, "--profiler"]
+    done = train(*flags)
+    assert done.status == 0, done.err
+    folder = train.folder / "run"
+    assert (folder / "profile.txt").exists() == recorded
+    if recorded:
+        assert "aten::" in (folder / "profile.txt").read_text()
+        assert json.loads((folder / "trace.json").read_text())["traceEvents"]
+    else:
+        assert "profile: none" in done.out
+
+
+def test_compiled_model_computes_the_same(data, model, monkeypatch):
+    """Through torch.compile's machinery, without a C++ compiler."""
+    plain, compiled = load_captioner(model, photos=False), load_captioner(model, photos=False)
+    assert build.compile_captioner(compiled, backend="eager") is None
+    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+    batch = batch_of(data, plain)
+    settings = Settings(teacher_forcing="sampled")  # which needs the output layer, a step at a time
+    losses = [Trainer(c, settings, 10, 1)._losses(batch)[0].item() for c in (plain, compiled)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(train, monkeypatch):
+    def broken(*arguments, **keywords):
+        raise RuntimeError("no C++ compiler was found\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(build, "pays", lambda device, backend: True)
+    done = train("--features", "pooled.npy", "--num_epochs", 1, "--compile")
+    assert done.status == 0
+    assert "--compile: torch cannot compile this model here" in done.err and "no C++ compiler" in done.err
+
+
+def test_compiling_that_would_not_pay_is_left_out(train):
+    done = train("--features", "pooled.npy", "--num_epochs", 1, "--compile", "--device", "cpu")
+    assert done.status == 0 and "on a CPU its convolutions are fused without it" in done.err
+
+
+# ---- validating trained models ----
+
+
+def test_validate_only_passes_over_what_is_known(train):
+    assert train("--features", "pooled.npy", "--num_epochs", 2).status == 0
+    folder = train.folder / "run"
+    one, two, best, last = (folder / f"{name}.model" for name in ("ep1", "ep2", "best", "last"))
+    common = ["--validate", "toy:val", "--validate_only", "--load_model"]
+    assert train(*common, one).status == 0
+    done = train(*common, one, two, best, last, "--skip_existing_validations")
+    assert done.status == 0, done.err
+    assert done.out.count("passed over") == 2  # ep1, and best.model, which is ep1 or ep2
+    rows = json.loads((folder / "train_stats-toy-val.json").read_text())
+    assert list(rows) == ["1", "2"] and rows["1"]["validation_cider"] >= 0
+    assert (folder / "train_stats-toy-val-last.json").exists()
+    before = json.dumps(rows)
+    rows["1"] = {"validation_loss": 1.0}  # measured without scores
+    (folder / "train_stats-toy-val.json").write_text(json.dumps(rows))
+    done = train(*common, one, "--skip_existing_validations")
+    assert "passed over" not in done.out
+    assert json.dumps(json.loads((folder / "train_stats-toy-val.json").read_text())) == before
+    assert train("--features", "pooled.npy", "--num_epochs", 1, "--replace").status == 0
+    assert not list(folder.glob("train_stats-*"))  # figures of models that are gone
+
+
+def test_validate_only_goes_on_after_a_bad_model(train):
+    assert train("--features", "pooled.npy", "--num_epochs", 1).status == 0
+    bad, good = train.folder / "run" / "bad.model", train.folder / "run" / "ep1.model"
+    bad.write_text("nothing")
+    done = train("--validate", "toy:val", "--validate_only", "--load_model", bad, good)
+    assert done.status == 1 and "bad.model" in done.out and "1 of 2 models" in done.out
+    assert stats_file(good, "toy:val").exists()
+    assert train("--validate", "toy:val", "--validate_only", "--load_model", bad).status == 2
+    stats_file(good, "toy:val").write_text("[1]")
+    done = train("--validate", "toy:val", "--validate_only", "--load_model", good)
+    assert done.status == 2 and "train_stats-toy-val.json" in done.err
+
+
+def test_skipping_needs_validate_only(train):
+    done = train("--features", "pooled.npy", "--skip_existing_validations")
+    assert done.status == 2 and "--validate_only" in done.err
+
+
+# ---- several processes ----
+
+
+def test_processes_decide_alike(data, tmp_path):
+    """torchrun with two processes on the CPU: one run, one set of files.
+
+    Only the first process validates; both stop early together and turn self-critical from one epoch, or one of them
+    would wait for the other for ever.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
+    command += [ROOT / "train.py", "--dataset", "toy:train", "--features", "pooled.npy", "--num_epochs", 40, "--cpu"]
+    command += ["--dataset_config_file", data / "datasets.conf", "--model_path", tmp_path, "--model_name", "run"]
+    command += ["--vocab_root", tmp_path / "vocab", "--validate", "toy:val", *FAST, "--early_stopping", 2]
+    command += ["--self_critical_from_epoch", 3, "--lr_scheduler", "ReduceLROnPlateau", "--learning_rate", 0.05]
+    command += ["--self_critical_learning_rate", 1e-9, "--self_critical_loss", "mixed_with_face"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("stopped early") == 1 and done.stdout.count("goes on from epoch") == 1
+    rows = stats(tmp_path / "run")
+    assert 4 <= len(rows) < 40 and list(rows) == [str(n + 1) for n in range(len(rows))]
+    assert done.stdout.count("epoch 2/40") == 1
+    state = checkpoint.load(tmp_path / "run" / "last.model")["training"]["trainer"]
+    assert state["turned"] == 3 and state["word_counts"].sum() > 0

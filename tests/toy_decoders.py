@@ -1,0 +1,145 @@
+"""Small decoders of every kind, and one whose logits a test can work out by itself."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from captioning.decoder.sentence import Memory, SentenceDecoder
+from captioning.rows import Packing
+from captioning.text.tokens import END, PAD, START, UNK
+
+V, B, R = 11, 3, 5  # words, images, regions
+SIZES = {"embed_size": 5, "hidden_size": 6, "value_size": 7, "attention_size": 4}
+IMAGE, PERSIST, REGION = 4, 3, 8
+KINDS = {
+    "pooled": {"image_size": IMAGE},
+    "pooled_nonlin_shared": {"image_size": IMAGE, "encoder_non_lin": True, "share_embeddings": True},
+    "pooled_persist_skip": {"image_size": IMAGE, "persist_size": PERSIST, "skip_start": True},
+    "pooled_projection": {"image_size": IMAGE, "share_embeddings": True, "projection": True},
+    "from_features": {"initial_size": IMAGE},
+    "from_features_persist_shared": {"initial_size": IMAGE, "persist_size": PERSIST, "share_embeddings": True},
+    "persist": {"persist_size": PERSIST},
+    "soft": {"attention": "soft"},
+    "soft_pooled": {"attention": "soft", "image_size": IMAGE},
+    "soft_persist_shared": {"attention": "soft", "persist_size": PERSIST, "share_embeddings": True},
+    "soft_everything": {
+        "attention": "soft",
+        "image_size": IMAGE,
+        "persist_size": PERSIST,
+        "skip_start": True,
+        "encoder_non_lin": True,
+        "share_embeddings": True,
+        "projection": True,
+    },
+    "spatial": {"attention": "spatial"},
+    "spatial_pooled_persist": {"attention": "spatial", "image_size": IMAGE, "persist_size": PERSIST},
+    "spatial_skip_shared": {"attention": "spatial", "image_size": IMAGE, "skip_start": True, "share_embeddings": True},
+}
+CASES = [(kind, arch, layers) for kind in KINDS for arch in ("LSTM", "GRU") for layers in (1, 2)]
+IDS = [f"{kind}-{arch}{layers}" for kind, arch, layers in CASES]
+every_decoder = pytest.mark.parametrize(("kind", "arch", "layers"), CASES, ids=IDS)
+
+STEPS = torch.tensor([4, 1, 6, 6, 3])  # of five captions, with <start> and without <end>
+ROW_IMAGE = torch.tensor([2, 0, 2, 1, 0])
+
+
+def build(kind: str, arch: str = "LSTM", layers: int = 1, dtype=torch.float32, scale: float = 0.5, **changes):
+    """A decoder whose weights are large enough that each of them shows in the logits."""
+    torch.manual_seed(7)
+    settings = {**SIZES, **KINDS[kind], "rnn_arch": arch, "num_layers": layers, **changes}
+    if "attention" in settings:
+        settings["region_size"] = REGION
+    decoder = SentenceDecoder(V, **settings)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.normal_(0, scale)
+        if decoder.image is not None:
+            decoder.image.bn.running_mean.normal_()
+            decoder.image.bn.running_var.uniform_(0.5, 2)
+    return decoder.to(dtype).eval()
+
+
+def image_inputs(decoder, dtype=torch.float32, images: int = B) -> dict:
+    """Random arguments of `prepare`: those that this decoder has."""
+    torch.manual_seed(8)
+    shapes = {
+        "image": (images, IMAGE) if decoder.image is not None else None,
+        "persist": (images, PERSIST) if decoder.persist_size else None,
+        "regions": (images, R, REGION) if decoder.attention_kind else None,
+        "initial": (images, IMAGE) if decoder.has_initial and not decoder.attention_kind else None,
+    }
+    return {name: None if shape is None else torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+
+
+def captions(steps=STEPS):
+    """Input tokens (N, T): <start>, then words; after a row's end words that must not matter."""
+    torch.manual_seed(9)
+    tokens = torch.randint(END + 1, V, (len(steps), int(steps.max())))
+    tokens[:, 0] = START
+    return tokens
+
+
+def loop(decoder, memory: Memory, tokens, steps, row_image):
+    """What forward() returns, a row and a word at a time over `step`, as lists (N) of (T_n, V) and (T_n, R)."""
+    logits, weights = [], []
+    for row, length, index in zip(tokens, steps, row_image):
+        mine = memory.select(index.view(1))
+        state = decoder.start(mine)
+        outputs = []
+        for token in row[:length]:
+            out, state, attended = decoder.step(token.view(1), state, mine)
+            outputs.append((out, attended))
+        logits.append(torch.cat([out for out, _ in outputs]))
+        weights.append(torch.cat([w for _, w in outputs]) if outputs[0][1] is not None else None)
+    return logits, weights
+
+
+def packed(rows: list, packing: Packing):
+    return torch.stack([rows[n][t] for n, t in zip(packing.row, packing.time)])
+
+
+# ---- a decoder whose logits are a function of the image and of every word so far ----
+
+
+@dataclass
+class Keys:
+    key: torch.Tensor  # (N,) int64
+
+    def select(self, index):
+        return Keys(self.key[index])
+
+    def __len__(self):
+        return len(self.key)
+
+
+def mix(state, token):
+    """Works on numbers and on tensors alike."""
+    return (state * 1_000_003 + token * 7_919 + 12_345) % 2**31
+
+
+class TableDecoder:
+    """Logits are row `state % rows` of a table, the state is a hash of the image and the words."""
+
+    def __init__(self, words: int, seed: int = 0, end_bias: float = 0.0, spread: float = 1.5, rows: int = 4001):
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(rows, 4 + words, generator=generator) * spread
+        self.table[:, END] += end_bias
+        self.table[:, [PAD, START, UNK]] += 3.0  # tempting, but never to be written
+        self.log_probs = self.table.log_softmax(1)
+        self.calls = []  # how many rows each step had
+
+    def start(self, memory):
+        return (memory.key.view(1, -1, 1),)
+
+    def step(self, tokens, state, memory):
+        assert len(tokens) == state[0].shape[1] and len(tokens) % len(memory) == 0
+        self.calls.append(len(tokens))
+        state = mix(state[0], tokens.view(1, -1, 1))
+        return self.table[state.view(-1) % len(self.table)], (state,), None
+
+    def after(self, key: int, words: list[int]) -> list[float]:
+        """Log-probabilities of the next word."""
+        for token in [START, *words]:
+            key = mix(key, token)
+        return self.log_probs[key % len(self.table)].tolist()

@@ -1,0 +1,304 @@
+"""The frozen encoder's output of every image, kept on disk, so that only the first epoch pays for the encoder.
+
+    bad = cache_features("cache", captioner, [dataset], num_workers=4)
+    captioner.sources["resnet152"]      # given to get_loader() in place of a feature file's name
+
+One lmdb file per encoder, weights and transform: its name carries a hash of them and its contents repeat them in full,
+so that features of other weights, or of pixels prepared in another way, are never taken for these. A record's key is
+made of the image's path, size in bytes and time of change: an image that was changed is encoded anew, one that is in
+several datasets once. Records are added in whole transactions: a killed run keeps what it had, the next one goes on.
+
+A record is what `CaptionModel.encode` reads, of the whole image: (D,) float32, or the regions (R, D) of a map, float16.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from captioning.batches.pixels import encoded, with_files
+from captioning.datasets.base import CaptionDataset, ImageItem
+from captioning.devices import process, wait_for_all
+from captioning.encoder.encoder import ImageEncoder
+from captioning.encoder.transforms import ImageTransform
+from captioning.errors import UserError
+from captioning.features.handles import forget, naming
+from captioning.features.lmdb_file import LmdbReader, lmdb_key
+from data_loader import get_eval_loader
+from model import Captioner, as_regions
+
+FLUSH_BYTES, FLUSH_SECONDS = 2**25, 5.0  # what is encoded but not yet written: lost when the run is killed
+PAGE = 4096  # bytes
+
+
+class SharedLmdbReader(LmdbReader):
+    """Registers with lmdb as a reader: another run may be adding records, and must not reuse the pages read here."""
+
+    lock = True
+
+
+class CachedFeatures:
+    """The records of one encoder, asked for by images, as data_loader's FeatureSource is.
+
+    name: of the encoder; keys: `pixels_of` an item -> key in the file, of the items that have a record.
+    """
+
+    def __init__(self, name: str, path: Path, keys: dict[tuple, str]):
+        self.name, self.keys = name, keys
+        self.reader = SharedLmdbReader(path)
+        self.shape, self.dtype, self.provenance = self.reader.shape, self.reader.dtype, self.reader.provenance
+
+    def __contains__(self, item: ImageItem) -> bool:
+        return pixels_of(item) in self.keys
+
+    def check(self, items: Iterable[ImageItem]) -> None:
+        """Raises UserError naming an image that has no record."""
+        for item in items:
+            if item not in self:
+                raise UserError(f"--cache_features: {self.reader.path} has no record of {item.path}")
+
+    def get(self, items: Sequence[ImageItem]) -> torch.Tensor:
+        """(B, D) float32 or (B, R, D) float16."""
+        return torch.from_numpy(self.reader.get_many([self.keys[pixels_of(item)] for item in items]))
+
+
+class CacheFile:
+    """The lmdb file of one encoder, open only while it is written to: an open one must not live through a fork."""
+
+    def __init__(self, folder, extractor: ImageEncoder, transform: ImageTransform):
+        regions = extractor.grid and extractor.grid[0] * extractor.grid[1]
+        self.shape = (regions, extractor.dim) if regions else (extractor.dim,)
+        self.dtype = np.dtype("<f2" if regions else "<f4")
+        pixels = {"size": transform.size, "interpolation": transform.interpolation}
+        self.provenance = {
+            "extractor": extractor.name,
+            "weights_sha256": extractor.weights_sha256,
+            "transform": {**extractor.transform, **pixels},
+            "feature_type": "plain",
+            "layout": "regions" if regions else "vector",
+        }
+        self.provenance = json.loads(json.dumps(self.provenance))  # as it will be read
+        mark = hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = Path(folder) / f"{re.sub('[^A-Za-z0-9_.-]', '-', extractor.name)}-{mark}.lmdb"
+        self.bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that have no record. Raises UserError where the file is damaged or says it is another's."""
+        forget(self.path / "data.mdb")
+        if not (self.path / "data.mdb").exists():
+            return list(keys)
+        with self._begin() as transaction:
+            made = transaction.get(b"@extractor")
+            if made is not None and json.loads(made) != self.provenance:
+                raise UserError(f"--cache_features: {self.path} holds features of something else: remove it")
+            return [key for key in keys if transaction.get(lmdb_key(key)) is None]
+
+    def add(self, records: dict[str, np.ndarray]) -> None:
+        """Write `records` in one transaction, on the disk when this returns."""
+        with self._begin(write=True, more=len(records)) as transaction:
+            transaction.put(b"@vdim", np.array(self.shape, "<i4").tobytes())
+            transaction.put(b"@dtype", self.dtype.name.encode())
+            transaction.put(b"@extractor", json.dumps(self.provenance).encode())
+            for key, record in records.items():
+                transaction.put(lmdb_key(key), record.tobytes())
+
+    def _begin(self, write: bool = False, more: int = 0) -> "_Transaction":
+        # a record takes whole pages once it does not fit in a quarter of one
+        room = more * (self.bytes // PAGE + 2) * PAGE + 2**26
+        return _Transaction(self.path, write, room)
+
+
+class _Transaction:
+    """One lmdb transaction in an environment of its own."""
+
+    def __init__(self, path: Path, write: bool, room: int):
+        self.path, self.write, self.room = path, write, room
+
+    def __enter__(self):
+        import lmdb
+
+        self.naming = naming(self.path, "write" if self.write else "read", errors=(lmdb.Error,))
+        self.naming.__enter__()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            data = self.path / "data.mdb"
+            used = data.stat().st_size if data.exists() else 0
+            # others may add as well: the map has room for several times what this one adds
+            self.environment = lmdb.open(str(self.path), map_size=2 * used + 4 * self.room)
+            self.transaction = self.environment.begin(write=self.write)
+            return self.transaction.__enter__()
+        except BaseException as error:
+            self.naming.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(self, *error):
+        try:
+            self.transaction.__exit__(*error)
+        finally:
+            self.environment.close()
+        return self.naming.__exit__(*error)
+
+
+def pixels_of(item: ImageItem) -> tuple:
+    """Tells items apart that have other pixels: by path and box, a story by its first photo and its id."""
+    return item.path, item.image_id if item.photos else item.box
+
+
+def image_keys(items: Iterable[ImageItem]) -> dict[tuple, str]:
+    """`pixels_of` each item -> its key in a cache file. Raises UserError where an image is not there."""
+    keys: dict[tuple, str] = {}
+    stamps: dict[str, str] = {}  # many regions may share an image
+    for item in items:
+        photos = item.photos or (item,)
+        for photo in photos:
+            if photo.path not in stamps:
+                stamps[photo.path] = stamp(photo.path)
+        text = "\n".join(f"{stamps[photo.path]} {photo.box}" for photo in photos)
+        keys[pixels_of(item)] = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+    return keys
+
+
+def stamp(path: str) -> str:
+    """Changes when the image does; of one within an archive the archive's size and time count."""
+    name = place = os.path.abspath(path)
+    while True:
+        try:
+            status = os.stat(place)
+            return f"{name} {status.st_size} {status.st_mtime_ns}"
+        except NotADirectoryError:
+            place = os.path.dirname(place)
+        except OSError as error:
+            raise UserError(f"--cache_features: cannot read {path}: {error.strerror or error}") from error
+
+
+def readable(dataset: CaptionDataset, captioner: Captioner) -> CaptionDataset:
+    """`dataset` without the images that no record could be made of."""
+    rest = copy.copy(dataset)  # its parts stay whole: rows of a feature file may follow their order
+    for source in captioner.sources.values():
+        rest.items = [item for item in rest.items if item in source]
+    return rest
+
+
+def cache_features(
+    folder,
+    captioner: Captioner,
+    datasets: Sequence[CaptionDataset],
+    *,
+    num_workers: int | None = None,
+    batch_size: int = 32,
+    tell: Callable[[str], None] = print,
+) -> list[str]:
+    """Encode what `folder` lacks of the datasets' images; from then on `captioner` is given features, not pixels.
+
+    Sets `captioner.sources` (encoder name -> CachedFeatures) and `captioner.external`. Processes of torchrun share the
+    work. tell: called with a line of progress. Returns a message for each image that could not be read, each printed as
+    a warning too; `readable` takes these images out of a dataset. Raises UserError where no encoder runs within the
+    model, one is being trained, or no image can be read.
+    """
+    extractors = frozen_extractors(captioner)
+    for dataset in datasets:
+        dataset.require_images()
+    whole = copy.copy(datasets[0])
+    every = list({pixels_of(item): item for dataset in datasets for item in dataset.items}.values())
+    whole.items, bad = with_files(whole, every)
+    keys = image_keys(whole.items)
+    rank, world = process()
+    for name, extractor in extractors.items():
+        file = CacheFile(folder, extractor, captioner.transform)
+        todo = without_record(file, whole.items, keys)
+        tell(f"{name}: {len(keys) - len(todo):,} of {len(every):,} images are in {file.path}")
+        settings = {"num_workers": num_workers, "batch_size": batch_size, "tell": tell}
+        bad += fill(file, extractor, captioner, copied(whole, todo[rank::world]), keys, **settings)
+        if world > 1:
+            wait_for_all()
+            # what is lacking now: images that cannot be read, or another machine's where the folder is not shared
+            bad += fill(file, extractor, captioner, copied(whole, without_record(file, todo, keys)), keys, **settings)
+        lost = {pixels_of(item) for item in without_record(file, todo, keys)}
+        kept = {pixels: key for pixels, key in keys.items() if pixels not in lost}
+        if not kept:
+            raise UserError(f"--cache_features: none of the {len(every)} images can be read")
+        captioner.sources[name] = CachedFeatures(name, file.path, kept)
+    captioner.external = [True] * len(captioner.external)
+    return list(dict.fromkeys(bad))
+
+
+def frozen_extractors(captioner: Captioner) -> dict[str, ImageEncoder]:
+    """The encoders within the model, by name."""
+    pairs = zip(captioner.config.specs, captioner.model.extractors)
+    extractors = {spec.name: extractor for spec, extractor in pairs if isinstance(extractor, ImageEncoder)}
+    if not extractors:
+        raise UserError("--cache_features: no encoder runs within the model, all features come from files already")
+    if not all(extractor.frozen for extractor in extractors.values()):
+        raise UserError("--cache_features needs a frozen encoder: leave out --finetune_encoder")
+    return extractors
+
+
+def copied(dataset: CaptionDataset, items: list[ImageItem]) -> CaptionDataset:
+    part = copy.copy(dataset)
+    part.items = items
+    return part
+
+
+def without_record(file: CacheFile, items: list[ImageItem], keys: dict[tuple, str]) -> list[ImageItem]:
+    """Those of `items` that are there but have no record."""
+    lacking = set(file.missing(keys.values()))
+    return [item for item in items if keys.get(pixels_of(item)) in lacking]
+
+
+def fill(
+    file: CacheFile,
+    extractor: ImageEncoder,
+    captioner: Captioner,
+    dataset: CaptionDataset,
+    keys: dict[tuple, str],
+    *,
+    num_workers: int | None,
+    batch_size: int,
+    tell: Callable[[str], None],
+) -> list[str]:
+    """Encode the images of `dataset` into `file`; a message for each that could not be read."""
+    if not dataset.items:
+        return []
+    loader = get_eval_loader(dataset, transform=captioner.transform, batch_size=batch_size, num_workers=num_workers)
+    records: dict[str, np.ndarray] = {}
+    written = spoke = time.monotonic()
+    done = 0
+    try:
+        for batch in loader:
+            with torch.inference_mode():
+                features = as_regions(encoded(extractor, batch.pixels.to(captioner.device, non_blocking=True)))
+            for item, row in zip(batch.items, as_stored(features, file, batch.items)):
+                records[keys[pixels_of(item)]] = row
+            done += len(batch.items)
+            now = time.monotonic()
+            if len(records) * file.bytes >= FLUSH_BYTES or now - written > FLUSH_SECONDS:
+                file.add(records)
+                records, written = {}, now
+            if now - spoke > 60:
+                tell(f"{extractor.name}: {done:,} of {len(dataset):,} images encoded")
+                spoke = now
+    finally:
+        loader.close()
+        if records:  # Ctrl-C too keeps what was made
+            file.add(records)
+    return loader.bad_items
+
+
+def as_stored(features: torch.Tensor, file: CacheFile, items: list[ImageItem]) -> np.ndarray:
+    """Features of a batch in the file's type. Raises UserError naming an image whose features it cannot hold."""
+    with np.errstate(over="ignore"):
+        rows = features.float().cpu().numpy().astype(file.dtype)
+    finite = np.isfinite(rows.reshape(len(rows), -1)).all(1)
+    if not finite.all():
+        raise UserError(
+            f"--cache_features: {file.dtype.name} cannot hold the features of {items[int(finite.argmin())].path}: "
+            "use extract_features.py --dtype float32"
+        )
+    return rows
