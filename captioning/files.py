@@ -1,12 +1,24 @@
 """Files: atomic writing, and reading JSON and text with errors that name the file and the line."""
 
 import contextlib
+import errno
 import json
 import os
+import re
+import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from captioning.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: leftovers stay, since nothing tells whether their writer is alive
+    fcntl = None
+
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EISDIR}
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # names that atomic_write gives
 
 
 @contextlib.contextmanager
@@ -14,16 +26,27 @@ def atomic_write(path, mode: str = "w", flush: bool = True):
     """Open a temporary file beside `path`; on success flush it to disk and rename it to `path`, else remove it.
 
     A reader therefore sees the old file or the complete new one, never half of it. Without `flush` that holds unless
-    the machine itself fails soon after. Raises UserError where the folder cannot be written.
+    the machine itself fails soon after. A link stays a link: the file that it leads to is replaced. What is no plain
+    file (`/dev/null`, a pipe) is written to directly. Raises UserError where the file cannot be written, at whatever
+    byte; an older file is then as it was.
     """
     path = Path(path)
+    encoding = None if "b" in mode else "utf-8"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with open(path, mode, encoding=encoding) as file:
+                yield file
+            return
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     try:
-        with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(handle, mode, encoding=encoding) as file:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # remove_leftovers() lets it be
             yield file
             if flush:
                 file.flush()
@@ -31,45 +54,76 @@ def atomic_write(path, mode: str = "w", flush: bool = True):
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes the file private; give it the usual mode
-        os.replace(temporary, path)
-    except BaseException:
+        os.replace(temporary, target)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if (cause := _write_error(error)) is not None:
+            raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
         raise
+
+
+def _write_error(error: BaseException | None) -> OSError | None:
+    """The error of a full or read-only disk that led to `error`; libraries hide it behind errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def remove_leftovers(folder) -> None:
+    """Remove the temporary files that killed processes left in `folder`; those being written now stay."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError):
+        for path in [Path(entry) for entry in os.scandir(folder) if TEMPORARY.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where the writer is alive
+                path.unlink()
+
+
+@contextlib.contextmanager
+def _reading(path, what: str) -> Iterator[None]:
+    """Errors of reading `path` become one line; `what` names its role. Raises UserError for what is no plain file."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{what}: {path} is {'a folder' if os.path.isdir(path) else 'not a plain file'}")
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{what}: no such file: {path}") from None
+    except OSError as error:
+        raise UserError(f"{what}: cannot read {path}: {error.strerror or error}") from error
 
 
 def read_json(path, what: str):
     """Parse the JSON file `path`; `what` names its role in errors ("captions", "results").
 
-    Raises UserError naming the file and, for malformed JSON, the line and column.
+    A byte order mark is passed over. Raises UserError naming the file and, for malformed JSON, the line and column.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with _reading(path, what), open(path, encoding="utf-8-sig") as file:
             return json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{what}: no such file: {path}") from None
-    except OSError as error:
-        raise UserError(f"{what}: cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{what}: {path} is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{what}: {path} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
-        ) from error
+        place = f"line {error.lineno} column {error.colno}"
+        raise UserError(f"{what}: {path} is not valid JSON: {error.msg} at {place}") from error
+    except RecursionError:
+        raise UserError(f"{what}: {path} is not valid JSON: lists within lists without end") from None
+    except ValueError as error:  # a number of more digits than Python converts
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{what}: {path} is not valid JSON: {error}") from error
 
 
 def read_lines(path, what: str) -> list[str]:
     """The lines of the UTF-8 text file `path`, without their ends; `what` names its role in errors.
 
-    Raises UserError naming the file and, for bytes that are no text, the line.
+    A byte order mark is passed over. Raises UserError naming the file and, for bytes that are no text, the line.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        raise UserError(f"{what}: no such file: {path}") from None
-    except OSError as error:
-        raise UserError(f"{what}: cannot read {path}: {error.strerror or error}") from error
+    with _reading(path, what), open(path, "rb") as file:
+        data = file.read()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

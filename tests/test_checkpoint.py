@@ -56,7 +56,7 @@ def test_a_failed_save_leaves_the_old_file(model_file, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="best.model: No space left on device"):
         checkpoint.save({"state": {}}, model_file)
     assert model_file.read_bytes() == before
     assert os.listdir(model_file.parent) == ["best.model"]
