@@ -124,8 +124,8 @@ def resize_one(name: str, settings: Settings) -> Outcome:
         # power failure before that leaves damaged is_done() finds, when the command is run again.
         with atomic_write(target, "wb", flush=False) as file:
             file.write(data)
-    except OSError as error:
-        raise UserError(f"--output_dir: cannot write {target}: {error.strerror or error}") from error
+    except UserError as error:
+        raise UserError(f"--output_dir: {error}") from error
     return Outcome(name, "resized")
 
 
