@@ -56,10 +56,15 @@ def load(path, map_location="cpu") -> dict:
 
 
 def verify(path) -> None:
-    """Raise UserError unless `path` is a zip archive whose members all match their CRC."""
+    """Raise UserError unless `path` is a zip archive as torch writes it, whose members all match their CRC.
+
+    torch reads nothing from a member that calls itself a folder, and leaves its tensor uninitialised. A packed member
+    could be small in the file and large in memory.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
+            broken = next((info.filename for info in archive.infolist() if not is_as_torch_writes(info)), None)
+            broken = broken or archive.testzip()
     except PermissionError as error:
         raise UserError(f"cannot read model file {path}: {error.strerror}") from error
     except Exception:  # a damaged directory of members raises errors of many kinds
@@ -67,6 +72,12 @@ def verify(path) -> None:
     if broken is None:
         return
     raise UserError(f"model file {path} is damaged ({broken}): copy or train it again")
+
+
+def is_as_torch_writes(info: zipfile.ZipInfo) -> bool:
+    """Whether a member of an archive is plain: stored as it is, no folder, without attributes."""
+    stored = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
+    return stored and info.external_attr == 0 and not info.is_dir()
 
 
 def versions() -> dict[str, str]:

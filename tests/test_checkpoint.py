@@ -189,3 +189,24 @@ def test_a_file_of_another_machine_with_compressed_members(model_file):
         assert same(CONTENTS["state"], checkpoint.load(model_file)["state"])
     except UserError as error:
         assert str(model_file) in str(error)
+
+
+def test_no_flipped_bit_of_the_directory_is_accepted_with_other_weights(tmp_path):
+    """The directory of members is no part of any checksum: torch leaves such tensors uninitialised."""
+    path = tmp_path / "x.model"
+    weights = {"w": torch.randn(7, 5), "b": torch.randn(3), "n": torch.tensor(3)}
+    checkpoint.save({"state": weights}, path)
+    good, refused = path.read_bytes(), 0
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    for place in range(8 * start, 8 * len(good)):
+        damaged = bytearray(good)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            state = checkpoint.load(path)["state"]
+        except UserError:
+            refused += 1
+            continue
+        assert all(torch.equal(state[name], weights[name]) for name in weights), f"bit {place - 8 * start}"
+    assert refused > 2000

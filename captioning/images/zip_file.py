@@ -73,9 +73,6 @@ class ImageZip:
             raise ValueError("it is encrypted in the zip file")
         if size > LARGEST:
             raise ValueError(f"{size:,} bytes unpacked are more than {LARGEST:,}")
-        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(full)
         with open(self.path, "rb") as file:
             file.seek(offset)
             head = file.read(LOCAL_HEADER.size)
@@ -84,11 +81,32 @@ class ImageZip:
             _, name_length, extra_length = LOCAL_HEADER.unpack(head)
             file.seek(name_length + extra_length, os.SEEK_CUR)
             data = file.read(packed)
-        if method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+        data = _unpacked(data, method, size + 1)
         if len(data) != size or zlib.crc32(data) != checksum:
             raise ValueError("its content in the zip file is damaged")
         return data
+
+
+def _unpacked(data: bytes, method: int, most: int) -> bytes:
+    """At most `most` bytes of a packed member. Raises ValueError for damaged data and unknown methods."""
+    try:
+        if method == zipfile.ZIP_STORED:
+            return data
+        if method == zipfile.ZIP_DEFLATED:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, most)
+        if method == zipfile.ZIP_BZIP2:
+            import bz2  # some builds of Python lack it
+
+            return bz2.BZ2Decompressor().decompress(data, most)
+        if method == zipfile.ZIP_LZMA:
+            import lzma
+
+            # in the file: a version, the length of the properties (5 bytes), the properties, the data
+            alone = data[4:9] + b"\xff" * 8 + data[9:]  # as .lzma files have it, of unknown length
+            return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=LARGEST).decompress(alone, most)
+    except Exception as error:  # bz2, lzma and zlib have errors of their own
+        raise ValueError("its content in the zip file is damaged") from error
+    raise ValueError(f"compression method {method} of zip files is not supported")
 
 
 def _is_junk(name: str) -> bool:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import tracemalloc
 import warnings
 import zipfile
 from multiprocessing import get_context
@@ -225,3 +226,21 @@ def test_training_and_captioning_from_a_zip(zipped, script):
     assert done.status == 2
     assert "val.zip is a zip file: give it with --image_dir" in done.err
     assert (zipped / "gallery.html").read_text().count("data:image/jpeg;base64") == 6
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_unpacks_to_more_than_its_size_is_not_unpacked_whole(tmp_path, method):
+    """The index claims 1,000 bytes, the member holds 300 MB."""
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", method) as archive, archive.open("a.jpg", "w") as member:
+        for _ in range(30):
+            member.write(bytes(10**7))
+    whole = bytearray(path.read_bytes())
+    entry = whole.index(b"PK\1\2")
+    whole[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
+    path.write_bytes(whole)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="damaged"):
+        read_member(path / "a.jpg")
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
