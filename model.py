@@ -17,7 +17,7 @@ from captioning import checkpoint
 from captioning.batches.arrays import tensors_for
 from captioning.batches.pixels import StoryPixels, encoded
 from captioning.config import FeatureSpec, ModelConfig
-from captioning.decoder.paragraph import hierarchical_decoder
+from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.decoder.paragraph_search import Paragraph, explain_paragraphs, write_paragraphs
 from captioning.decoder.search import Search, generate
 from captioning.decoder.sentence import Memory, SentenceDecoder
@@ -47,36 +47,8 @@ class CaptionModel(nn.Module):
         self.attended = config.attended()
         self.n_initial = len(config.features)
         self.extractors = nn.ModuleList(nn.Identity() if x is None else x for x in extractors)
-        size = {i: spec.shape[0] for i, spec in enumerate(config.specs) if i != self.attended}
-        pooled = sum(n for i, n in size.items() if i < self.n_initial)
-        from_features = config.rnn_hidden_init == "from_features" and not config.attention
-        if from_features and not pooled:
-            raise UserError("--rnn_hidden_init from_features needs initial features (--features)")
-        if config.skip_start_token and (from_features or not pooled) and config.paragraphs is None:
-            raise UserError("--skip_start_token needs pooled initial features, which are read in place of <start>")
-        paragraphs = config.paragraphs is not None
-        decoder = SentenceDecoder(
-            vocab_size,
-            embed_size=config.embed_size,
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            rnn_arch=config.rnn_arch,
-            dropout=config.dropout,
-            image_size=0 if from_features or paragraphs else pooled,
-            encoder_non_lin=config.encoder_non_lin,
-            encoder_dropout=config.encoder_dropout,
-            persist_size=sum(n for i, n in size.items() if i >= self.n_initial),
-            initial_size=pooled if from_features else 0,
-            attention=config.attention,
-            region_size=0 if self.attended is None else config.specs[self.attended].shape[0],
-            value_size=config.value_size,
-            attention_size=config.attention_size,
-            share_embeddings=config.share_embedding_weights,
-            projection=config.projection,
-            skip_start=config.skip_start_token,
-            given_first=paragraphs,
-        )
-        self.decoder = hierarchical_decoder(config, decoder) if paragraphs else decoder
+        decoder = SentenceDecoder(vocab_size, config)
+        self.decoder = decoder if config.paragraphs is None else HierarchicalDecoder(decoder, config)
 
     @property
     def sentence_decoder(self) -> SentenceDecoder:

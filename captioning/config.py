@@ -33,20 +33,28 @@ class FeatureSpec:
         return cls(state["name"], tuple(state["shape"]), state["external"], state.get("maker"))
 
 
+def fixed(default, when: bool | str = True):
+    """A field that a loaded model has once and for all: it decides the shape or the meaning of weights.
+
+    when: "attention" where that holds only for a model with attention. It stands in the field's metadata, as "fixed".
+    """
+    return field(default=default, metadata={"fixed": when})
+
+
 @dataclass
 class ParagraphConfig:
     """What a hierarchical model has besides its word decoder. Meanings and defaults are those of train.py's flags."""
 
-    pooling_size: int = 1024
-    fc_size: int | None = None  # None: pooling_size
+    pooling_size: int = fixed(1024)
+    fc_size: int | None = fixed(None)  # None: pooling_size
     max_sentences: int = 6
     dropout_stopping: float = 0.0
     dropout_fc: float = 0.0
     weight_sentence_loss: float = 5.0
     weight_word_loss: float = 1.0
-    coherent_sentences: bool = False
-    coupling_alpha: float = 1.0
-    coupling_beta: float = 1.5
+    coherent_sentences: bool = fixed(False)
+    coupling_alpha: float = fixed(1.0)
+    coupling_beta: float = fixed(1.5)
 
     @classmethod
     def of(cls, flags: dict) -> "ParagraphConfig":
@@ -60,20 +68,20 @@ class ModelConfig:
 
     features: list[FeatureSpec] = field(default_factory=list)
     persist_features: list[FeatureSpec] = field(default_factory=list)
-    embed_size: int = 256
-    hidden_size: int = 512
-    num_layers: int = 1
-    rnn_arch: str = "LSTM"
-    rnn_hidden_init: str | None = None
+    embed_size: int = fixed(256)
+    hidden_size: int = fixed(512)
+    num_layers: int = fixed(1)
+    rnn_arch: str = fixed("LSTM")
+    rnn_hidden_init: str | None = fixed(None)
     dropout: float = 0.0
     encoder_dropout: float = 0.0
-    encoder_non_lin: bool = False
-    attention: str | None = None
-    attention_size: int = 256
-    value_size: int = 512
-    share_embedding_weights: bool = False
+    encoder_non_lin: bool = fixed(False)
+    attention: str | None = fixed(None)
+    attention_size: int = fixed(256, "attention")
+    value_size: int = fixed(512, "attention")
+    share_embedding_weights: bool = fixed(False)
     projection: bool = False  # the regularised one of shared embeddings
-    skip_start_token: bool = False
+    skip_start_token: bool = fixed(False)
     finetune_encoder: int = 0  # how many of the encoder's last blocks are trained; -1: all
     crop_size: int | None = None  # pixels; None: the encoder's own
     encoder_in_file: bool = False  # its weights travel in the model file, although frozen: no package has them
@@ -97,6 +105,66 @@ class ModelConfig:
     def specs(self) -> list[FeatureSpec]:
         """Initial features, then persistent ones: the order of `inputs` in `CaptionModel.encode`."""
         return self.features + self.persist_features
+
+    @property
+    def pooled_size(self) -> int:
+        """The numbers of the initial features that are pooled: all but a map that is attended to."""
+        return self._size(range(len(self.features)))
+
+    @property
+    def persist_size(self) -> int:
+        """The numbers of the persistent features, which are read at every step: all but a map that is attended to."""
+        return self._size(range(len(self.features), len(self.specs)))
+
+    def _size(self, indices: range) -> int:
+        return sum(self.specs[i].shape[0] for i in indices if i != self.attended())
+
+    @property
+    def region_size(self) -> int:
+        """The numbers of one region of the map attended to; 0 without attention."""
+        index = self.attended()
+        return 0 if index is None else self.specs[index].shape[0]
+
+    @property
+    def state_from_features(self) -> bool:
+        """Whether the pooled features make the initial state, instead of being read first."""
+        return self.rnn_hidden_init == "from_features" and not self.attention
+
+    @property
+    def image_size(self) -> int:
+        """The numbers of the pooled image that a sentence decoder reads first; 0 where it reads none, or a topic."""
+        return 0 if self.state_from_features or self.paragraphs is not None else self.pooled_size
+
+    @property
+    def initial_size(self) -> int:
+        """The numbers that the initial state is computed from: with attention the mean of the projected regions
+        (Xu et al. 2015), else the pooled features; 0 where it is zero.
+        """
+        if self.attention:
+            return self.value_size
+        return self.pooled_size if self.state_from_features else 0
+
+    def check(self) -> None:
+        """Raises UserError, naming the flags, where features and settings do not go together."""
+        self.attended()
+        if self.paragraphs is not None:
+            self._check_paragraphs()
+        elif self.state_from_features and not self.pooled_size:
+            raise UserError("--rnn_hidden_init from_features needs initial features (--features)")
+        elif self.skip_start_token and not self.image_size:
+            raise UserError("--skip_start_token needs pooled initial features, which are read in place of <start>")
+
+    def _check_paragraphs(self) -> None:
+        if self.rnn_hidden_init:
+            raise UserError(
+                "--rnn_hidden_init: with --hierarchical_model the word RNN starts from the topic, read first"
+            )
+        if not self.features:
+            raise UserError("--hierarchical_model needs initial features (--features), which the sentence RNN reads")
+        grids = {spec.shape[1:] for spec in self.features if spec.spatial}
+        if len(grids) > 1:
+            names = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in self.features)
+            raise UserError(f"--features: maps of different sizes cannot be joined region by region: {names}")
 
     @property
     def encoders_travel(self) -> bool:

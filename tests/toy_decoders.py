@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from captioning.config import FeatureSpec, ModelConfig
 from captioning.decoder.sentence import Memory, SentenceDecoder
 from captioning.rows import Packing
 from captioning.text.tokens import END, PAD, START, UNK
@@ -13,28 +14,38 @@ V, B, R = 11, 3, 5  # words, images, regions
 SIZES = {"embed_size": 5, "hidden_size": 6, "value_size": 7, "attention_size": 4}
 IMAGE, PERSIST, REGION = 4, 3, 8
 KINDS = {
-    "pooled": {"image_size": IMAGE},
-    "pooled_nonlin_shared": {"image_size": IMAGE, "encoder_non_lin": True, "share_embeddings": True},
-    "pooled_persist_skip": {"image_size": IMAGE, "persist_size": PERSIST, "skip_start": True},
-    "pooled_projection": {"image_size": IMAGE, "share_embeddings": True, "projection": True},
-    "from_features": {"initial_size": IMAGE},
-    "from_features_persist_shared": {"initial_size": IMAGE, "persist_size": PERSIST, "share_embeddings": True},
-    "persist": {"persist_size": PERSIST},
+    "pooled": {"image": IMAGE},
+    "pooled_nonlin_shared": {"image": IMAGE, "encoder_non_lin": True, "share_embedding_weights": True},
+    "pooled_persist_skip": {"image": IMAGE, "persist": PERSIST, "skip_start_token": True},
+    "pooled_projection": {"image": IMAGE, "share_embedding_weights": True, "projection": True},
+    "from_features": {"image": IMAGE, "rnn_hidden_init": "from_features"},
+    "from_features_persist_shared": {
+        "image": IMAGE,
+        "rnn_hidden_init": "from_features",
+        "persist": PERSIST,
+        "share_embedding_weights": True,
+    },
+    "persist": {"persist": PERSIST},
     "soft": {"attention": "soft"},
-    "soft_pooled": {"attention": "soft", "image_size": IMAGE},
-    "soft_persist_shared": {"attention": "soft", "persist_size": PERSIST, "share_embeddings": True},
+    "soft_pooled": {"attention": "soft", "image": IMAGE},
+    "soft_persist_shared": {"attention": "soft", "persist": PERSIST, "share_embedding_weights": True},
     "soft_everything": {
         "attention": "soft",
-        "image_size": IMAGE,
-        "persist_size": PERSIST,
-        "skip_start": True,
+        "image": IMAGE,
+        "persist": PERSIST,
+        "skip_start_token": True,
         "encoder_non_lin": True,
-        "share_embeddings": True,
+        "share_embedding_weights": True,
         "projection": True,
     },
     "spatial": {"attention": "spatial"},
-    "spatial_pooled_persist": {"attention": "spatial", "image_size": IMAGE, "persist_size": PERSIST},
-    "spatial_skip_shared": {"attention": "spatial", "image_size": IMAGE, "skip_start": True, "share_embeddings": True},
+    "spatial_pooled_persist": {"attention": "spatial", "image": IMAGE, "persist": PERSIST},
+    "spatial_skip_shared": {
+        "attention": "spatial",
+        "image": IMAGE,
+        "skip_start_token": True,
+        "share_embedding_weights": True,
+    },
 }
 CASES = [(kind, arch, layers) for kind in KINDS for arch in ("LSTM", "GRU") for layers in (1, 2)]
 IDS = [f"{kind}-{arch}{layers}" for kind, arch, layers in CASES]
@@ -44,13 +55,19 @@ STEPS = torch.tensor([4, 1, 6, 6, 3])  # of five captions, with <start> and with
 ROW_IMAGE = torch.tensor([2, 0, 2, 1, 0])
 
 
+def config_of(image: int = 0, persist: int = 0, region: int = REGION, **settings) -> ModelConfig:
+    """A config with features of so many numbers (0: none); with attention also a map of R regions."""
+    features = [FeatureSpec("image", (image,), True)] if image else []
+    if settings.get("attention"):
+        features.append(FeatureSpec("map", (region, 1, R), True))
+    persistent = [FeatureSpec("persist", (persist,), True)] if persist else []
+    return ModelConfig(features, persistent, **{**SIZES, **settings})
+
+
 def build(kind: str, arch: str = "LSTM", layers: int = 1, dtype=torch.float32, scale: float = 0.5, **changes):
     """A decoder whose weights are large enough that each of them shows in the logits."""
     torch.manual_seed(7)
-    settings = {**SIZES, **KINDS[kind], "rnn_arch": arch, "num_layers": layers, **changes}
-    if "attention" in settings:
-        settings["region_size"] = REGION
-    decoder = SentenceDecoder(V, **settings)
+    decoder = SentenceDecoder(V, config_of(**{**KINDS[kind], "rnn_arch": arch, "num_layers": layers, **changes}))
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.normal_(0, scale)

@@ -21,14 +21,13 @@ D feature size, P pooling size, E embedding, H hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from captioning.config import ModelConfig
 from captioning.decoder.sentence import ImageEmbedding, Memory, SentenceDecoder
-from captioning.errors import UserError
 from captioning.rows import Packing, State
 
 CONTINUE, STOP = 0, 1  # the classes of the stop classifier
@@ -102,40 +101,27 @@ class CouplingUnit(nn.Module):
 class HierarchicalDecoder(nn.Module):
     """Sentence RNN over a word decoder; sizes E, H and the kind of RNN are the word decoder's.
 
-    word_decoder: a SentenceDecoder with `given_first`. image_size D; pooling_size P; fc_size: between the two layers
-    that make a topic (None: P). max_sentences: a paragraph ends there at the latest. dropout_stopping: before the stop
-    classifier; dropout_fc: on the topics. encoder_non_lin, encoder_dropout: of the pooled image. coherent: with the
-    coupling unit, whose weights of topic and coherence are coupling_alpha and coupling_beta.
+    word_decoder: a SentenceDecoder built from the same `config`, whose `paragraphs` is a ParagraphConfig. A paragraph
+    ends after `max_sentences` at the latest.
     """
 
-    def __init__(
-        self,
-        word_decoder: SentenceDecoder,
-        *,
-        image_size: int,
-        pooling_size: int = 1024,
-        fc_size: int | None = None,
-        max_sentences: int = 6,
-        dropout_stopping: float = 0.0,
-        dropout_fc: float = 0.0,
-        encoder_non_lin: bool = False,
-        encoder_dropout: float = 0.0,
-        coherent: bool = False,
-        coupling_alpha: float = 1.0,
-        coupling_beta: float = 1.5,
-    ):
+    def __init__(self, word_decoder: SentenceDecoder, config: ModelConfig):
         super().__init__()
-        E, H = word_decoder.embed_size, word_decoder.hidden_size
-        self.rnn_arch, self.max_sentences = word_decoder.rnn_arch, max_sentences
-        self.pooling = RegionPooling(image_size, pooling_size, encoder_non_lin, encoder_dropout)
+        own, E, H = config.paragraphs, config.embed_size, config.hidden_size
+        self.rnn_arch, self.max_sentences = config.rnn_arch, own.max_sentences
+        image_size = sum(spec.shape[0] for spec in config.features)  # also of a map that the words attend to
+        self.pooling = RegionPooling(image_size, own.pooling_size, config.encoder_non_lin, config.encoder_dropout)
         recurrent = {"LSTM": nn.LSTM, "GRU": nn.GRU}[self.rnn_arch]
-        self.sentence_rnn = recurrent(pooling_size, H, batch_first=True)
-        self.dropout_stopping = nn.Dropout(dropout_stopping)
+        self.sentence_rnn = recurrent(own.pooling_size, H, batch_first=True)
+        self.dropout_stopping = nn.Dropout(own.dropout_stopping)
         self.linear_stopping = nn.Linear(H, 2)
-        self.linear1 = nn.Linear(H, fc_size or pooling_size)
-        self.linear2 = nn.Linear(fc_size or pooling_size, E)
-        self.dropout_fc = nn.Dropout(dropout_fc)
-        self.coupling_unit = CouplingUnit(H, E, coupling_alpha, coupling_beta) if coherent else None
+        fc_size = own.fc_size or own.pooling_size
+        self.linear1 = nn.Linear(H, fc_size)
+        self.linear2 = nn.Linear(fc_size, E)
+        self.dropout_fc = nn.Dropout(own.dropout_fc)
+        self.coupling_unit = None
+        if own.coherent_sentences:
+            self.coupling_unit = CouplingUnit(H, E, own.coupling_alpha, own.coupling_beta)
         self.word_decoder = word_decoder
         self._spread_topics()
 
@@ -238,28 +224,6 @@ class HierarchicalDecoder(nn.Module):
         weights = None if weights[0] is None else torch.cat(weights)
         stops = stops[row_image, position]
         return ParagraphPass(torch.cat(logits), torch.cat(targets), weights, torch.cat(row), stops, last)
-
-
-def hierarchical_decoder(config: ModelConfig, word_decoder: SentenceDecoder) -> HierarchicalDecoder:
-    """The paragraph decoder of `config`. Raises UserError where its features do not go together."""
-    if config.rnn_hidden_init:
-        raise UserError("--rnn_hidden_init: with --hierarchical_model the word RNN starts from the topic, read first")
-    if not config.features:
-        raise UserError("--hierarchical_model needs initial features (--features), which the sentence RNN reads")
-    grids = {spec.shape[1:] for spec in config.features if spec.spatial}
-    if len(grids) > 1:
-        names = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in config.features)
-        raise UserError(f"--features: maps of different sizes cannot be joined region by region: {names}")
-    settings = asdict(config.paragraphs)
-    settings = {name: value for name, value in settings.items() if not name.startswith("weight_")}
-    return HierarchicalDecoder(
-        word_decoder,
-        image_size=sum(spec.shape[0] for spec in config.features),
-        encoder_non_lin=config.encoder_non_lin,
-        encoder_dropout=config.encoder_dropout,
-        coherent=settings.pop("coherent_sentences"),
-        **settings,
-    )
 
 
 def places(sentences: Tensor) -> tuple[Tensor, Tensor]:

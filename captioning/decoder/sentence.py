@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from captioning.config import ModelConfig
 from captioning.decoder.attention import Attention
 from captioning.fast.linear import Dropout, Linear, linear
 from captioning.fast.lstm import attention_lstm, lstm
@@ -70,87 +71,56 @@ class ImageEmbedding(nn.Module):
 
 
 class SentenceDecoder(nn.Module):
-    """One decoder class for all: which inputs exist decides what is built.
+    """One decoder class for all: the features and settings of `config` decide what is built.
 
-    vocab_size V; embed_size E; hidden_size H; num_layers of an `rnn_arch` "LSTM" or "GRU"; dropout probability on
-    embeddings, between layers and before the output layer.
-    image_size: size of the pooled image that is read first (0: none); persist_size: size of the persistent features.
-    initial_size: size of the vector that the initial state is computed from, by one linear layer per RNN layer
-        (`--rnn_hidden_init from_features`; with attention the mean of the projected regions, as in Xu et al. 2015).
-    region_size: D of the spatial map attended to, with attention "soft" (Xu et al. 2015: context from the previous
-        hidden state goes into the RNN) or "spatial" (Lu et al. 2017, "Knowing When to Look", section 2.2, without the
-        sentinel: context from the new hidden state goes into the output).
-    encoder_dropout: dropout on the embedded image and on the map. encoder_non_lin: SELU on the embedded image.
-    share_embeddings: the output layer uses the embedding matrix (Press and Wolf 2017).
-    projection: a square layer P between the hidden state and the shared matrix, whose norm the loss penalises (the
-        same paper; `losses.projection_regularisation`).
-    skip_start: the pooled image is read in place of <start> instead of before it.
-    given_first: there is no pooled image; the caller sets `memory.first` (N, E), which is read like one (a topic).
+    An LSTM or GRU reads the pooled image first (`image_size`), or starts from a state computed from it
+    (`rnn_hidden_init`). Persistent features are concatenated to the input of every step. In a model of paragraphs the
+    caller sets `memory.first` (N, E), a topic, which is read like an image.
+    Attention "soft" is Xu et al. 2015: the context from the previous hidden state goes into the RNN. "spatial" is Lu et
+    al. 2017 ("Knowing When to Look", section 2.2, without the sentinel): the context from the new hidden state goes
+    into the output. With either the initial state is computed from the mean of the projected regions.
+    With `share_embedding_weights` the output layer uses the embedding matrix (Press and Wolf 2017); with `projection`
+    a square layer stands between the hidden state and that matrix, whose norm the loss penalises (the same paper;
+    `losses.projection_regularisation`). With `skip_start_token` the pooled image is read in place of <start>.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        *,
-        embed_size: int = 256,
-        hidden_size: int = 512,
-        num_layers: int = 1,
-        rnn_arch: str = "LSTM",
-        dropout: float = 0.0,
-        image_size: int = 0,
-        encoder_non_lin: bool = False,
-        encoder_dropout: float = 0.0,
-        persist_size: int = 0,
-        initial_size: int = 0,
-        attention: str | None = None,
-        region_size: int = 0,
-        value_size: int = 512,
-        attention_size: int = 256,
-        share_embeddings: bool = False,
-        projection: bool = False,
-        skip_start: bool = False,
-        given_first: bool = False,
-    ):
+    def __init__(self, vocab_size: int, config: ModelConfig):
+        """vocab_size: V. Raises UserError where features and settings do not go together."""
         super().__init__()
-        self.vocab_size, self.embed_size, self.hidden_size = vocab_size, embed_size, hidden_size
-        self.num_layers, self.rnn_arch, self.attention_kind = num_layers, rnn_arch, attention
-        self.dropout = Dropout(dropout)
-        self.embed = nn.Embedding(vocab_size, embed_size)
-        self.image = ImageEmbedding(image_size, embed_size, encoder_non_lin, encoder_dropout) if image_size else None
-        self.persist_size, self.skip_start = persist_size, skip_start
-        self.reads_first = bool(image_size) or given_first
-        if skip_start and not self.reads_first:
-            raise ValueError("skip_start needs a pooled image to stand in for <start>")
-        context_size = 0
-        if attention:
-            self.regions = Linear(region_size, value_size)
-            self.region_dropout = Dropout(encoder_dropout)
-            self.attention = Attention(value_size, hidden_size, attention_size, gated=attention == "soft")
-            self.context_to_output = Linear(value_size, embed_size, bias=False)
-            context_size = value_size if attention == "soft" else 0
-            initial_size = value_size
-        if initial_size:
-            self.init_h = nn.ModuleList(Linear(initial_size, hidden_size) for _ in range(num_layers))
-            if rnn_arch == "LSTM":
-                self.init_c = nn.ModuleList(Linear(initial_size, hidden_size) for _ in range(num_layers))
-        self.has_initial = initial_size > 0
-        recurrent = {"LSTM": nn.LSTM, "GRU": nn.GRU}[rnn_arch]
-        self.rnn = recurrent(
-            embed_size + context_size + persist_size,
-            hidden_size,
-            num_layers,
-            batch_first=True,
-            dropout=dropout if num_layers > 1 else 0.0,
-        )
-        self.between = Dropout(dropout)  # between layers, where the layers are run one by one
+        config.check()
+        E, H, P = config.embed_size, config.hidden_size, config.value_size
+        self.vocab_size, self.embed_size, self.hidden_size = vocab_size, E, H
+        self.num_layers, self.rnn_arch, self.attention_kind = config.num_layers, config.rnn_arch, config.attention
+        self.dropout = Dropout(config.dropout)
+        self.embed = nn.Embedding(vocab_size, E)
+        self.image = None
+        if config.image_size:
+            self.image = ImageEmbedding(config.image_size, E, config.encoder_non_lin, config.encoder_dropout)
+        self.persist_size, self.skip_start = config.persist_size, config.skip_start_token
+        self.reads_first = self.image is not None or config.paragraphs is not None
+        if config.attention:
+            self.regions = Linear(config.region_size, P)
+            self.region_dropout = Dropout(config.encoder_dropout)
+            self.attention = Attention(P, H, config.attention_size, gated=config.attention == "soft")
+            self.context_to_output = Linear(P, E, bias=False)
+        self.has_initial = config.initial_size > 0
+        if self.has_initial:
+            self.init_h = nn.ModuleList(Linear(config.initial_size, H) for _ in range(self.num_layers))
+            if self.rnn_arch == "LSTM":
+                self.init_c = nn.ModuleList(Linear(config.initial_size, H) for _ in range(self.num_layers))
+        recurrent = {"LSTM": nn.LSTM, "GRU": nn.GRU}[self.rnn_arch]
+        input_size = E + (P if config.attention == "soft" else 0) + self.persist_size
+        between = config.dropout if self.num_layers > 1 else 0.0
+        self.rnn = recurrent(input_size, H, self.num_layers, batch_first=True, dropout=between)
+        self.between = Dropout(config.dropout)  # between layers, where the layers are run one by one
         # Attention has the deep output of Xu et al. 2015 (eq. 7), so does sharing, whose output layer reads E numbers.
-        self.deep_output = bool(attention) or share_embeddings
+        self.deep_output = bool(config.attention) or config.share_embedding_weights
         if self.deep_output:
-            self.hidden_to_output = Linear(hidden_size, embed_size)
-        self.projection = Linear(hidden_size, hidden_size) if projection and self.deep_output else None
-        self.linear = Linear(embed_size if self.deep_output else hidden_size, vocab_size)
+            self.hidden_to_output = Linear(H, E)
+        self.projection = Linear(H, H) if config.projection and self.deep_output else None
+        self.linear = Linear(E if self.deep_output else H, vocab_size)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
-        if share_embeddings:
+        if config.share_embedding_weights:
             self.linear.weight = self.embed.weight
 
     def train(self, mode: bool = True) -> "SentenceDecoder":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
 from captioning.decoder.paragraph import STOP, HierarchicalDecoder, ParagraphMemory, global_topics, places
 from captioning.decoder.paragraph_search import (
     Draft,
@@ -27,13 +28,12 @@ from training.losses import paragraph_loss
 from vocabulary import Vocabulary
 
 V, B, R, D, REGION, PERSIST = 12, 3, 4, 5, 6, 3
-SIZES = {"embed_size": 5, "hidden_size": 6, "value_size": 7, "attention_size": 4}
 KINDS = {
     "plain": {},
-    "persist_shared": {"persist_size": PERSIST, "share_embeddings": True},
-    "skip_start": {"skip_start": True},
-    "soft": {"attention": "soft", "region_size": REGION},
-    "spatial_two_layers": {"attention": "spatial", "region_size": REGION, "num_layers": 2},
+    "persist_shared": {"persist": True, "share_embedding_weights": True},
+    "skip_start": {"skip_start_token": True},
+    "soft": {"attention": "soft"},
+    "spatial_two_layers": {"attention": "spatial", "num_layers": 2},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 coherence = pytest.mark.parametrize("coherent", [False, True], ids=["plain", "coherent"])
@@ -44,11 +44,22 @@ LENGTHS = torch.tensor([5, 3, 4, 6, 2, 4, 3, 5])  # of their sentences, with <st
 ROW_IMAGE = torch.tensor([2, 2, 0, 1, 1, 1, 0, 0])
 
 
+def config_of(persist=False, attention=None, paragraphs=None, **settings) -> ModelConfig:
+    """Paragraphs read a map and a vector, D numbers in all; words attend to another map."""
+    features = [FeatureSpec("grid", (D - 2, 1, R), True), FeatureSpec("vector", (2,), True)]
+    persistent = [FeatureSpec("persist", (PERSIST,), True)] if persist else []
+    if attention:
+        persistent.append(FeatureSpec("map", (REGION, 1, R), True))
+    sizes = {"embed_size": 5, "hidden_size": 6, "value_size": 7, "attention_size": 4}
+    return ModelConfig(features, persistent, attention=attention, paragraphs=paragraphs, **sizes, **settings)
+
+
 def build(kind="plain", coherent=False, arch="LSTM", dtype=torch.float64, scale=0.6, **changes) -> HierarchicalDecoder:
     torch.manual_seed(3)
-    words = SentenceDecoder(V, **SIZES, **KINDS[kind], rnn_arch=arch, given_first=True)
-    settings = {"pooling_size": 8, "fc_size": 9, "max_sentences": 4, "coupling_beta": 1.2, **changes}
-    decoder = HierarchicalDecoder(words, image_size=D, coherent=coherent, **settings)
+    paragraphs = {"pooling_size": 8, "fc_size": 9, "max_sentences": 4, "coupling_beta": 1.2, **changes}
+    paragraphs = ParagraphConfig(coherent_sentences=coherent, **paragraphs)
+    config = config_of(**KINDS[kind], rnn_arch=arch, paragraphs=paragraphs)
+    decoder = HierarchicalDecoder(SentenceDecoder(V, config), config)
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.normal_(0, scale)
@@ -375,14 +386,13 @@ def test_paragraphs_as_text():
 
 
 def test_a_flat_decoder_becomes_the_word_decoder():
-    for settings in ({"image_size": D}, {"image_size": 0, "initial_size": D}):
+    for init in (None, "from_features"):
         torch.manual_seed(1)
-        flat = SentenceDecoder(V, **SIZES, **settings)
+        flat = SentenceDecoder(V, config_of(rnn_hidden_init=init))
         decoder = build(dtype=torch.float32)
         start_word_decoder(decoder, flat, "flat.model")
         own, theirs = decoder.word_decoder.state_dict(), flat.state_dict()
         assert own and all(torch.equal(value, theirs[name]) for name, value in own.items())
     with pytest.raises(UserError, match=r"flat.model does not fit as word decoder: rnn.weight_ih_l0 is \(24, 5\)"):
-        start_word_decoder(
-            build("persist_shared").float(), SentenceDecoder(V, **SIZES, share_embeddings=True), "flat.model"
-        )
+        flat = SentenceDecoder(V, config_of(share_embedding_weights=True))
+        start_word_decoder(build("persist_shared").float(), flat, "flat.model")

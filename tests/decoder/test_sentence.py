@@ -6,7 +6,6 @@ import torch
 from toy_decoders import (
     CASES,
     KINDS,
-    REGION,
     ROW_IMAGE,
     SIZES,
     STEPS,
@@ -14,6 +13,7 @@ from toy_decoders import (
     V,
     build,
     captions,
+    config_of,
     every_decoder,
     image_inputs,
     loop,
@@ -21,6 +21,7 @@ from toy_decoders import (
 )
 
 from captioning.decoder.sentence import SentenceDecoder
+from captioning.errors import UserError
 from captioning.rows import Packing
 from captioning.text.tokens import START
 
@@ -104,16 +105,16 @@ class Equations:
                 context, weights = self.attend(h[-1], values, gated=False)
             return h, c, context, weights
 
-        if first is not None and not s.get("skip_start"):
+        if first is not None and not s.get("skip_start_token"):
             h, c, _, _ = advance(first, h, c)
         logits, attended = [], []
         for token in tokens:
-            x = first if s.get("skip_start") and token == START else self.w["embed.weight"][token]
+            x = first if s.get("skip_start_token") and token == START else self.w["embed.weight"][token]
             h, c, context, weights = advance(x, h, c)
             out = h[-1]
             if s.get("projection"):
                 out = self.linear("projection", out)
-            if attention or s.get("share_embeddings"):
+            if attention or s.get("share_embedding_weights"):
                 out = self.linear("hidden_to_output", out)
             if attention:  # L_o (E y + L_h h + L_z z)
                 out = out + x + self.w["context_to_output.weight"] @ context
@@ -280,8 +281,8 @@ def test_shared_embeddings_are_one_matrix():
 
 
 def test_skip_start_needs_a_pooled_image():
-    with pytest.raises(ValueError, match="pooled image"):
-        SentenceDecoder(V, attention="soft", region_size=REGION, skip_start=True)
+    with pytest.raises(UserError, match="--skip_start_token needs pooled initial features"):
+        SentenceDecoder(V, config_of(attention="soft", skip_start_token=True))
 
 
 def test_memory_select_repeats_and_drops():
