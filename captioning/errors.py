@@ -9,6 +9,7 @@ and raises `UserError` for whatever a person can mend: a wrong path, an unknown 
 error is one line on stderr and exit status 2. Work that met bad items and went on returns status 1 from `main`.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -22,19 +23,57 @@ class UserError(ValueError):
     """A person's mistake. The message is one line that names the option or file, its value and the remedy."""
 
 
+# Control characters, but for the tab and the ends of lines, as Python writes them in strings: \x1b for Escape.
+CONTROLS = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if chr(n) not in "\t\n\r"}
+
+
+class SafeStream:
+    """A text stream that shows control characters of file names and captions instead of sending them to a terminal."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(text.translate(CONTROLS))
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def safe_streams():
+    """Within it, what is printed reaches any stdout and stderr: closed ones, and those that lack a character."""
+    before = sys.stdout, sys.stderr
+    with contextlib.ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:  # closed by the caller: `>&-`
+                stream = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, SafeStream(stream))
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+
+
 def run(main, args) -> int:
-    """Call `main(args)`; what it returns or raises becomes an exit status (0 well, 1 some items failed, 2 error)."""
-    try:
-        return main(args) or 0
-    except UserError as error:
-        print(f"{script_name()}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{script_name()}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output (head, less) went away: that is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    """The exit status of `main(args)`: 0 well, 1 some items failed, 2 an error, 128 + the number of a signal."""
+    with safe_streams():
+        try:
+            status = main(args) or 0
+            sys.stdout.flush()
+            return status
+        except UserError as error:
+            print(f"{script_name()}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"\n{script_name()}: interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of our output (head, less) went away before the work was finished
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + 13  # SIGPIPE
 
 
 def one_line(error) -> str:

@@ -1,0 +1,60 @@
+"""captioning/errors.py: exit statuses, and output that arrives whatever stands at the other end."""
+
+import subprocess
+import sys
+
+import pytest
+from running import ROOT
+
+from captioning.errors import SafeStream, one_line
+
+PRINTS = """
+import sys
+from captioning.errors import UserError, run
+
+def main(args):
+    for n in range(20_000):
+        print(args[0], flush=True)
+    if args[1:]:
+        raise UserError(args[1])
+
+sys.exit(run(main, {args!r}))
+"""
+
+
+def start(command: str, *args: str, **env) -> subprocess.CompletedProcess:
+    """Run PRINTS with `args` by a shell, as {} in `command`."""
+    program = f"'{sys.executable}' -c \"$PROGRAM\""
+    env |= {"PROGRAM": PRINTS.format(args=args), "PATH": "/usr/bin:/bin"}
+    shell = ["bash", "-c", command.format(program)]
+    return subprocess.run(shell, capture_output=True, cwd=ROOT, env=env, timeout=60)
+
+
+def test_a_reader_that_goes_away_never_makes_unfinished_work_look_finished():
+    done = start("{} | head -1; exit ${{PIPESTATUS[0]}}", "a line")
+    assert (done.returncode, done.stdout, done.stderr) == (141, b"a line\n", b"")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(closed):
+    assert start(f"{{}} {closed}", "a line").returncode == 0
+    assert start(f"{{}} {closed}", "a line", "an error").returncode == 2
+
+
+def test_a_terminal_that_lacks_a_character_stops_nothing():
+    done = start("{} | tail -1; exit ${{PIPESTATUS[0]}}", "a 床 é", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, b"a \\u5e8a \\xe9\n")
+
+
+def test_control_characters_are_shown_not_sent():
+    done = start("{} | tail -1", "\x1b[31mred\x07\ttab", "a\x9bb")
+    assert done.stdout == b"\\x1b[31mred\\x07\ttab\n"
+    assert done.stderr == b"-c: error: a\\x9bb\n"
+    assert SafeStream(sys.stderr).encoding == sys.stderr.encoding
+
+
+def test_a_librarys_error_is_one_line_of_bounded_length():
+    assert one_line(ValueError("two\nlines")) == "two lines"
+    assert one_line(KeyError("x")) == "KeyError: 'x'"
+    assert one_line(RuntimeError()) == "RuntimeError"
+    assert len(one_line(RuntimeError("x" * 500))) == 160
