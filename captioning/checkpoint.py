@@ -12,12 +12,11 @@ import pickle
 import shlex
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
 
 import torch
 
 from captioning.errors import UserError
-from captioning.files import atomic_write
+from captioning.files import atomic_write, require_model_file
 
 FORMAT = 1
 PLAIN = (str, int, float, bool, bytes, type(None))
@@ -35,11 +34,7 @@ def save(contents: dict, path) -> None:
 
 def load(path, map_location="cpu") -> dict:
     """The contents of a model file. Raises UserError, naming the file, where it is missing, damaged or none of ours."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a model file; perhaps {path / 'best.model'}")
-    if not path.exists():
-        raise UserError(f"no such model file: {path}")
+    require_model_file(path)
     verify(path)
     try:
         contents = torch.load(path, map_location=map_location, weights_only=True)

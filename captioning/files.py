@@ -1,4 +1,4 @@
-"""Files: atomic writing, and reading JSON and text with errors that name the file and the line."""
+"""Files: atomic writing, checks before the work, reading JSON and text with errors that name file and line."""
 
 import contextlib
 import errno
@@ -61,6 +61,32 @@ def atomic_write(path, mode: str = "w", flush: bool = True):
         if (cause := _write_error(error)) is not None:
             raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
         raise
+
+
+def require_model_file(path) -> None:
+    """Raises UserError where there is no file `path`; whether it is a model file is for checkpoint.load to say."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a model file; perhaps {path / 'best.model'}")
+    if not path.exists():
+        raise UserError(f"no such model file: {path}")
+
+
+def check_writable(option: str, path) -> None:
+    """Raises UserError where `path` cannot be written: better before the work than after it. `option` names its flag.
+
+    The folder of `path` is made where it is not there.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise UserError(f"{option}: {path} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option}: cannot make the folder {path.parent}: {error.strerror or error}") from error
+    device = path.exists() and not path.is_file()  # such as /dev/null, whose folder need not be writable
+    if not os.access(path if device else path.parent, os.W_OK):
+        raise UserError(f"{option}: the folder {path.parent} cannot be written")
 
 
 def _write_error(error: BaseException | None) -> OSError | None:

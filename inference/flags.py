@@ -1,29 +1,49 @@
-"""The flags of infer.py, a group a function, and which of them contradict each other. Light imports only."""
+"""The flags of infer.py, a function for each group, and which of them contradict each other; the bundled model."""
 
 import argparse
 import math
 from pathlib import Path
 
 from captioning.errors import UserError
+from captioning.files import require_model_file
 
 BUNDLED = Path(__file__).resolve().parents[1] / "models" / "flickr8k.model"
+
+
+def model_path(typed: str | None) -> Path:
+    """The model file that --model names, or else the bundled one. Raises UserError where it is not there."""
+    if not typed and not BUNDLED.exists():
+        raise UserError("--model: give a model file, such as models/NAME/best.model; there is no bundled model here")
+    path = Path(typed or BUNDLED)
+    require_model_file(path)
+    return path
+
+
+def length_penalty(typed: float | None, captioner) -> float:
+    """The length penalty that --length_penalty gives, or else the one that the model's file recommends."""
+    return captioner.length_penalty if typed is None else typed
 
 
 def add_images(add) -> None:
     add("images", nargs="*", metavar="IMAGE", help="image files")
     add("--image_dir", metavar="DIR", help="caption every image of this folder or zip file")
-    add("--recursive", action="store_true", help="with the images of its subfolders")
-    add("--dataset", metavar="NAME", help='datasets of datasets.conf, "a:x+b:y" joined')
-    add("--dataset_config_file", metavar="FILE", help="configuration (default: datasets/datasets.conf)")
-    add("--batch_size", type=int, default=32, metavar="N", help="images captioned at a time (default: 32)")
-    add("--num_workers", type=int, metavar="N", help="processes that decode images (default: one per core; 0 for few)")
+    add("--recursive", action="store_true", help="with --image_dir: caption the images of its subfolders too")
+    add("--dataset", metavar="NAME", help='section of datasets.conf; several: "a:x+b:y"')
+    add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
+    add("--batch_size", type=int, default=32, metavar="N", help="images in a batch (default: 32)")
+    add(
+        "--num_workers",
+        type=int,
+        metavar="N",
+        help="processes that decode images (default: one per core; none for a few images)",
+    )
     add("--resize", type=int, metavar="PIXELS", help="width and height given to the encoder (default: the model's)")
     add(
         "--ext_features",
         metavar="FILES",
-        help="feature files, comma separated, in place of those that the model was trained with (default: the same)",
+        help="feature files, separated by commas, in place of the model's --features (default: the same files)",
     )
-    add("--ext_persist_features", metavar="FILES", help="the same for the files among its persistent features")
+    add("--ext_persist_features", metavar="FILES", help="feature files in place of the model's --persist_features")
 
 
 def add_model(add) -> None:
@@ -38,29 +58,52 @@ def add_model(add) -> None:
 def add_search(add) -> None:
     add("--max_seq_length", type=int, default=20, metavar="N", help="most words of a sentence (default: 20)")
     add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
-    add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
+    add(
+        "--length_penalty",
+        type=float,
+        metavar="A",
+        help="rank beams by log p / length^A (default: the model's own, else 0)",
+    )
     add("--n_best", type=int, default=1, metavar="N", help="captions of each image, best first (default: 1)")
-    add("--block_trigrams", action="store_true", help="never repeat three words in a caption")
+    add("--block_trigrams", action="store_true", help="write no three words twice in a caption")
     add(
         "--trigram_penalty_alpha",
         type=float,
         default=0.0,
         metavar="A",
-        help="lower the log-probability of a word that would repeat three words by A ln 2 per earlier time (default 0)",
+        help="subtract A ln 2 from the log-probability of a word each time it would repeat three words (default: 0)",
     )
-    add("--no_repeat_sentences", action="store_true", help="no sentence twice in a paragraph: the next best, or none")
-    add("--only_complete_sentences", action="store_true", help="leave out sentences cut off at --max_seq_length")
-    add("--allow_unk", action="store_true", help="let <unk>, the unknown word, be written")
-    add("--sample", action="store_true", help="draw the words at random instead of searching for the likeliest")
-    add("--temperature", type=float, metavar="T", help="with --sample: below 1 bolder, above wilder (default: 1)")
-    add("--top_k", type=int, metavar="K", help="with --sample: among the K likeliest words (default: all)")
-    add("--top_p", type=float, metavar="P", help="with --sample: among the words that make up P (default: 1, all)")
+    add(
+        "--no_repeat_sentences",
+        action="store_true",
+        help="write no sentence twice in a paragraph, but the next best one, or none",
+    )
+    add(
+        "--only_complete_sentences",
+        action="store_true",
+        help="leave out sentences that are cut off at --max_seq_length",
+    )
+    add("--allow_unk", action="store_true", help="allow <unk>, the unknown word, in captions")
+    add("--sample", action="store_true", help="draw words at random by their probabilities, in place of a beam search")
+    add(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="with --sample: divide logits by T; below 1, likely words become likelier (default: 1)",
+    )
+    add("--top_k", type=int, metavar="K", help="with --sample: draw among the K likeliest words (default: all)")
+    add(
+        "--top_p",
+        type=float,
+        metavar="P",
+        help="with --sample: draw among the likeliest words whose probabilities sum to P (default: 1)",
+    )
     add("--seed", type=int, metavar="N", help="with --sample: seed of the random numbers (default: 42)")
-    add("--no_capitalize", action="store_true", help="plain lower-case words, without capital and period")
+    add("--no_capitalize", action="store_true", help="write lower-case words, without a capital and a period")
     add(
         "--lemma_pos_rules",
         metavar="FILE",
-        help="for a model that writes lemmas with part-of-speech tags: lines 'lemma POS word', the word for each",
+        help="file of lines 'lemma POS word': turns the tagged lemmas that a model writes into words",
     )
 
 
@@ -70,31 +113,37 @@ def add_words(add) -> None:
         "--alternatives",
         type=int,
         metavar="N",
-        help="show N words at every step, the one written first: a/two/the with 3 (default: 1, that word alone)",
+        help="show N words at every step, first the one written, then the next likeliest, as in a/two/the (default: 1)",
     )
 
 
 def add_output(add) -> None:
-    add("--print_results", action="store_true", help="print the captions also where they are written to a file")
+    add("--print_results", action="store_true", help="print the captions too when they are written to a file")
     add("--output_file", metavar="FILE", help="results file")
-    add("--output_format", choices=("txt", "json", "jsonl", "csv"), help="of it (default: by its extension, or json)")
     add(
-        "--results_path", metavar="DIR", help="folder of the results file (default: here; results where it has no name)"
+        "--output_format",
+        choices=("txt", "json", "jsonl", "csv"),
+        help="format of the results file (default: from its extension, else json)",
     )
-    add("--store_image_paths", action="store_true", help="write the image's path in place of its id")
-    add("--resume", action="store_true", help="go on with an interrupted jsonl or csv file: pass over what it has")
-    add("--html", metavar="FILE", help="gallery of the images and their captions, in one file")
-    add("--attention_output", metavar="FILE.npz", help="where the model looked for every word of the best captions")
-    add("--scoring", metavar="NAMES", help="print scores: bleu, cider, rouge, meteor, spice; comma separated")
-    add("--verbose", action="store_true", help="say which model, encoder and device, and how fast")
+    add(
+        "--results_path",
+        metavar="DIR",
+        help="folder of the results file (default: this folder with --output_file, else results)",
+    )
+    add("--store_image_paths", action="store_true", help="write paths of images in place of their ids")
+    add("--resume", action="store_true", help="continue an interrupted jsonl or csv file: skip the images that it has")
+    add("--html", metavar="FILE", help="write a gallery of the images with their captions, in one file")
+    add("--attention_output", metavar="FILE.npz", help="write the attention weights of every word of the best captions")
+    add("--scoring", metavar="NAMES", help="print scores: bleu, cider, rouge, meteor, spice, separated by commas")
+    add("--verbose", action="store_true", help="print which model, encoder and device are used, and the speed")
 
 
 GROUPS = {
-    "what to caption": add_images,
+    "images": add_images,
     "model": add_model,
-    "how sentences are written": add_search,
-    "what is told of their words": add_words,
-    "where captions go": add_output,
+    "search": add_search,
+    "probabilities of words": add_words,
+    "output": add_output,
 }
 
 

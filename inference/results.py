@@ -56,19 +56,6 @@ def format_of(path, given: str | None = None) -> str:
     return form
 
 
-def check_writable(option: str, path) -> None:
-    """Raises UserError where `path` cannot be written: better before the work than after it."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option}: cannot make the folder {path.parent}: {error.strerror or error}") from error
-    if path.is_dir():
-        raise UserError(f"{option}: {path} is a folder; name a file")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{option}: the folder {path.parent} cannot be written")
-
-
 class ResultsFile:
     """Writes results; complete or not there at all, but for FILE.part of the formats that can be resumed.
 
