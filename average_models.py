@@ -7,14 +7,18 @@
     ./average_models.py models/a/best.model --half --output small.model             # half the size, for sharing
     ./average_models.py models/a/best.model --image_size 256 --output large.model   # trained on crops of 224 pixels
 
-The models must come from one run, or have been trained on from the same model, with the same flags: means of unrelated
-models say nothing. --greedy tries them one after the other, the best first, and keeps those that raise the CIDEr on
---dataset. The result is a model for infer.py, without the state of an optimizer.
+The models must come from one run, or must have been trained on from the same model, with the same flags: a mean of
+unrelated models writes nonsense. --greedy tries the models in turn, the best first, and keeps those that raise the
+CIDEr on --dataset. The result is a model for infer.py, without the state of an optimizer.
 """
 
 import argparse
 import sys
+from contextlib import closing
 from pathlib import Path
+
+from captioning.errors import UserError, run
+from captioning.files import check_writable, require_model_file
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -24,17 +28,17 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--output", required=True, metavar="FILE", help="model file to write")
     add("--force", action="store_true", help="write over --output where it exists")
     add("--weights", nargs="+", type=float, metavar="W", help="weight of each model in the mean (default: all alike)")
-    add("--half", action="store_true", help="write float16, half the size; models are loaded in float32 (default: no)")
+    add("--half", action="store_true", help="write float16, half the size; models are still loaded as float32")
     add(
         "--image_size",
         type=int,
         metavar="PIXELS",
-        help="kept in the file: photos are given to the encoder at this size",
+        help="give the encoder photos of this size when captioning with the result",
     )
-    add("--length_penalty", type=float, metavar="A", help="kept in the file: infer.py's default with this model")
-    add("--greedy", action="store_true", help="take in only models that raise the CIDEr on --dataset (default: all)")
+    add("--length_penalty", type=float, metavar="A", help="default of infer.py --length_penalty for the result")
+    add("--greedy", action="store_true", help="average only models that raise the CIDEr on --dataset (default: all)")
     add("--dataset", metavar="NAME", help="--greedy: validation data, sections of datasets.conf joined by +")
-    add("--dataset_config_file", metavar="FILE", help="the datasets.conf to use (default: see README)")
+    add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
     add("--beam_size", type=int, default=1, metavar="K", help="--greedy: beams of the captions (default 1: greedy)")
     add("--num_workers", type=int, metavar="N", help="--greedy: processes that load images (default: all cores)")
     add("--encoder_weights", metavar="FILE", help="--greedy: local file of the encoder's weights (default: download)")
@@ -54,40 +58,46 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-if __name__ == "__main__":
-    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
+def soup(paths: list[str], captioner, loader, beam_size: int):
+    """The training.averages.Average that greedy_soup makes of `paths` by the CIDEr of captions of the loader's images.
 
-from captioning.decoder.search import Search
-from captioning.devices import choose_device
-from captioning.errors import UserError, run
-from model import load_captioner
-from training.averages import Average, check_alike, greedy_soup, read_model
-from training.validation import validate, validation_loader
+    captioner: a model.Captioner of the first path.
+    """
+    from captioning.decoder.search import Search
+    from training.averages import check_alike, greedy_soup, read_model
+    from training.validation import validate
 
+    search, first = Search(beam_size=beam_size), read_model(paths[0])
 
-def soup(args) -> Average:
-    """The greedy soup by CIDEr of captions on --dataset."""
-    captioner = load_captioner(args.models[0], choose_device(args.device, args.cpu), args.encoder_weights, photos=False)
-    loader = validation_loader(captioner, args.dataset, args.dataset_config_file, args.num_workers)
-    search = Search(beam_size=args.beam_size)
-    first = read_model(args.models[0])
-
-    def score(name, average: Average) -> float:
-        check_alike(average.contents, first, average.first, args.models[0])
+    def score(name, average) -> float:
+        check_alike(average.contents, first, average.first, paths[0])
         captioner.model.load_trained_state(average.state(), name)
         return validate(captioner, loader, ("cider",), search)["validation_cider"]
 
-    try:
-        return greedy_soup(args.models, score)
-    finally:
-        loader.close()
+    return greedy_soup(paths, score)
 
 
 def main(args) -> int:
     output = Path(args.output)
     if output.exists() and not args.force:
         raise UserError(f"--output {output} exists: give another name, or --force to write over it")
-    average = soup(args) if args.greedy else Average.of(args.models, args.weights)
+    check_writable("--output", output)
+    for path in args.models:
+        require_model_file(path)
+
+    # torch is imported only now, so that the mistakes above are answered at once
+    from captioning.devices import choose_device
+    from model import load_captioner
+    from training.averages import Average
+    from training.validation import validation_loader
+
+    if args.greedy:
+        device = choose_device(args.device, args.cpu)
+        captioner = load_captioner(args.models[0], device, args.encoder_weights, photos=False)
+        with closing(validation_loader(captioner, args.dataset, args.dataset_config_file, args.num_workers)) as loader:
+            average = soup(args.models, captioner, loader, args.beam_size)
+    else:
+        average = Average.of(args.models, args.weights)
     if args.image_size:
         average.give_images_at(args.image_size)
     extra = {} if args.length_penalty is None else {"length_penalty": args.length_penalty}
@@ -98,4 +108,4 @@ def main(args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ARGS))
+    sys.exit(run(main, parse_args()))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run an encoder over a dataset once and keep what it says, so that training need not run it again.
+"""Encode the images of a dataset once and keep the features in a file, so that training need not run the encoder.
 
     ./extract_features.py --dataset coco:train2014+coco:val2014 --extractor resnet152
     ./extract_features.py --dataset coco:train2014 --extractor resnet152-conv --dtype float16 --output_file conv.lmdb
@@ -7,14 +7,14 @@
     ./train.py --dataset coco:train2014 --features conv.lmdb --attention soft
     torchrun --nproc_per_node 4 extract_features.py ...                     # several GPUs or machines, into one file
 
-The format follows from the extension: .lmdb, .npy (with .keys.txt), .bin (PicSOM) or .h5. What made the features is
-kept with them, so that a model trained on the file can caption photos. An interrupted run goes on with --resume, also
-with another number of processes. Images that cannot be read are named and left out; the exit status is then 1.
+The format follows from the extension: .lmdb, .npy (with .keys.txt), .bin (PicSOM) or .h5. The file names the encoder,
+its weights and the image transform, so that a model trained on the file can caption photos. --resume continues an
+interrupted run, also with another number of processes. Images that cannot be read are named and left out; the exit
+status is then 1.
 """
 
 import argparse
 import contextlib
-import io
 import os
 import sys
 import time
@@ -33,9 +33,9 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset", help="sections of datasets.conf, several joined by +")
-    add("--dataset_config_file", help="the datasets.conf to use (default: see README)")
+    add("--dataset_config_file", help="file of the datasets (default: datasets/datasets.conf)")
     add("--image_dir", help="a folder or zip file of images instead of a dataset; keys are the file names")
-    add("--extractor", default="resnet152", help="encoder by name, with -conv its last map (default resnet152)")
+    add("--extractor", default="resnet152", help="name of the encoder; with -conv, its last map (default resnet152)")
     add(
         "--weights",
         metavar="FILE",
@@ -45,19 +45,24 @@ def parse_args(argv=None):
         "--feature_type",
         choices=["plain", "avg", "max"],
         default="plain",
-        help="plain: of the whole image; avg, max: over ten crops, corners and middle, mirrored too (default plain)",
+        help="plain: features of the whole image; avg, max: mean or maximum over ten crops, the corners and the middle "
+        "with their mirror images (default plain)",
     )
     add(
         "--normalize",
         choices=list(NORMALIZE),
         default="default",
-        help="pixels: as the encoder expects, 0..1 as they are, or minus one half (default: default)",
+        help="pixels: as the encoder expects (default), in 0..1 (skip), or these minus one half (subtract_half)",
     )
-    add("--crop_size", type=int, help="pixels of the side that the encoder sees (default: the encoder's own)")
+    add(
+        "--crop_size",
+        type=int,
+        help="width and height of the images that the encoder gets, in pixels (default: its own)",
+    )
     add(
         "--image_size",
         type=int,
-        help="avg, max: side the image is resized to before cropping (default: crop_size * 256/224)",
+        help="avg, max: width and height of the image before cropping (default: crop_size * 256/224)",
     )
     add("--output_dir", help="folder of the output (default: the dataset's features_path, or else this folder)")
     add(
@@ -65,11 +70,16 @@ def parse_args(argv=None):
         metavar="NAME",
         help=".lmdb, .npy, .bin or .h5 (default: DATASET-EXTRACTOR-TYPE.lmdb, with -NORMALIZE if set)",
     )
-    add("--dtype", choices=["float32", "float16"], default="float32", help="type of the numbers kept (default float32)")
+    add(
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="type of the numbers in the file (default float32)",
+    )
     add("--batch_size", type=int, default=32, help="images in a batch (default 32)")
     add("--num_workers", type=int, help="processes that load images (default: all cores)")
-    add("--resume", action="store_true", help="go on after an interruption")
-    add("--force", action="store_true", help="replace a feature file that exists")
+    add("--resume", action="store_true", help="continue an interrupted run")
+    add("--force", action="store_true", help="replace an existing feature file")
     add("--cpu", action="store_true", help="do not use a GPU")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     args = parser.parse_args(argv)
@@ -85,35 +95,12 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
-    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
-
-import numpy as np
-import torch
+    ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
-from captioning.devices import choose_device, end_processes, from_main, is_main, process, start_processes, to_main
-from captioning.encoder.encoder import ImageEncoder
-from captioning.encoder.factory import build_encoder
-from captioning.encoder.ten_crops import pooled_crops
-from captioning.encoder.transforms import TenCrops, image_transform
-from captioning.features.factory import open_features
-from captioning.features.writer import FeatureWriter
-from captioning.progress import Bar
-from data_loader import get_eval_loader
-
-
-def output_path(args, dataset) -> Path:
-    """Where the features go. An absolute --output_file, or one with a folder, is taken as it is."""
-    name = args.output_file
-    if name is None:
-        source = args.dataset or Path(args.image_dir).resolve().name
-        parts = [source.replace(":", "-").replace("/", "-"), args.extractor.replace(":", "-"), args.feature_type]
-        parts += [] if args.normalize == "default" else [args.normalize]
-        name = "-".join(parts) + ".lmdb"
-    folder = args.output_dir or (dataset.features_path if args.output_file is None or "/" not in name else None)
-    return Path(folder or ".") / name
+from captioning.files import check_writable
 
 
 def items_by_key(dataset: CaptionDataset) -> dict[str, ImageItem]:
@@ -126,123 +113,124 @@ def items_by_key(dataset: CaptionDataset) -> dict[str, ImageItem]:
     return items
 
 
-def load_extractor(args) -> ImageEncoder:
-    """The encoder with the pixels' size and normalisation that the flags ask for."""
-    changes = dict(NORMALIZE[args.normalize] or {})
-    if args.crop_size:
-        changes["size"] = args.crop_size
-    return build_encoder(args.extractor, weights=args.weights, transform=changes or None)
+class ExtractRun:
+    """One run of this script.
 
-
-@torch.inference_mode()
-def encode(extractor: ImageEncoder, pixels: torch.Tensor, feature_type: str) -> torch.Tensor:
-    """pixels (B, 3, S, S), or (B, 10, 3, S, S) of ten crops -> features (B, D) or (B, D, h, w)."""
-    return extractor(pixels) if feature_type == "plain" else pooled_crops(extractor, pixels, feature_type)
-
-
-def extract(extractor: ImageEncoder, loader, writer: FeatureWriter | None, feature_type: str, dtype: str) -> None:
-    """Encode the loader's images. Every process encodes its share; the first one, which has the writer, writes all.
-
-    The shares go to it batch by batch, so that the file and what --resume finds of it are the same for any number of
-    processes.
+    prepare() opens the dataset and checks all that can be checked without torch; run() encodes, in every process that
+    torchrun started, and gives the exit status; close() parts from the other processes.
     """
-    bar = None if writer is None else Bar(len(loader.items), "extracting", "image")
-    batches = iter(loader)
-    for _ in range(from_main(lambda: len(loader))):
-        batch = next(batches, None)
-        share = None
-        if batch is not None:
-            pixels = batch.pixels.to(extractor.mean.device, non_blocking=True)
-            features = encode(extractor, pixels, feature_type).cpu().numpy()
-            with np.errstate(over="ignore"):  # the writer tells of values that are too large
-                share = [item.key for item in batch.items], features.astype(dtype, copy=False), len(batch.bad)
-        for keys, features, bad in filter(None, to_main(share)):
-            for key, row in zip(keys, features):
-                writer.write(key, row)
-            bar.update(len(keys) + bad)
-    if bar is not None:
-        bar.close()
 
+    def __init__(self, args):
+        self.args = args
+        self.alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+        self.joined = False
+        self.writer = None  # the first process has one
 
-def describe(args, extractor: ImageEncoder) -> tuple[object, dict]:
-    """The image transform, and what is noted in the file as the provenance of the features."""
-    size, interpolation = extractor.transform["size"], extractor.transform["interpolation"]
-    provenance = {"extractor": args.extractor, "weights_sha256": extractor.weights_sha256}
-    provenance |= {"transform": extractor.transform, "feature_type": args.feature_type}
-    if args.feature_type == "plain":
-        return image_transform(size, interpolation), provenance
-    transform = TenCrops(size, args.image_size or round(size * 256 / 224), interpolation)
-    return transform, {**provenance, "image_size": transform.image_size}
+    def prepare(self) -> None:
+        args = self.args
+        if args.weights and not Path(args.weights).is_file():
+            raise UserError(f"--weights: no such file: {args.weights}")
+        if args.image_dir:
+            self.dataset = GenericDataset(image_dir=args.image_dir)
+        else:
+            self.dataset = open_dataset(args.dataset, args.dataset_config_file)
+        self.dataset.require_images()
+        self.path = self.output_path()
+        self.items = items_by_key(self.dataset)
+        if not self.path.exists():
+            check_writable("--output_file", self.path)
+        self.complete = self.alone and self.is_complete()  # of several processes the first one looks, in run()
 
+    def output_path(self) -> Path:
+        """Where the features go. An absolute --output_file, or one with a folder, is taken as it is."""
+        args, name = self.args, self.args.output_file
+        if name is None:
+            source = args.dataset or Path(args.image_dir).resolve().name
+            parts = [source.replace(":", "-").replace("/", "-"), args.extractor.replace(":", "-"), args.feature_type]
+            parts += [] if args.normalize == "default" else [args.normalize]
+            name = "-".join(parts) + ".lmdb"
+        own = self.dataset.features_path if args.output_file is None or "/" not in name else None
+        return Path(args.output_dir or own or ".") / name
 
-def is_complete(args, path: Path, items: dict[str, ImageItem]) -> bool:
-    """Whether --resume finds the file there with all records. Raises UserError for a file that must not be replaced."""
-    if not path.exists() or args.force:
-        return False
-    if args.resume and not open_features(path).missing(items):
-        print(f"{path} has all {len(items):,} images")
-        return True
-    raise UserError(f"--output_file: {path} exists: --force replaces it")
+    def is_complete(self) -> bool:
+        """Whether --resume finds the file with all records. Raises UserError for a file that must not be replaced."""
+        if not self.path.exists() or self.args.force:
+            return False
+        if self.args.resume:
+            from captioning.features.factory import open_features
 
+            if not open_features(self.path).missing(self.items):
+                print(f"{self.path} has all {len(self.items):,} images")
+                return True
+        raise UserError(f"--output_file: {self.path} exists: --force replaces it")
 
-def share_of(dataset: CaptionDataset, args, transform):
-    """The loader of this process' share of the images; the first process tells of images that are missing."""
-    rank, count = process()
-    workers = args.num_workers
-    if workers is None and count > 1:  # the machine's cores are for all processes on it
-        workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", count)))
-    silence = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(io.StringIO())
-    with silence:
-        settings = {"batch_size": args.batch_size, "num_workers": workers}
-        return get_eval_loader(dataset, transform=transform, rank=rank, world_size=count, **settings)
+    def run(self) -> int:
+        if self.complete:
+            return 0
+        # torch is imported only now, so that the mistakes above are answered at once
+        import torch
+
+        from captioning.devices import from_main, start_processes, to_main
+        from inference.extraction import extract, share_of
+
+        start_processes(torch.device("cpu"))  # over the CPU: what they exchange are finished features
+        self.joined = True
+        if not self.alone and from_main(self.is_complete):
+            return 0
+        encoder = self.make_encoder()
+        todo = from_main(lambda: self.open_writer(encoder))
+        self.dataset.items = [self.items[key] for key in todo]
+        bad: list[str] = []
+        began = time.monotonic()
+        with contextlib.nullcontext() if self.writer is None else self.writer:
+            if todo:
+                loader = share_of(self.dataset, encoder.transform, self.args.batch_size, self.args.num_workers)
+                extract(encoder, loader, self.writer, self.args.dtype)
+                bad = sorted({message for messages in to_main(loader.bad_items) for message in messages})
+                loader.close()
+        if self.writer is not None:
+            speed = len(todo) / (time.monotonic() - began)
+            print(f"{len(self.writer):,} records in {self.path} ({speed:.0f} images/s)")
+            if bad:
+                print(f"{len(bad)} images could not be read and have no features", file=sys.stderr)
+        return from_main(lambda: 1 if bad else 0)
+
+    def make_encoder(self):
+        """The PhotoEncoder with the size and the normalisation of pixels that the flags ask for."""
+        from inference.extraction import PhotoEncoder
+
+        args = self.args
+        changes = dict(NORMALIZE[args.normalize] or {})
+        if args.crop_size:
+            changes["size"] = args.crop_size
+        encoder = PhotoEncoder(args.extractor, args.weights, changes, args.feature_type, args.image_size)
+        encoder.to(args.device, args.cpu)
+        return encoder
+
+    def open_writer(self, encoder) -> list[str]:
+        """Open the file; gives the keys of the images that it lacks. Called in the first process only."""
+        from captioning.features.writer import FeatureWriter
+
+        args = self.args
+        self.writer = FeatureWriter(
+            self.path, encoder.shape, args.dtype, encoder.provenance, keys=self.items, resume=args.resume
+        )
+        done = f", {len(self.writer):,} of them done already" if args.resume else ""
+        print(f"{len(self.items):,} images{done}")
+        print(f"{args.extractor} {'x'.join(map(str, encoder.shape))} {args.dtype} -> {self.path}", flush=True)
+        return self.writer.todo
+
+    def close(self) -> None:
+        if self.joined:
+            from captioning.devices import end_processes
+
+            end_processes()
 
 
 def main(args) -> int:
-    start_processes(torch.device("cpu"))  # over the CPU: what they exchange are finished features
-    try:
-        return extract_dataset(args)
-    finally:
-        end_processes()
-
-
-def extract_dataset(args) -> int:
-    if args.image_dir:
-        dataset = GenericDataset(image_dir=args.image_dir)
-    else:
-        dataset = open_dataset(args.dataset, args.dataset_config_file)
-    dataset.require_images()
-    path = output_path(args, dataset)
-    items = items_by_key(dataset)
-    if from_main(lambda: is_complete(args, path, items)):
-        return 0
-    extractor = load_extractor(args).to(choose_device(args.device, args.cpu))
-    transform, provenance = describe(args, extractor)
-    shape = extractor.shape
-    writer: FeatureWriter | None = None
-
-    def open_writer() -> list[str]:
-        nonlocal writer
-        writer = FeatureWriter(path, shape, args.dtype, provenance, keys=items, resume=args.resume)
-        done = f", {len(writer):,} of them done already" if args.resume else ""
-        print(f"{len(items):,} images{done}")
-        print(f"{args.extractor} {'x'.join(map(str, shape))} {args.dtype} -> {path}", flush=True)
-        return writer.todo
-
-    dataset.items = [items[key] for key in from_main(open_writer)]
-    bad: list[str] = []
-    began = time.monotonic()
-    with contextlib.nullcontext() if writer is None else writer:
-        if dataset.items:
-            loader = share_of(dataset, args, transform)
-            extract(extractor, loader, writer, args.feature_type, args.dtype)
-            bad = sorted({message for messages in to_main(loader.bad_items) for message in messages})
-            loader.close()
-    if is_main():
-        speed = len(dataset.items) / (time.monotonic() - began)
-        print(f"{len(writer):,} records in {path} ({speed:.0f} images/s)")
-        if bad:
-            print(f"{len(bad)} images could not be read and have no features", file=sys.stderr)
-    return from_main(lambda: 1 if bad else 0)
+    with contextlib.closing(ExtractRun(args)) as job:
+        job.prepare()
+        return job.run()
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from captioning.decoder.paragraph_search import ParagraphSearch
 from captioning.devices import choose_device
 from captioning.encoder.ten_crops import with_size
 from captioning.errors import script_name
+from captioning.files import check_writable
 from captioning.images.image_file import image_exists
 from captioning.images.zip_file import is_zip
 from captioning.text.tokenizers import as_sentence
@@ -50,7 +51,7 @@ from inference.attention_maps import AttentionLog
 from inference.flags import BUNDLED, check
 from inference.gallery import write_gallery
 from inference.lemmas import LemmaRules
-from inference.results import GROWING, Result, ResultsFile, check_writable, format_of, shown_texts
+from inference.results import GROWING, Result, ResultsFile, format_of, shown_texts
 from inference.words import word_probabilities
 from model import Caption, Captioner, caption_loader, load_captioner
 from vocabulary import Vocabulary

@@ -10,15 +10,19 @@
 
 results.json is the COCO results list that `infer.py --output_format json` writes:
 [{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. The ground truth is a COCO caption file, or Visual
-Genome's list of paragraphs. Images of the ground truth without a result are counted and left aside. A metric that
+Genome's list of paragraphs. Images of the ground truth without a result are counted and not scored. A metric that
 cannot run (METEOR and SPICE without Java) is named with the reason; the exit status is 1 if --scoring asked for it.
 """
 
 import argparse
+import csv
+import json
 import sys
+from functools import partial
+from pathlib import Path
 
 from captioning.errors import UserError, run
-from captioning.files import atomic_write, read_json
+from captioning.files import atomic_write, check_writable, read_json
 
 DEFAULT_SCORING = "bleu,meteor,rouge,cider"
 
@@ -33,7 +37,12 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="RESULTS.json",
         help="captions to score, as infer.py writes them; several to compare",
     )
-    parser.add_argument("--ground_truth", metavar="FILE", required=True, help="COCO's captions, or paragraphs")
+    parser.add_argument(
+        "--ground_truth",
+        metavar="FILE",
+        required=True,
+        help="reference captions: COCO's file of captions, or Visual Genome's of paragraphs",
+    )
     parser.add_argument(
         "--scoring",
         metavar="NAMES",
@@ -44,39 +53,27 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--tokenizer",
         choices=("auto", "ptb", "python"),
         default="auto",
-        help="ptb: Stanford's, needs Java; python: the same tokens without; auto: ptb where Java is (default: auto)",
+        help="ptb: Stanford's, which needs Java; python: the same tokens without Java; auto: ptb if there is Java "
+        "(default: auto)",
     )
     parser.add_argument(
         "--cached_words",
         metavar="FILE",
-        help="document frequencies for ciderd, of build_cached_words.py (default: none)",
+        help="file of build_cached_words.py: document frequencies for ciderd",
     )
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="write the scores too, as .csv (a row for each results file) or else JSON (default: print them only)",
+        help="write the scores to this file too, a .csv (a row for each results file) or else JSON",
     )
-    parser.add_argument(
-        "--per_image", metavar="FILE.csv", help="write the scores of every single caption (default: do not)"
-    )
+    parser.add_argument("--per_image", metavar="FILE.csv", help="write the scores of every caption to this file")
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
-
-import csv
-import json
-from pathlib import Path
-
-from captioning.scoring.document_frequencies import CachedWords
-from captioning.scoring.metrics import Scores, caption_statistics, java_note, parse_metrics, score_captions
 
 
 def read_ground_truth(path: str) -> dict:
     """image id -> list of captions, of a COCO caption file or Visual Genome's file of paragraphs."""
     content = read_json(path, "--ground_truth")
-    entries, place, text = content, "", "paragraph"  # Visual Genome's paragraphs, as VisualGenomeIM2PDataset reads them
+    entries, place, text = content, "", "paragraph"  # Visual Genome's paragraphs
     if not isinstance(content, list) or not content:
         if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
             raise UserError(f"--ground_truth: {path} is no COCO caption file: it has no list 'annotations'")
@@ -132,16 +129,20 @@ def match_images(captions: dict, references: dict) -> dict:
     return {by_text[str(image_id)]: caption for image_id, caption in captions.items()}
 
 
-def score_file(path: str, references: dict, metrics, tokenizer: str, table) -> tuple[dict, dict, Scores]:
-    """A report of plain types, the captions and their scores; the scores are printed."""
-    captions = match_images(read_results(path), references)
-    scores = score_captions(captions, references, metrics, tokenizer, table)
+def score_file(path: str, captions: dict, references: dict, score) -> tuple[dict, list[dict]]:
+    """A report of plain types, and a row for each caption; the scores are printed.
+
+    score(captions, references) gives the Scores of `captions`, which were read from `path`.
+    """
+    from captioning.scoring.metrics import caption_statistics
+
+    scores = score(captions, references)
     statistics = caption_statistics(captions.values())
     per_image = sum(len(references[image_id]) for image_id in captions) / len(captions)
     missing = len(references.keys() - captions.keys())
     print(f"{len(captions)} captions, {per_image:.1f} references each, tokenizer {scores.tokenizer}")
     if missing:
-        print(f"{missing} of {len(references)} images of the ground truth have no result and are left aside")
+        print(f"{missing} of {len(references)} images of the ground truth have no result and are not scored")
     print("\n".join(scores.lines()))
     print(
         f"distinct captions {statistics['distinct']:.1%}, mean length {statistics['mean_length']:.1f} words, "
@@ -156,7 +157,11 @@ def score_file(path: str, references: dict, metrics, tokenizer: str, table) -> t
         "images_without_result": missing,
         "statistics": statistics,
     }
-    return report, captions, scores
+    rows = []
+    for i, (image_id, caption) in enumerate(captions.items()):
+        each = {name: values[i] for name, values in scores.per_image.items()}
+        rows.append({"results": path, "image_id": image_id, "caption": caption, **each})
+    return report, rows
 
 
 def write_reports(path: str, reports: list[dict]) -> None:
@@ -189,25 +194,33 @@ def write_csv(path: str, rows: list[dict]) -> None:
 
 
 def main(args) -> int:
+    if args.per_image and not args.per_image.lower().endswith(".csv"):
+        raise UserError(f"--per_image {args.per_image}: name a .csv file")
+    for option, path in (("--output", args.output), ("--per_image", args.per_image)):
+        if path:
+            check_writable(option, path)
+    references = read_ground_truth(args.ground_truth)
+    captions = {path: match_images(read_results(path), references) for path in args.results}
+
+    # numpy and pycocoevalcap are imported only now, so that the mistakes above are answered at once
+    from captioning.scoring.document_frequencies import CachedWords
+    from captioning.scoring.metrics import java_note, parse_metrics, score_captions
+
     metrics = parse_metrics(args.scoring or DEFAULT_SCORING)
     if args.cached_words and "ciderd" not in metrics:
         raise UserError("--cached_words is for ciderd, which --scoring does not name")
-    if args.per_image and not args.per_image.lower().endswith(".csv"):
-        raise UserError(f"--per_image {args.per_image}: name a .csv file")
     table = CachedWords.load(args.cached_words).to_dict() if args.cached_words else None
-    references = read_ground_truth(args.ground_truth)
+    score = partial(score_captions, metrics=metrics, tokenizer=args.tokenizer, document_frequencies=table)
     if note := java_note(metrics, args.tokenizer):
         print(note, file=sys.stderr)
     reports, rows, failed = [], [], False
-    for path in args.results:
+    for number, path in enumerate(args.results):
         if len(args.results) > 1:
-            print(f"{'' if path == args.results[0] else chr(10)}{path}")
-        report, captions, scores = score_file(path, references, metrics, args.tokenizer, table)
+            print(f"\n{path}" if number else path)
+        report, captions_scored = score_file(path, captions[path], references, score)
         reports.append(report)
-        failed |= not scores.values or bool(args.scoring and scores.left_out)
-        for i, (image_id, caption) in enumerate(captions.items()):
-            each = {name: values[i] for name, values in scores.per_image.items()}
-            rows.append({"results": path, "image_id": image_id, "caption": caption, **each})
+        rows += captions_scored
+        failed |= not report["scores"] or bool(args.scoring and report["left_out"])
     if args.output:
         write_reports(args.output, reports)
         print(f"written to {args.output}")
@@ -218,4 +231,4 @@ def main(args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, ARGS))
+    sys.exit(run(main, parse_args()))

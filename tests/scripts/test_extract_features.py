@@ -16,6 +16,7 @@ from captioning.encoder.factory import build_encoder
 from captioning.encoder.transforms import TenCrops, image_transform
 from captioning.features.factory import open_features
 from captioning.images.image_file import open_image
+from inference.extraction import PhotoEncoder
 
 LITE0 = ["--extractor", "efficientnet_lite0", "--num_workers", 0, "--cpu"]
 
@@ -101,9 +102,7 @@ def test_folder_and_broken_image(script, tmp_path):
 
 
 def test_interrupted_run_goes_on(extract, tmp_path, monkeypatch):
-    import extract_features
-
-    original, calls = extract_features.encode, []
+    original, calls = PhotoEncoder.encode, []
 
     def dies(*arguments):
         calls.append(1)
@@ -111,9 +110,9 @@ def test_interrupted_run_goes_on(extract, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(extract_features, "encode", dies)
+    monkeypatch.setattr(PhotoEncoder, "encode", dies)
     assert extract("--output_file", "f.lmdb", "--batch_size", 2).status == 130
-    monkeypatch.setattr(extract_features, "encode", original)
+    monkeypatch.setattr(PhotoEncoder, "encode", original)
     done = extract("--output_file", "f.lmdb", "--batch_size", 2, "--resume")
     assert done.status == 0, done.err
     assert "4 of them done already" in done.out
@@ -239,9 +238,7 @@ def test_names_of_deepcaption(name, dim, grid):
 
 @pytest.mark.parametrize("name", ["f.npy", "f.bin", "f.h5"])
 def test_every_format_is_resumed(extract, tmp_path, monkeypatch, name):
-    import extract_features
-
-    original, calls = extract_features.encode, []
+    original, calls = PhotoEncoder.encode, []
 
     def dies(*arguments):
         calls.append(1)
@@ -250,9 +247,9 @@ def test_every_format_is_resumed(extract, tmp_path, monkeypatch, name):
         return original(*arguments)
 
     options = ("--output_file", name, "--batch_size", 2, "--crop_size", 64)
-    monkeypatch.setattr(extract_features, "encode", dies)
+    monkeypatch.setattr(PhotoEncoder, "encode", dies)
     assert extract(*options).status == 130
-    monkeypatch.setattr(extract_features, "encode", original)
+    monkeypatch.setattr(PhotoEncoder, "encode", original)
     done = extract(*options, "--resume")
     assert done.status == 0 and "4 of them done already" in done.out, done.err
     assert len(calls) == 3

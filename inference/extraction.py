@@ -1,0 +1,91 @@
+"""Encoding a dataset's images into a feature file, by one process or by several that torchrun started.
+
+Shapes: B images in a batch, S size of an image in pixels, D feature size, h x w size of a map.
+"""
+
+import contextlib
+import io
+import os
+
+import numpy as np
+import torch
+
+from captioning.datasets.base import CaptionDataset
+from captioning.devices import choose_device, from_main, process, to_main
+from captioning.encoder.factory import build_encoder
+from captioning.encoder.ten_crops import pooled_crops
+from captioning.encoder.transforms import TenCrops, image_transform
+from captioning.features.writer import FeatureWriter
+from captioning.progress import Bar
+from data_loader import Loader, get_eval_loader
+
+
+class PhotoEncoder:
+    """An encoder with the image transform that it needs, and what a feature file says of both.
+
+    name, weights, changes: as build_encoder's; feature_type: "plain" for the whole image, "avg" or "max" over ten
+    crops of an image resized to `image_size` (None: the usual proportion to the encoder's own size).
+    Raises UserError for what build_encoder refuses, and for crops that are larger than the image.
+    """
+
+    def __init__(self, name: str, weights: str | None, changes: dict, feature_type: str, image_size: int | None):
+        self.name, self.feature_type = name, feature_type
+        self.encoder = build_encoder(name, weights=weights, transform=changes or None)
+        self.shape = self.encoder.shape
+        size, interpolation = self.encoder.transform["size"], self.encoder.transform["interpolation"]
+        self.transform = image_transform(size, interpolation)
+        if feature_type != "plain":
+            self.transform = TenCrops(size, image_size or round(size * 256 / 224), interpolation)
+
+    @property
+    def provenance(self) -> dict:
+        """What is noted in the file of what made the features."""
+        made = {"extractor": self.name, "weights_sha256": self.encoder.weights_sha256}
+        made |= {"transform": self.encoder.transform, "feature_type": self.feature_type}
+        return made if self.feature_type == "plain" else {**made, "image_size": self.transform.image_size}
+
+    def to(self, device: str | None, cpu: bool) -> None:
+        """Move the encoder to a device by name, None for the best there is."""
+        self.encoder.to(choose_device(device, cpu))
+
+    @torch.inference_mode()
+    def encode(self, pixels: torch.Tensor) -> np.ndarray:
+        """pixels (B, 3, S, S), or (B, 10, 3, S, S) of ten crops -> features (B, D) or (B, D, h, w)."""
+        pixels = pixels.to(self.encoder.mean.device, non_blocking=True)
+        if self.feature_type == "plain":
+            return self.encoder(pixels).cpu().numpy()
+        return pooled_crops(self.encoder, pixels, self.feature_type).cpu().numpy()
+
+
+def share_of(dataset: CaptionDataset, transform, batch_size: int, workers: int | None) -> Loader:
+    """The loader of this process' share of the images; only the first process names images that are missing."""
+    rank, count = process()
+    if workers is None and count > 1:  # the machine's cores are for all processes on it
+        workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", count)))
+    silence = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(io.StringIO())
+    with silence:
+        settings = {"batch_size": batch_size, "num_workers": workers}
+        return get_eval_loader(dataset, transform=transform, rank=rank, world_size=count, **settings)
+
+
+def extract(encoder: PhotoEncoder, loader: Loader, writer: FeatureWriter | None, dtype: str) -> None:
+    """Encode the loader's images. Every process encodes its share; the first one, which has the writer, writes all.
+
+    The shares go to it batch by batch, so that the file and what --resume finds of it are the same for any number of
+    processes.
+    """
+    bar = None if writer is None else Bar(len(loader.items), "extracting", "image")
+    batches = iter(loader)
+    for _ in range(from_main(lambda: len(loader))):
+        batch = next(batches, None)
+        share = None
+        if batch is not None:
+            features = encoder.encode(batch.pixels)
+            with np.errstate(over="ignore"):  # the writer tells of values that are too large
+                share = [item.key for item in batch.items], features.astype(dtype, copy=False), len(batch.bad)
+        for keys, rows, bad in filter(None, to_main(share)):
+            for key, row in zip(keys, rows):
+                writer.write(key, row)
+            bar.update(len(keys) + bad)
+    if bar is not None:
+        bar.close()
