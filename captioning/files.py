@@ -77,16 +77,17 @@ def check_writable(option: str, path) -> None:
 
     The folder of `path` is made where it is not there.
     """
-    path = Path(os.path.realpath(path))
-    if path.is_dir():
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
         raise UserError(f"{option}: {path} is a folder; name a file")
+    folder = target.parent
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{option}: cannot make the folder {path.parent}: {error.strerror or error}") from error
-    device = path.exists() and not path.is_file()  # such as /dev/null, whose folder need not be writable
-    if not os.access(path if device else path.parent, os.W_OK):
-        raise UserError(f"{option}: the folder {path.parent} cannot be written")
+        raise UserError(f"{option}: cannot make the folder {Path(path).parent}: {error.strerror or error}") from error
+    device = target.exists() and not target.is_file()  # such as /dev/null, whose folder need not be writable
+    if not os.access(target if device else folder, os.W_OK):
+        raise UserError(f"{option}: the folder {Path(path).parent} cannot be written")
 
 
 def _write_error(error: BaseException | None) -> OSError | None:
