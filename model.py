@@ -29,9 +29,9 @@ from captioning.encoder.ten_crops import encode_views, photo_transform
 from captioning.encoder.transforms import image_transform
 from captioning.errors import UserError
 from captioning.fast.threads import side_by_side
-from captioning.rows import Packing
+from captioning.rows import Packing, log_probs_of, pack_sentences
 from captioning.text.paragraphs import join_sentences
-from captioning.text.tokens import END, PAD, START
+from captioning.text.tokens import upto_end
 from vocabulary import Vocabulary
 
 
@@ -104,7 +104,17 @@ class CaptionModel(nn.Module):
             logits, weights = self.decoder(memory, captions, packing, row_image)
         else:
             logits, weights = mixed_pass(self.decoder, memory, captions[:, :-1], packing, row_image, *forcing)
-        return logits, captions[packing.row, packing.time + 1], weights, packing.row
+        return logits, packing.targets(captions), weights, packing.row
+
+    def read_sentences(self, memory: Memory, sentences: list[list[int]], row_image: Tensor):
+        """Logits of every next word of sentences that are written: word ids without <start> and <end>, N of them.
+
+        row_image (N,) says which image of `memory` each is about.
+        Returns logits (M, V), targets (M,), attention weights (M, R) or None, and the Packing of the M tokens.
+        """
+        captions, packing = pack_sentences(sentences, row_image.device)
+        logits, weights = self.decoder(memory, captions, packing, row_image)
+        return logits, packing.targets(captions), weights, packing
 
     def finetune(self, blocks: int) -> None:
         """Train the last `blocks` blocks of each encoder from now on: -1 all, 0 none.
@@ -266,8 +276,7 @@ class Captioner:
         ]
 
     def _caption(self, tokens: list[int], log_prob: float, search: Search) -> Caption:
-        words = tokens[: tokens.index(END)] if END in tokens else [t for t in tokens if t != PAD]
-        words = tidy_caption(words, self.vocabulary, search)
+        words = tidy_caption(upto_end(tokens), self.vocabulary, search)
         return Caption(self.vocabulary.sentence(words), words, log_prob)
 
     def text(self, caption: Caption, capitalize: bool = True) -> str:
@@ -291,17 +300,12 @@ class Captioner:
         self.model.eval()
         if self.config.paragraphs is not None:
             return explain_paragraphs(self.model.decoder, memory, [caption.paragraph for caption in captions])
-        lengths = torch.tensor([len(caption.tokens) + 2 for caption in captions])
-        rows = [torch.tensor([START, *caption.tokens, END]) for caption in captions]
-        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(self.device)
         images = torch.arange(len(captions), device=self.device)
-        logits, targets, weights, row = self.model.decode(memory, tokens, lengths, images)
-        log_probs = logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1).cpu()
-        row = row.cpu()
-        weights = None if weights is None else weights.float().cpu()
-        # the tokens of a row come in order of time
-        masks = [row == image for image in range(len(captions))]
-        return [(None if weights is None else weights[mask], log_probs[mask]) for mask in masks]
+        sentences = [caption.tokens for caption in captions]
+        logits, targets, weights, packing = self.model.read_sentences(memory, sentences, images)
+        log_probs = [x.cpu() for x in packing.by_row(log_probs_of(logits, targets))]
+        attended = [None] * len(captions) if weights is None else [x.float().cpu() for x in packing.by_row(weights)]
+        return list(zip(attended, log_probs))
 
     def caption_images(self, images: list, search: Search | None = None) -> list[list[Caption]]:
         """Captions of PIL images, greedy unless `search` says otherwise."""
@@ -377,10 +381,8 @@ def load_captioner(
 
 
 def tidy_caption(words: list[int], vocabulary: Vocabulary, search: Search) -> list[int]:
-    """The rules of a ParagraphSearch for a caption in one piece, whose sentences end in the word "."."""
-    no_repeat = getattr(search, "no_repeat_sentences", False)
-    only_complete = getattr(search, "only_complete_sentences", False)
-    if not (no_repeat or only_complete) or "." not in vocabulary:
+    """The rules of `search` about sentences for a caption in one piece, whose sentences end in the word "."."""
+    if not (search.no_repeat_sentences or search.only_complete_sentences) or "." not in vocabulary:
         return words
     period = vocabulary.words.index(".")
     sentences: list[list[int]] = [[]]
@@ -388,9 +390,9 @@ def tidy_caption(words: list[int], vocabulary: Vocabulary, search: Search) -> li
         sentences[-1].append(word)
         if word == period:
             sentences.append([])
-    if only_complete and len(words) >= search.max_length and sentences[-1]:
+    if search.only_complete_sentences and len(words) >= search.max_length and sentences[-1]:
         sentences.pop()  # cut off at the limit
-    if no_repeat:
+    if search.no_repeat_sentences:
         firsts: dict[tuple, list[int]] = {}
         for sentence in sentences:
             firsts.setdefault(tuple(word for word in sentence if word != period), sentence)

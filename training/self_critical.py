@@ -19,7 +19,7 @@ from torch import Tensor
 from captioning.datasets.base import image_key
 from captioning.decoder.search import Search, generate_rows
 from captioning.rows import Packing, memory_device
-from captioning.text.tokens import END, PAD, START
+from captioning.text.tokens import PAD, START, upto_end
 from model import batch_inputs
 from training.cider_reward import CiderReward
 from training.losses import token_cross_entropy
@@ -74,10 +74,13 @@ def advantages(reward: CiderReward, keys: list, samples: Tensor, greedy: Tensor 
     keys: of the B images; samples (N, T) ids; greedy (B, T) ids of greedy captions where N = B, else None.
     """
     per_image = len(samples) // len(keys)
-    rows = samples.tolist()
-    scores = np.array([reward.score_ids(keys[i // per_image], upto_end(row)) for i, row in enumerate(rows)])
-    lines = None if greedy is None else greedy.tolist()
-    compared = None if lines is None else np.array([reward.score_ids(k, upto_end(row)) for k, row in zip(keys, lines)])
+    owners = [key for key in keys for _ in range(per_image)]
+
+    def scored(owners: list, rows: list) -> np.ndarray:
+        return np.array([reward.score_ids(key, upto_end(row, keep_end=True)) for key, row in zip(owners, rows)])
+
+    scores = scored(owners, samples.tolist())
+    compared = None if greedy is None else scored(keys, greedy.tolist())
     return torch.tensor(baselined(scores, len(keys), compared), dtype=torch.float32), float(scores.mean())
 
 
@@ -88,10 +91,6 @@ def baselined(scores: np.ndarray, n_images: int, greedy: np.ndarray | None) -> n
         return (grouped - greedy.reshape(n_images, 1)).reshape(-1)
     others = (grouped.sum(1, keepdims=True) - grouped) / (grouped.shape[1] - 1)
     return (grouped - others).reshape(-1)
-
-
-def upto_end(ids: list[int]) -> list[int]:
-    return ids[: ids.index(END) + 1] if END in ids else ids
 
 
 def self_critical_loss(logits: Tensor, targets: Tensor, advantage: Tensor, temperature: float = 1) -> Tensor:
@@ -169,8 +168,8 @@ class SelfCritical:
 
         keys: of the B images; rows: word ids of N samples; greedy: of B greedy captions, or None.
         """
-        samples = [upto_end(row) for row in rows]
-        compared = None if greedy is None else [upto_end(row) for row in greedy]
+        samples = [upto_end(row, keep_end=True) for row in rows]
+        compared = None if greedy is None else [upto_end(row, keep_end=True) for row in greedy]
         owners = [key for key in keys for _ in range(len(rows) // len(keys))]
         scores = self._scores(owners, samples)
         cider = baselined(scores, len(keys), None if compared is None else self._scores(keys, compared))

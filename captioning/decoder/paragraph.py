@@ -136,6 +136,15 @@ class HierarchicalDecoder(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
+    def set_dropout(self, p: float) -> None:
+        """The word decoder's; that of the stop classifier and of the topics are `dropout_stopping` and `dropout_fc`."""
+        self.word_decoder.set_dropout(p)
+
+    def set_encoder_dropout(self, p: float) -> None:
+        """The dropout probability on the pooled image and on the map that words attend to."""
+        self.pooling.dropout.p = p
+        self.word_decoder.set_encoder_dropout(p)
+
     @property
     def embed(self) -> nn.Embedding:
         return self.word_decoder.embed

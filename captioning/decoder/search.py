@@ -30,6 +30,9 @@ class Search:
     block_trigrams: never write a trigram twice in a sentence (Paulus et al. 2018).
     trigram_penalty_alpha a: the log-probability of a word that would repeat a trigram is lower by a * ln 2 for each
     earlier time (Melas-Kyriazi et al. 2018; 0 or less: off).
+    no_repeat_sentences: a sentence that a paragraph has already is replaced by the next best beam that it has not, or
+    left out where there is none. only_complete_sentences: the same for sentences as long as `max_length`, which were
+    cut off there. Both also work on captions of a model without topics, whose sentences end in the word ".".
     """
 
     beam_size: int = 1
@@ -43,6 +46,8 @@ class Search:
     allow_unk: bool = False
     block_trigrams: bool = False
     trigram_penalty_alpha: float = 0.0
+    no_repeat_sentences: bool = False
+    only_complete_sentences: bool = False
 
 
 @dataclass

@@ -123,6 +123,18 @@ class SentenceDecoder(nn.Module):
         if config.share_embedding_weights:
             self.linear.weight = self.embed.weight
 
+    def set_dropout(self, p: float) -> None:
+        """The dropout probability on embeddings, between layers and before the output layer."""
+        self.dropout.p = self.between.p = p
+        self.rnn.dropout = p if self.num_layers > 1 else 0.0
+
+    def set_encoder_dropout(self, p: float) -> None:
+        """The dropout probability on the embedded image and on the map."""
+        if self.image is not None:
+            self.image.dropout.p = p
+        if self.attention_kind:
+            self.region_dropout.p = p
+
     def train(self, mode: bool = True) -> "SentenceDecoder":
         if mode != self.training:
             forget_steps(self)
