@@ -28,7 +28,8 @@ from captioning.encoder.provenance import make_encoder
 from captioning.encoder.ten_crops import encode_views, photo_transform
 from captioning.encoder.transforms import image_transform
 from captioning.errors import UserError
-from captioning.fast.threads import side_by_side
+from captioning.fast.steps import fast_decoder, ready
+from captioning.fast.threads import map_on_cores
 from captioning.rows import Packing, log_probs_of, pack_sentences
 from captioning.text.paragraphs import join_sentences
 from captioning.text.tokens import upto_end
@@ -262,14 +263,24 @@ class Captioner:
         return self.model.encode(pixels, inputs)
 
     @torch.inference_mode()
-    def caption(self, memory: Memory, search: Search) -> list[list[Caption]]:
-        """Captions of the B images of `memory`, `search.n_best` each, best first."""
+    def ready_decoder(self):
+        """The decoder of sentences made ready for `caption`; good for many batches, until its weights change."""
         self.model.eval()
+        return fast_decoder(self.model.sentence_decoder)
+
+    @torch.inference_mode()
+    def caption(self, memory: Memory, search: Search, decoder=None) -> list[list[Caption]]:
+        """Captions of the B images of `memory`, `search.n_best` each, best first.
+
+        decoder: what `ready_decoder` gave, where many batches are captioned.
+        """
+        self.model.eval()
+        decoder = decoder or self.ready_decoder()
         if self.config.paragraphs is not None:
-            written = write_paragraphs(self.model.decoder, memory, search)
+            written = write_paragraphs(self.model.decoder, memory, search, decoder)
             text = [[as_text(one.sentences, self.vocabulary) for one in several] for several in written]
             return [[Caption(t, p.words, p.log_prob, p) for t, p in zip(*both)] for both in zip(text, written)]
-        found = generate(self.model.decoder, memory, search)
+        found = generate(*ready(decoder, memory), search)
         return [
             [self._caption(*pair, search) for pair in zip(tokens, log_prob) if pair[1] > -float("inf")]
             for tokens, log_prob in zip(found.tokens.tolist(), found.log_prob.tolist())
@@ -318,13 +329,18 @@ class Captioner:
 def caption_loader(captioner: Captioner, loader: Iterable, search: Search | None, amp: str = "off") -> Iterator[tuple]:
     """(batch, memory, captions of its images, None without `search`) in turn. amp: "bf16" for mixed precision."""
 
-    def work(batch):
-        with torch.autocast(captioner.device.type, torch.bfloat16, enabled=amp == "bf16"):
-            memory = captioner.encode(*batch_inputs(captioner, batch))
-            return batch, memory, None if search is None else captioner.caption(memory, search)
+    def precision():
+        return torch.autocast(captioner.device.type, torch.bfloat16, enabled=amp == "bf16")
 
+    def work(batch):
+        with precision():
+            memory = captioner.encode(*batch_inputs(captioner, batch))
+            return batch, memory, None if search is None else captioner.caption(memory, search, decoder)
+
+    with precision():
+        decoder = None if search is None else captioner.ready_decoder()
     alone = search is None or search.sample or captioner.device.type != "cpu"  # samples depend on the order of draws
-    return map(work, loader) if alone else side_by_side(work, loader)
+    yield from map(work, loader) if alone else map_on_cores(work, loader)
 
 
 def batch_inputs(captioner: Captioner, batch) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -423,8 +439,8 @@ def caption_features(
     counts = {len(values) for values in inputs}
     if len(counts) > 1:
         raise UserError(f"features of different numbers of images: {', '.join(map(str, sorted(counts)))}")
-    captions = []
+    captions, decoder = [], captioner.ready_decoder()
     for start in range(0, counts.pop(), batch_size):
         batch = [values[start : start + batch_size].to(captioner.device) for values in inputs]
-        captions += captioner.caption(captioner.encode(None, batch), search or Search(beam_size=3))
+        captions += captioner.caption(captioner.encode(None, batch), search or Search(beam_size=3), decoder)
     return captions

@@ -24,10 +24,6 @@ def select_state(state: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]
     return tuple(part.index_select(1, index) for part in state)
 
 
-def memory_device(memory) -> torch.device:
-    return next(x.device for x in vars(memory).values() if x is not None)
-
-
 def each_row(of_images: Tensor, rows: int) -> Tensor:
     """(B, D) -> (rows, D): what belongs to an image for each of its rows, which stand together."""
     return of_images if len(of_images) == rows else of_images.repeat_interleave(rows // len(of_images), 0)

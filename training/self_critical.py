@@ -18,7 +18,8 @@ from torch import Tensor
 
 from captioning.datasets.base import image_key
 from captioning.decoder.search import Search, generate_rows
-from captioning.rows import Packing, memory_device
+from captioning.fast.steps import fast_decoder, ready
+from captioning.rows import Packing
 from captioning.text.tokens import PAD, START, upto_end
 from model import batch_inputs
 from training.cider_reward import CiderReward
@@ -33,12 +34,12 @@ def sampled_captions(
 
     Returns captions (N, T) from <start> to <end>, lengths (N,) on the CPU and row_image (N,), as a batch has them.
     """
-    device = memory_device(memory)
-    row_image = torch.arange(len(memory), device=device).repeat_interleave(samples)
+    row_image = torch.arange(len(memory), device=memory.device).repeat_interleave(samples)
     search = Search(
         sample=True, max_length=max_length, temperature=temperature, trigram_penalty_alpha=trigram_penalty_alpha
     )
-    tokens = generate_rows(model.decoder, memory.select(row_image), search).tokens[:, 0]
+    decoder = fast_decoder(model.decoder)
+    tokens = generate_rows(*ready(decoder, memory.select(row_image)), search).tokens[:, 0]
     tokens = tokens[:, :max_length]  # an <end> after the longest caption was forced, not drawn: it has no gradient
     captions = torch.cat([torch.full_like(tokens[:, :1], START), tokens], 1)
     return captions, (captions != PAD).sum(1).cpu(), row_image
@@ -147,7 +148,7 @@ class SelfCritical:
             greedy = None
             if self.samples == 1:
                 search = Search(max_length=MAX_LENGTH, trigram_penalty_alpha=alpha)
-                greedy = generate_rows(model.decoder, memory, search).tokens[:, 0].tolist()
+                greedy = generate_rows(*ready(fast_decoder(model.decoder), memory), search).tokens[:, 0].tolist()
         keys = [image_key(item) for item in batch.items]
         wanted, reported, added, reward = self.advantages(keys, captions[:, 1:].tolist(), greedy)
         with autocast():

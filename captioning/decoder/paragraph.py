@@ -41,6 +41,10 @@ class ParagraphMemory:
     pooled: Tensor  # (B, P) what the sentence RNN reads
     words: Memory  # what the word decoder keeps of the image; its `first` is set for each sentence
 
+    @property
+    def device(self) -> torch.device:
+        return self.pooled.device
+
     def select(self, index: Tensor) -> "ParagraphMemory":
         return ParagraphMemory(self.pooled.index_select(0, index), self.words.select(index))
 

@@ -19,6 +19,7 @@ from captioning.decoder.paragraph import CONTINUE, STOP, HierarchicalDecoder, Pa
 from captioning.decoder.search import Search, generate
 from captioning.decoder.sentence import Memory
 from captioning.errors import UserError
+from captioning.fast.steps import ready
 from captioning.rows import log_probs_of, pack_sentences
 from captioning.text.tokens import upto_end
 
@@ -93,9 +94,12 @@ class Draft:
         return packing.by_row(log_probs), [None] * len(sentences) if weights is None else packing.by_row(weights)
 
 
-def write_paragraphs(decoder: HierarchicalDecoder, memory: ParagraphMemory, search: Search) -> list[list[Paragraph]]:
+def write_paragraphs(
+    decoder: HierarchicalDecoder, memory: ParagraphMemory, search: Search, word_decoder=None
+) -> list[list[Paragraph]]:
     """Paragraphs for each of the B images of `memory`: one, or `n_best` samples, the likeliest first.
 
+    word_decoder: what fast_decoder() made of the decoder's own; None: its plain steps.
     Raises UserError where a beam search is asked for several.
     """
     several = search.n_best
@@ -114,7 +118,7 @@ def write_paragraphs(decoder: HierarchicalDecoder, memory: ParagraphMemory, sear
         if len(image) == 0:
             break
         words = draft.words(image, place)
-        found = generate(decoder.word_decoder, words, search)
+        found = generate(*ready(word_decoder or decoder.word_decoder, words), search)
         kept = []
         rows = zip(image.tolist(), place.tolist(), found.tokens.tolist(), found.log_prob.tolist())
         for row, (owner, topic, candidates, log_probs) in enumerate(rows):
