@@ -38,7 +38,7 @@ from captioning.batches.inputs import check_feature_files, check_features, missi
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
-from captioning.decoder.paragraph_search import ParagraphSearch
+from captioning.decoder.search import Search
 from captioning.devices import choose_device
 from captioning.encoder.ten_crops import with_size
 from captioning.errors import script_name
@@ -71,12 +71,12 @@ def as_deepcaption(args, captioner: Captioner) -> bool:
     return captioner.info.get("made_by") == "DeepCaption" and not asked
 
 
-def search_of(args, captioner: Captioner) -> ParagraphSearch:
+def search_of(args, captioner: Captioner) -> Search:
     old = as_deepcaption(args, captioner)
     beams = 1 if args.sample or old else args.beam_size or max(3, args.n_best)
     own = 0.0 if old or args.sample else captioner.length_penalty
     length_penalty = own if args.length_penalty is None else args.length_penalty
-    return ParagraphSearch(
+    return Search(
         beam_size=beams,
         max_length=args.max_seq_length,
         length_penalty=length_penalty,

@@ -28,10 +28,11 @@ from captioning.encoder.provenance import make_encoder
 from captioning.encoder.ten_crops import encode_views, photo_transform
 from captioning.encoder.transforms import image_transform
 from captioning.errors import UserError
-from captioning.fast.threads import side_by_side
-from captioning.rows import Packing
+from captioning.fast.steps import fast_decoder, ready
+from captioning.fast.threads import map_on_cores
+from captioning.rows import Packing, log_probs_of, pack_sentences
 from captioning.text.paragraphs import join_sentences
-from captioning.text.tokens import END, PAD, START
+from captioning.text.tokens import upto_end
 from vocabulary import Vocabulary
 
 
@@ -104,7 +105,17 @@ class CaptionModel(nn.Module):
             logits, weights = self.decoder(memory, captions, packing, row_image)
         else:
             logits, weights = mixed_pass(self.decoder, memory, captions[:, :-1], packing, row_image, *forcing)
-        return logits, captions[packing.row, packing.time + 1], weights, packing.row
+        return logits, packing.targets(captions), weights, packing.row
+
+    def read_sentences(self, memory: Memory, sentences: list[list[int]], row_image: Tensor):
+        """Logits of every next word of sentences that are written: word ids without <start> and <end>, N of them.
+
+        row_image (N,) says which image of `memory` each is about.
+        Returns logits (M, V), targets (M,), attention weights (M, R) or None, and the Packing of the M tokens.
+        """
+        captions, packing = pack_sentences(sentences, row_image.device)
+        logits, weights = self.decoder(memory, captions, packing, row_image)
+        return logits, packing.targets(captions), weights, packing
 
     def finetune(self, blocks: int) -> None:
         """Train the last `blocks` blocks of each encoder from now on: -1 all, 0 none.
@@ -252,22 +263,31 @@ class Captioner:
         return self.model.encode(pixels, inputs)
 
     @torch.inference_mode()
-    def caption(self, memory: Memory, search: Search) -> list[list[Caption]]:
-        """Captions of the B images of `memory`, `search.n_best` each, best first."""
+    def ready_decoder(self):
+        """The decoder of sentences made ready for `caption`; good for many batches, until its weights change."""
         self.model.eval()
+        return fast_decoder(self.model.sentence_decoder)
+
+    @torch.inference_mode()
+    def caption(self, memory: Memory, search: Search, decoder=None) -> list[list[Caption]]:
+        """Captions of the B images of `memory`, `search.n_best` each, best first.
+
+        decoder: what `ready_decoder` gave, where many batches are captioned.
+        """
+        self.model.eval()
+        decoder = decoder or self.ready_decoder()
         if self.config.paragraphs is not None:
-            written = write_paragraphs(self.model.decoder, memory, search)
+            written = write_paragraphs(self.model.decoder, memory, search, decoder)
             text = [[as_text(one.sentences, self.vocabulary) for one in several] for several in written]
             return [[Caption(t, p.words, p.log_prob, p) for t, p in zip(*both)] for both in zip(text, written)]
-        found = generate(self.model.decoder, memory, search)
+        found = generate(*ready(decoder, memory), search)
         return [
             [self._caption(*pair, search) for pair in zip(tokens, log_prob) if pair[1] > -float("inf")]
             for tokens, log_prob in zip(found.tokens.tolist(), found.log_prob.tolist())
         ]
 
     def _caption(self, tokens: list[int], log_prob: float, search: Search) -> Caption:
-        words = tokens[: tokens.index(END)] if END in tokens else [t for t in tokens if t != PAD]
-        words = tidy_caption(words, self.vocabulary, search)
+        words = tidy_caption(upto_end(tokens), self.vocabulary, search)
         return Caption(self.vocabulary.sentence(words), words, log_prob)
 
     def text(self, caption: Caption, capitalize: bool = True) -> str:
@@ -291,17 +311,12 @@ class Captioner:
         self.model.eval()
         if self.config.paragraphs is not None:
             return explain_paragraphs(self.model.decoder, memory, [caption.paragraph for caption in captions])
-        lengths = torch.tensor([len(caption.tokens) + 2 for caption in captions])
-        rows = [torch.tensor([START, *caption.tokens, END]) for caption in captions]
-        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(self.device)
         images = torch.arange(len(captions), device=self.device)
-        logits, targets, weights, row = self.model.decode(memory, tokens, lengths, images)
-        log_probs = logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1).cpu()
-        row = row.cpu()
-        weights = None if weights is None else weights.float().cpu()
-        # the tokens of a row come in order of time
-        masks = [row == image for image in range(len(captions))]
-        return [(None if weights is None else weights[mask], log_probs[mask]) for mask in masks]
+        sentences = [caption.tokens for caption in captions]
+        logits, targets, weights, packing = self.model.read_sentences(memory, sentences, images)
+        log_probs = [x.cpu() for x in packing.by_row(log_probs_of(logits, targets))]
+        attended = [None] * len(captions) if weights is None else [x.float().cpu() for x in packing.by_row(weights)]
+        return list(zip(attended, log_probs))
 
     def caption_images(self, images: list, search: Search | None = None) -> list[list[Caption]]:
         """Captions of PIL images, greedy unless `search` says otherwise."""
@@ -314,13 +329,18 @@ class Captioner:
 def caption_loader(captioner: Captioner, loader: Iterable, search: Search | None, amp: str = "off") -> Iterator[tuple]:
     """(batch, memory, captions of its images, None without `search`) in turn. amp: "bf16" for mixed precision."""
 
-    def work(batch):
-        with torch.autocast(captioner.device.type, torch.bfloat16, enabled=amp == "bf16"):
-            memory = captioner.encode(*batch_inputs(captioner, batch))
-            return batch, memory, None if search is None else captioner.caption(memory, search)
+    def precision():
+        return torch.autocast(captioner.device.type, torch.bfloat16, enabled=amp == "bf16")
 
+    def work(batch):
+        with precision():
+            memory = captioner.encode(*batch_inputs(captioner, batch))
+            return batch, memory, None if search is None else captioner.caption(memory, search, decoder)
+
+    with precision():
+        decoder = None if search is None else captioner.ready_decoder()
     alone = search is None or search.sample or captioner.device.type != "cpu"  # samples depend on the order of draws
-    return map(work, loader) if alone else side_by_side(work, loader)
+    yield from map(work, loader) if alone else map_on_cores(work, loader)
 
 
 def batch_inputs(captioner: Captioner, batch) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -377,10 +397,8 @@ def load_captioner(
 
 
 def tidy_caption(words: list[int], vocabulary: Vocabulary, search: Search) -> list[int]:
-    """The rules of a ParagraphSearch for a caption in one piece, whose sentences end in the word "."."""
-    no_repeat = getattr(search, "no_repeat_sentences", False)
-    only_complete = getattr(search, "only_complete_sentences", False)
-    if not (no_repeat or only_complete) or "." not in vocabulary:
+    """The rules of `search` about sentences for a caption in one piece, whose sentences end in the word "."."""
+    if not (search.no_repeat_sentences or search.only_complete_sentences) or "." not in vocabulary:
         return words
     period = vocabulary.words.index(".")
     sentences: list[list[int]] = [[]]
@@ -388,9 +406,9 @@ def tidy_caption(words: list[int], vocabulary: Vocabulary, search: Search) -> li
         sentences[-1].append(word)
         if word == period:
             sentences.append([])
-    if only_complete and len(words) >= search.max_length and sentences[-1]:
+    if search.only_complete_sentences and len(words) >= search.max_length and sentences[-1]:
         sentences.pop()  # cut off at the limit
-    if no_repeat:
+    if search.no_repeat_sentences:
         firsts: dict[tuple, list[int]] = {}
         for sentence in sentences:
             firsts.setdefault(tuple(word for word in sentence if word != period), sentence)
@@ -421,8 +439,8 @@ def caption_features(
     counts = {len(values) for values in inputs}
     if len(counts) > 1:
         raise UserError(f"features of different numbers of images: {', '.join(map(str, sorted(counts)))}")
-    captions = []
+    captions, decoder = [], captioner.ready_decoder()
     for start in range(0, counts.pop(), batch_size):
         batch = [values[start : start + batch_size].to(captioner.device) for values in inputs]
-        captions += captioner.caption(captioner.encode(None, batch), search or Search(beam_size=3))
+        captions += captioner.caption(captioner.encode(None, batch), search or Search(beam_size=3), decoder)
     return captions

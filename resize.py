@@ -197,9 +197,9 @@ def resized(names: list[str], settings: Settings, num_workers: int):
 def begin_worker(with_torch: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends the workers
     if with_torch:
-        import torch
+        from captioning.fast.threads import use_cores
 
-        torch.set_num_threads(1)  # the processes share the cores already
+        use_cores(1)  # the processes share the cores already
 
 
 def select(names: list[str], subset: str) -> tuple[list[str], list[str]]:

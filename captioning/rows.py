@@ -3,12 +3,13 @@
 Shapes: B images, N rows, T steps, M real tokens, H hidden.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from captioning.text.tokens import START
+from captioning.text.tokens import END, PAD, START
 
 State = tuple[Tensor, ...]  # LSTM: (h, c), GRU: (h,); each (layers, N, H)
 
@@ -21,10 +22,6 @@ def first_states(state: State, n: int) -> State:
 def select_state(state: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
     """The decoder state of rows `index`."""
     return tuple(part.index_select(1, index) for part in state)
-
-
-def memory_device(memory) -> torch.device:
-    return next(x.device for x in vars(memory).values() if x is not None)
 
 
 def each_row(of_images: Tensor, rows: int) -> Tensor:
@@ -62,6 +59,14 @@ class Packing:
         move = {"device": device, "non_blocking": True}
         return cls(order.to(**move), active, order[rank].to(**move), time.to(**move), rank.to(**move))
 
+    def targets(self, captions: Tensor) -> Tensor:
+        """The word that follows each token (M,), of captions (N, T) that go on by one word beyond the packed tokens."""
+        return captions[self.row, self.time + 1]
+
+    def by_row(self, values: Tensor) -> list[Tensor]:
+        """Packed values (M, ...) as a tensor (T, ...) for each of the N rows, in order of time."""
+        return [values[self.row == row] for row in range(self.active[0])]
+
     def starts(self) -> list[int]:
         """Where each step begins in the packed order."""
         starts = [0]
@@ -74,3 +79,15 @@ class Packing:
         ranks = torch.arange(self.active[0])
         steps = (torch.tensor(self.active).unsqueeze(1) > ranks).sum(0)  # (N,)
         return (torch.tensor(self.starts())[steps - 1] + ranks).to(self.order.device)
+
+
+def pack_sentences(sentences: Sequence[Sequence[int]], device) -> tuple[Tensor, Packing]:
+    """Word ids of N sentences as captions (N, T) from <start> to <end>, padded, and the packing of all but <end>."""
+    rows = [torch.tensor([START, *sentence, END]) for sentence in sentences]
+    captions = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(device)
+    return captions, Packing.of(torch.tensor([len(row) - 1 for row in rows]), device)
+
+
+def log_probs_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Natural log-probabilities (M,), float32, of targets (M,) under logits (M, V)."""
+    return logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)

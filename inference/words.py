@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captioning.errors import UserError
-from captioning.text.tokens import END, PAD, START
+from captioning.text.tokens import PAD, START
 
 
 @dataclass
@@ -41,16 +41,14 @@ def word_probabilities(captioner, memory, captions: Sequence[Sequence], shown: i
     flat = [(image, caption) for image, several in enumerate(captions) for caption in several]
     if not flat:
         return [[] for _ in captions]
-    rows = [torch.tensor([START, *caption.tokens, END]) for _, caption in flat]
-    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(captioner.device)
-    lengths = torch.tensor([len(row) for row in rows])
     images = torch.tensor([image for image, _ in flat], device=captioner.device)
-    logits, targets, _, row = captioner.model.decode(memory, tokens, lengths, images)
+    sentences = [caption.tokens for _, caption in flat]
+    logits, targets, _, packing = captioner.model.read_sentences(memory, sentences, images)
     ids, probabilities = likeliest(logits.float().softmax(1), targets, shown)
     names = captioner.vocabulary.words
     steps: list[list[Step]] = [[] for _ in flat]
     # the tokens of a row come in order of time
-    for number, step_ids, step_p in zip(row.tolist(), ids.tolist(), probabilities.tolist()):
+    for number, step_ids, step_p in zip(packing.row.tolist(), ids.tolist(), probabilities.tolist()):
         pairs = [(names[i], p) for i, p in zip(step_ids, step_p) if p >= 0]
         steps[number].append(Step(pairs))
     out: list[list[list[Step]]] = [[] for _ in captions]

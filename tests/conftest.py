@@ -1,7 +1,12 @@
-"""Fixtures of all tests: `script` runs a script in this process, `script_alone` in one of its own."""
+"""Fixtures of all tests: `script` runs a script in this process, `script_alone` in one of its own.
+
+`fast` and `plainly` turn the fast paths on and off.
+"""
 
 import pytest
 from running import run_alone, run_here
+
+from captioning.fast import switch
 
 
 @pytest.fixture
@@ -12,3 +17,21 @@ def script():
 @pytest.fixture
 def script_alone():
     return run_alone
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Turns everything in captioning/fast on, whatever CAPTIONING_FAST says."""
+    monkeypatch.setattr(switch, "enabled", True)
+
+
+@pytest.fixture
+def plainly(monkeypatch):
+    """Calls a function with everything in captioning/fast turned off."""
+
+    def call(function, *args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(switch, "enabled", False)
+            return function(*args, **kwargs)
+
+    return call

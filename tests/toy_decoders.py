@@ -123,6 +123,10 @@ def packed(rows: list, packing: Packing):
 class Keys:
     key: torch.Tensor  # (N,) int64
 
+    @property
+    def device(self):
+        return self.key.device
+
     def select(self, index):
         return Keys(self.key[index])
 

@@ -38,16 +38,10 @@ def adapt(captioner, given: dict) -> None:
             take_features(name, given[name], specs)
     if "dropout" in given:
         config.dropout = given["dropout"]
-        decoder = captioner.model.sentence_decoder
-        decoder.dropout.p = config.dropout
-        decoder.rnn.dropout = config.dropout if config.num_layers > 1 else 0.0
+        captioner.model.decoder.set_dropout(config.dropout)
     if "encoder_dropout" in given:
         config.encoder_dropout = given["encoder_dropout"]
-        decoder = captioner.model.sentence_decoder
-        image = decoder.image if config.paragraphs is None else captioner.model.decoder.pooling
-        for part in (getattr(image, "dropout", None), getattr(decoder, "region_dropout", None)):
-            if part is not None:
-                part.p = config.encoder_dropout
+        captioner.model.decoder.set_encoder_dropout(config.encoder_dropout)
 
 
 def adapt_paragraphs(captioner, given: dict) -> None:

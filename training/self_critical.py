@@ -18,8 +18,9 @@ from torch import Tensor
 
 from captioning.datasets.base import image_key
 from captioning.decoder.search import Search, generate_rows
-from captioning.rows import Packing, memory_device
-from captioning.text.tokens import END, PAD, START
+from captioning.fast.steps import fast_decoder, ready
+from captioning.rows import Packing
+from captioning.text.tokens import PAD, START, upto_end
 from model import batch_inputs
 from training.cider_reward import CiderReward
 from training.losses import token_cross_entropy
@@ -33,12 +34,12 @@ def sampled_captions(
 
     Returns captions (N, T) from <start> to <end>, lengths (N,) on the CPU and row_image (N,), as a batch has them.
     """
-    device = memory_device(memory)
-    row_image = torch.arange(len(memory), device=device).repeat_interleave(samples)
+    row_image = torch.arange(len(memory), device=memory.device).repeat_interleave(samples)
     search = Search(
         sample=True, max_length=max_length, temperature=temperature, trigram_penalty_alpha=trigram_penalty_alpha
     )
-    tokens = generate_rows(model.decoder, memory.select(row_image), search).tokens[:, 0]
+    decoder = fast_decoder(model.decoder)
+    tokens = generate_rows(*ready(decoder, memory.select(row_image)), search).tokens[:, 0]
     tokens = tokens[:, :max_length]  # an <end> after the longest caption was forced, not drawn: it has no gradient
     captions = torch.cat([torch.full_like(tokens[:, :1], START), tokens], 1)
     return captions, (captions != PAD).sum(1).cpu(), row_image
@@ -74,10 +75,13 @@ def advantages(reward: CiderReward, keys: list, samples: Tensor, greedy: Tensor 
     keys: of the B images; samples (N, T) ids; greedy (B, T) ids of greedy captions where N = B, else None.
     """
     per_image = len(samples) // len(keys)
-    rows = samples.tolist()
-    scores = np.array([reward.score_ids(keys[i // per_image], upto_end(row)) for i, row in enumerate(rows)])
-    lines = None if greedy is None else greedy.tolist()
-    compared = None if lines is None else np.array([reward.score_ids(k, upto_end(row)) for k, row in zip(keys, lines)])
+    owners = [key for key in keys for _ in range(per_image)]
+
+    def scored(owners: list, rows: list) -> np.ndarray:
+        return np.array([reward.score_ids(key, upto_end(row, keep_end=True)) for key, row in zip(owners, rows)])
+
+    scores = scored(owners, samples.tolist())
+    compared = None if greedy is None else scored(keys, greedy.tolist())
     return torch.tensor(baselined(scores, len(keys), compared), dtype=torch.float32), float(scores.mean())
 
 
@@ -88,10 +92,6 @@ def baselined(scores: np.ndarray, n_images: int, greedy: np.ndarray | None) -> n
         return (grouped - greedy.reshape(n_images, 1)).reshape(-1)
     others = (grouped.sum(1, keepdims=True) - grouped) / (grouped.shape[1] - 1)
     return (grouped - others).reshape(-1)
-
-
-def upto_end(ids: list[int]) -> list[int]:
-    return ids[: ids.index(END) + 1] if END in ids else ids
 
 
 def self_critical_loss(logits: Tensor, targets: Tensor, advantage: Tensor, temperature: float = 1) -> Tensor:
@@ -148,7 +148,7 @@ class SelfCritical:
             greedy = None
             if self.samples == 1:
                 search = Search(max_length=MAX_LENGTH, trigram_penalty_alpha=alpha)
-                greedy = generate_rows(model.decoder, memory, search).tokens[:, 0].tolist()
+                greedy = generate_rows(*ready(fast_decoder(model.decoder), memory), search).tokens[:, 0].tolist()
         keys = [image_key(item) for item in batch.items]
         wanted, reported, added, reward = self.advantages(keys, captions[:, 1:].tolist(), greedy)
         with autocast():
@@ -169,8 +169,8 @@ class SelfCritical:
 
         keys: of the B images; rows: word ids of N samples; greedy: of B greedy captions, or None.
         """
-        samples = [upto_end(row) for row in rows]
-        compared = None if greedy is None else [upto_end(row) for row in greedy]
+        samples = [upto_end(row, keep_end=True) for row in rows]
+        compared = None if greedy is None else [upto_end(row, keep_end=True) for row in greedy]
         owners = [key for key in keys for _ in range(len(rows) // len(keys))]
         scores = self._scores(owners, samples)
         cider = baselined(scores, len(keys), None if compared is None else self._scores(keys, compared))

@@ -41,6 +41,10 @@ class ParagraphMemory:
     pooled: Tensor  # (B, P) what the sentence RNN reads
     words: Memory  # what the word decoder keeps of the image; its `first` is set for each sentence
 
+    @property
+    def device(self) -> torch.device:
+        return self.pooled.device
+
     def select(self, index: Tensor) -> "ParagraphMemory":
         return ParagraphMemory(self.pooled.index_select(0, index), self.words.select(index))
 
@@ -135,6 +139,15 @@ class HierarchicalDecoder(nn.Module):
         for layer in (self.linear1, self.linear2):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
+
+    def set_dropout(self, p: float) -> None:
+        """The word decoder's; that of the stop classifier and of the topics are `dropout_stopping` and `dropout_fc`."""
+        self.word_decoder.set_dropout(p)
+
+    def set_encoder_dropout(self, p: float) -> None:
+        """The dropout probability on the pooled image and on the map that words attend to."""
+        self.pooling.dropout.p = p
+        self.word_decoder.set_encoder_dropout(p)
 
     @property
     def embed(self) -> nn.Embedding:

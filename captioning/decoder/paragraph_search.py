@@ -1,6 +1,6 @@
 """Writing paragraphs: a search per sentence over the word decoder, and the rules that hold between sentences.
 
-    written = write_paragraphs(decoder, memory, ParagraphSearch(beam_size=3, no_repeat_sentences=True))
+    written = write_paragraphs(decoder, memory, Search(beam_size=3, no_repeat_sentences=True))
 
 `decoding` never learns of sentences: it writes each from its topic. Without a coupling unit no sentence waits for
 another, and all sentences of all images are written at a time; with one, those at the same place of their paragraphs.
@@ -13,27 +13,15 @@ Shapes: B images, N rows (sentences), S sentences of a paragraph, T time steps, 
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captioning.decoder.paragraph import CONTINUE, STOP, HierarchicalDecoder, ParagraphMemory, global_topics
 from captioning.decoder.search import Search, generate
 from captioning.decoder.sentence import Memory
 from captioning.errors import UserError
-from captioning.rows import Packing
-from captioning.text.tokens import END, PAD, START
-
-
-@dataclass(frozen=True)
-class ParagraphSearch(Search):
-    """A Search with rules for the sentences of a caption.
-
-    no_repeat_sentences: a sentence that the paragraph has already is replaced by the next best beam that it has not,
-    or left out where there is none. only_complete_sentences: the same for sentences as long as `max_length`, which
-    were cut off there. Both also work on captions of a model without topics, whose sentences end in the word ".".
-    """
-
-    no_repeat_sentences: bool = False
-    only_complete_sentences: bool = False
+from captioning.fast.steps import ready
+from captioning.rows import log_probs_of, pack_sentences
+from captioning.text.tokens import upto_end
 
 
 @dataclass
@@ -97,22 +85,21 @@ class Draft:
 
         Gives of each the log-probabilities (T,) of its words and <end>, and attention weights (T, R) or None.
         """
-        rows = [torch.tensor([START, *sentence, END]) for sentence in sentences]
-        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(self.counts.device)
-        packing = Packing.of(torch.tensor([len(row) - 1 for row in rows]), tokens.device)
-        logits, weights, hidden = self.decoder.word_decoder.read(words.select(packing.order), tokens, packing)
+        captions, packing = pack_sentences(sentences, self.counts.device)
+        logits, weights, hidden = self.decoder.word_decoder.read(words.select(packing.order), captions, packing)
         owner = image[packing.order]
         self.before[owner] = hidden[packing.ends()].to(self.before.dtype)
         self.begun[owner] = True
-        targets = tokens[packing.row, packing.time + 1]
-        log_probs = logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)
-        masks = [packing.row == row for row in range(len(rows))]  # the tokens of a row come in order of time
-        return [log_probs[mask] for mask in masks], [None if weights is None else weights[mask] for mask in masks]
+        log_probs = log_probs_of(logits, packing.targets(captions))
+        return packing.by_row(log_probs), [None] * len(sentences) if weights is None else packing.by_row(weights)
 
 
-def write_paragraphs(decoder: HierarchicalDecoder, memory: ParagraphMemory, search: Search) -> list[list[Paragraph]]:
+def write_paragraphs(
+    decoder: HierarchicalDecoder, memory: ParagraphMemory, search: Search, word_decoder=None
+) -> list[list[Paragraph]]:
     """Paragraphs for each of the B images of `memory`: one, or `n_best` samples, the likeliest first.
 
+    word_decoder: what fast_decoder() made of the decoder's own; None: its plain steps.
     Raises UserError where a beam search is asked for several.
     """
     several = search.n_best
@@ -125,13 +112,13 @@ def write_paragraphs(decoder: HierarchicalDecoder, memory: ParagraphMemory, sear
         memory = memory.select(images.repeat_interleave(several))
     draft = Draft(decoder, memory)
     paragraphs = [Paragraph() for _ in range(len(memory))]
-    choosy = getattr(search, "no_repeat_sentences", False) or getattr(search, "only_complete_sentences", False)
+    choosy = search.no_repeat_sentences or search.only_complete_sentences
     search = replace(search, n_best=search.beam_size if choosy and not search.sample else 1)
     for image, place in draft.groups():
         if len(image) == 0:
             break
         words = draft.words(image, place)
-        found = generate(decoder.word_decoder, words, search)
+        found = generate(*ready(word_decoder or decoder.word_decoder, words), search)
         kept = []
         rows = zip(image.tolist(), place.tolist(), found.tokens.tolist(), found.log_prob.tolist())
         for row, (owner, topic, candidates, log_probs) in enumerate(rows):
@@ -153,8 +140,8 @@ def choose(candidates: list, log_probs: list, paragraph: Paragraph, search: Sear
         if log_prob == -float("inf"):
             continue
         sentence = upto_end(tokens)
-        repeated = getattr(search, "no_repeat_sentences", False) and sentence in paragraph.sentences
-        cut_off = getattr(search, "only_complete_sentences", False) and len(sentence) >= search.max_length
+        repeated = search.no_repeat_sentences and sentence in paragraph.sentences
+        cut_off = search.only_complete_sentences and len(sentence) >= search.max_length
         if sentence and not repeated and not cut_off:
             return sentence, log_prob
     return None
@@ -186,7 +173,3 @@ def explain_paragraphs(
         (torch.cat(w) if w and values is not None else no_weights, torch.cat(p) if p else torch.zeros(0))
         for w, p in zip(weights, log_probs)
     ]
-
-
-def upto_end(tokens: list[int]) -> list[int]:
-    return tokens[: tokens.index(END)] if END in tokens else [token for token in tokens if token != PAD]

@@ -1,8 +1,8 @@
 """Writing sentences: greedy, sampling and beam search over `start()` and `step()` of any decoder.
 
 A decoder is anything with `start(memory) -> state`, `step(tokens, state, memory) -> logits, state, weights`, where
-state is a tuple of tensors with the rows in dimension 1 and memory has `select(index)`, `len()` and tensors as
-attributes. A step has one row for each row of the memory, or equally many that stand together (the beams of an image).
+state is a tuple of tensors with the rows in dimension 1 and memory has `select(index)`, `len()` and `device`. A step
+has one row for each row of the memory, or equally many that stand together (the beams of an image).
 Rows or images that are finished leave the batch.
 
 Shapes: B images, N rows, K beams, T tokens, V vocabulary.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captioning.rows import memory_device, select_state
+from captioning.rows import select_state
 from captioning.text.tokens import END, PAD, START, UNK
 
 
@@ -30,6 +30,9 @@ class Search:
     block_trigrams: never write a trigram twice in a sentence (Paulus et al. 2018).
     trigram_penalty_alpha a: the log-probability of a word that would repeat a trigram is lower by a * ln 2 for each
     earlier time (Melas-Kyriazi et al. 2018; 0 or less: off).
+    no_repeat_sentences: a sentence that a paragraph has already is replaced by the next best beam that it has not, or
+    left out where there is none. only_complete_sentences: the same for sentences as long as `max_length`, which were
+    cut off there. Both also work on captions of a model without topics, whose sentences end in the word ".".
     """
 
     beam_size: int = 1
@@ -43,6 +46,8 @@ class Search:
     allow_unk: bool = False
     block_trigrams: bool = False
     trigram_penalty_alpha: float = 0.0
+    no_repeat_sentences: bool = False
+    only_complete_sentences: bool = False
 
 
 @dataclass
@@ -70,7 +75,7 @@ def generate(decoder, memory, search: Search) -> Sentences:
 def sample_several(decoder, memory, search: Search) -> Sentences:
     """`n_best` samples for each row of `memory`, the likeliest first."""
     n = search.n_best
-    images = torch.arange(len(memory), device=memory_device(memory))
+    images = torch.arange(len(memory), device=memory.device)
     drawn = generate_rows(decoder, memory.select(images.repeat_interleave(n)), search)
     log_prob, order = drawn.log_prob.view(-1, n).sort(1, descending=True)
     tokens = drawn.tokens.view(len(images), n, -1)
@@ -108,7 +113,7 @@ def beam_search(decoder, memory, search: Search) -> Sentences:
     after max_length words are ended there.
     """
     K, n_images = search.beam_size, len(memory)
-    state, device = decoder.start(memory), memory_device(memory)
+    state, device = decoder.start(memory), memory.device
     images = torch.arange(n_images, device=device)  # the images still searched
     last = torch.full((n_images,), START, device=device)
     scores = torch.zeros(n_images, 1, device=device)  # of the open beams: one at first, then as many as there are

@@ -6,8 +6,9 @@ Everything that writes or trains a sentence goes through three calls:
     state = decoder.start(memory)                          zero, or from the image, after the image was read
     logits, state, weights = decoder.step(tokens, state, memory)
 
-`decoder(memory, tokens, packing, row_image)` gives the logits of whole sentences under teacher forcing. It is an
-optimisation: what does not depend on the step is computed once for all steps, and a test holds it equal to `step`.
+`decoder(memory, tokens, packing, row_image)` gives the logits of whole sentences under teacher forcing: what does not
+depend on the step is computed once for all steps, and a test holds it equal to `step`. Where captioning/fast has a
+quicker way to run an LSTM over whole sentences it is asked first; without it the path here is complete.
 
 Shapes: B images, N rows (sentences), T time steps, R regions, D feature size, E embedding, H hidden, A attention,
 P projected region, V vocabulary.
@@ -20,12 +21,9 @@ from torch import Tensor, nn
 
 from captioning.config import ModelConfig
 from captioning.decoder.attention import Attention
-from captioning.fast.linear import Dropout, Linear, linear
-from captioning.fast.lstm import attention_lstm, lstm
-from captioning.fast.steps import fast_steps, forget_steps
+from captioning.fast.linear import Dropout, Linear
+from captioning.fast.lstm import attention_lstm_applies, attention_lstm_layer, lstm_applies, lstm_layers
 from captioning.rows import Packing, State, each_row, first_states, image_for_start
-
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer of nn.LSTM
 
 
 @dataclass
@@ -37,9 +35,10 @@ class Memory:
     persist: Tensor | None = None  # (N, D) persistent features, concatenated to the input of every step
     values: Tensor | None = None  # (N, R, P) projected regions, to be averaged
     keys: Tensor | None = None  # (N, R, A) the regions' part of the attention score
-    # Where sentences are written, what fast_steps.py computes of them once instead of at each step:
-    key_powers: Tensor | None = None  # (N, R, A) exp(2 keys)
-    persist_gates: Tensor | None = None  # (N, 4H) the persistent features' part of the gates
+
+    @property
+    def device(self) -> torch.device:
+        return next(x.device for x in vars(self).values() if x is not None)
 
     def select(self, index: Tensor) -> "Memory":
         """The memory of rows `index` (M,): repeats images for their captions or beams, drops finished ones."""
@@ -112,7 +111,6 @@ class SentenceDecoder(nn.Module):
         input_size = E + (P if config.attention == "soft" else 0) + self.persist_size
         between = config.dropout if self.num_layers > 1 else 0.0
         self.rnn = recurrent(input_size, H, self.num_layers, batch_first=True, dropout=between)
-        self.between = Dropout(config.dropout)  # between layers, where the layers are run one by one
         # Attention has the deep output of Xu et al. 2015 (eq. 7), so does sharing, whose output layer reads E numbers.
         self.deep_output = bool(config.attention) or config.share_embedding_weights
         if self.deep_output:
@@ -123,10 +121,17 @@ class SentenceDecoder(nn.Module):
         if config.share_embedding_weights:
             self.linear.weight = self.embed.weight
 
-    def train(self, mode: bool = True) -> "SentenceDecoder":
-        if mode != self.training:
-            forget_steps(self)
-        return super().train(mode)
+    def set_dropout(self, p: float) -> None:
+        """The dropout probability on embeddings, between layers and before the output layer."""
+        self.dropout.p = p
+        self.rnn.dropout = p if self.num_layers > 1 else 0.0
+
+    def set_encoder_dropout(self, p: float) -> None:
+        """The dropout probability on the embedded image and on the map."""
+        if self.image is not None:
+            self.image.dropout.p = p
+        if self.attention_kind:
+            self.region_dropout.p = p
 
     # ---- per image ----
 
@@ -139,9 +144,6 @@ class SentenceDecoder(nn.Module):
             memory.values = torch.relu(self.regions(self.region_dropout(regions)))
             memory.keys = self.attention.key(memory.values)
             memory.initial = memory.values.mean(1)
-        fast = fast_steps(self)
-        if fast is not None:
-            fast.make_ready(memory)
         return memory
 
     def start(self, memory: Memory) -> State:
@@ -165,9 +167,6 @@ class SentenceDecoder(nn.Module):
 
         The memory is of the N rows, or of B images with K = N / B rows each that stand together.
         """
-        fast = fast_steps(self)
-        if fast is not None:
-            return fast.step(tokens, state, memory)
         first = each_row(memory.first, len(tokens)) if self.skip_start else None
         return self.step_embedded(self.embed_words(tokens, first), state, memory)
 
@@ -246,8 +245,7 @@ class SentenceDecoder(nn.Module):
         first = memory.first.index_select(0, packing.rank) if self.skip_start else None
         embedded = self.dropout(self.embed_words(tokens[packing.row, packing.time], first))  # (M, E)
         if self.attention_kind == "soft":
-            attend = self._attend_lstm if self.rnn_arch == "LSTM" and self.num_layers == 1 else self._attend_steps
-            hidden, context, weights = attend(embedded, state, memory, packing)
+            hidden, context, weights = self._attend(embedded, state, memory, packing)
             return hidden, embedded, context, weights
         inputs = embedded
         if memory.persist is not None:
@@ -260,37 +258,15 @@ class SentenceDecoder(nn.Module):
 
     def _recur(self, inputs: Tensor, state: State, packing: Packing) -> Tensor:
         """The RNN over packed inputs (M, .) -> the last layer's hidden states (M, H)."""
-        device = inputs.device.type
-        if self.rnn_arch == "GRU" or device == "cuda" or torch.is_autocast_enabled(device):  # cuDNN is the fastest
-            sequence = nn.utils.rnn.PackedSequence(inputs, torch.tensor(packing.active))
-            return self.rnn(sequence, state if len(state) > 1 else state[0])[0].data
-        for layer, (hidden, cell) in enumerate(zip(*state)):
-            w_input, w_hidden, b_input, b_hidden = (getattr(self.rnn, f"{name}_l{layer}") for name in WEIGHTS)
-            if layer:
-                inputs = self.between(inputs)
-            inputs = lstm(linear(inputs, w_input, b_input + b_hidden), hidden, cell, w_hidden, packing)
-        return inputs
+        if lstm_applies(self.rnn, inputs):
+            return lstm_layers(self.rnn, inputs, state, packing)
+        sequence = nn.utils.rnn.PackedSequence(inputs, torch.tensor(packing.active))
+        return self.rnn(sequence, state if len(state) > 1 else state[0])[0].data
 
-    def _attend_lstm(self, embedded: Tensor, state: State, memory: Memory, packing: Packing) -> tuple[Tensor, ...]:
-        """Soft attention with one LSTM layer: what does not depend on the step is one product before the loop."""
-        E, P = self.embed_size, memory.values.shape[2]
-        w_embed, w_context, w_persist = self.rnn.weight_ih_l0.split([E, P, self.persist_size], 1)
-        inputs = linear(embedded, w_embed, self.rnn.bias_ih_l0 + self.rnn.bias_hh_l0)  # (M, 4H)
-        if memory.persist is not None:
-            inputs = inputs + (memory.persist @ w_persist.t()).index_select(0, packing.rank)
-        weights = {
-            "hidden": self.rnn.weight_hh_l0,
-            "context": w_context,
-            "query": self.attention.query.weight,
-            "score": self.attention.score.weight[0],
-            "gate": self.attention.gate.weight[0],
-            "gate_bias": self.attention.gate.bias,
-        }
-        hidden, cell = (part[0] for part in state)
-        return attention_lstm(inputs, hidden, cell, memory.keys, memory.values, weights, packing)
-
-    def _attend_steps(self, embedded: Tensor, state: State, memory: Memory, packing: Packing) -> tuple[Tensor, ...]:
-        """Soft attention with any recurrent layers, a step at a time."""
+    def _attend(self, embedded: Tensor, state: State, memory: Memory, packing: Packing) -> tuple[Tensor, ...]:
+        """Soft attention over packed words (M, E), a step at a time: packed hidden states, contexts and weights."""
+        if attention_lstm_applies(self.rnn):
+            return attention_lstm_layer(self.rnn, self.attention, embedded, state, memory, packing)
         outputs = []
         for inputs in embedded.split(packing.active):
             n = len(inputs)

@@ -1,16 +1,14 @@
 """The image encoder: a network that normalises its own pixels, frozen or with its last blocks training."""
 
 import hashlib
-import threading
 
 import torch
 from torch import Tensor, nn
 
 from captioning.errors import UserError
-from captioning.fast.convolutions import fold_batch_norms, fuse_convolutions
+from captioning.fast.convolutions import FastNetwork
 
 CHUNK = 4  # images that a CPU encodes at a time: more at once run out of its cache and are slower
-MAKING = threading.Lock()  # several threads may call an encoder (side_by_side.py); one makes its fast network
 
 
 class ImageEncoder(nn.Module):
@@ -18,7 +16,7 @@ class ImageEncoder(nn.Module):
 
     `name`; `dim` = D; `spatial`; `grid` = (h,w) or None; `transform`, the dict that image_transform() and the
     normalisation are made of; `weights_sha256`. It starts frozen: without gradients, in eval mode also after train().
-    It is run with the batch norms of its frozen parts folded into the convolutions. Maps come in channels-last memory
+    Maps come in channels-last memory
     where the network allows, so that flattening them to (B,h*w,D) copies nothing.
     """
 
@@ -33,8 +31,7 @@ class ImageEncoder(nn.Module):
         self.frozen = True
         self.blocks = blocks  # names of the network's parts that unfreeze() counts, first to last
         self._order = order  # names in the state dict, in the order of the network's definition
-        self._folded: list[nn.Module] = []  # in a list, so that it is no submodule with weights to save
-        self._made_for: tuple | None = None  # the size of the images that `_folded` is for, None for any
+        self.fast = FastNetwork()
         for key in ("mean", "std"):
             self.register_buffer(key, 255 * torch.tensor(transform[key]).view(1, 3, 1, 1), persistent=False)
 
@@ -48,23 +45,11 @@ class ImageEncoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             count = -(-len(pixels) // CHUNK) if pixels.device.type == "cpu" else 1
             chunks = pixels.tensor_split(max(count, 1))
-            network = self._fast_network(chunks[0])
-            parts = [network(self._normalise(chunk)).float() for chunk in chunks]
+            parts = [self._run(self._normalise(chunk)).float() for chunk in chunks]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _fast_network(self, pixels: Tensor) -> nn.Module:
-        """The network with folded batch norms, on a CPU also with fused convolutions, made for images of this size."""
-        cpu = pixels.device.type == "cpu"
-        fused = cpu and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
-        made_for = pixels.shape[2:] if fused else None
-        with MAKING:
-            if not self._folded or made_for != self._made_for:
-                self._folded.clear()
-                example = self._normalise(pixels)
-                network = fold_batch_norms(self.network, example)
-                self._folded.append(fuse_convolutions(network, example) if fused else network)
-                self._made_for = made_for
-            return self._folded[0]
+    def _run(self, images: Tensor) -> Tensor:
+        return self.fast.of(self.network, images)(images)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.mean.dtype)  # channel by channel: three numbers at a time would be slow
@@ -79,7 +64,7 @@ class ImageEncoder(nn.Module):
     def freeze(self) -> None:
         self.network.requires_grad_(False)
         self.frozen = True
-        self._folded.clear()
+        self.fast.forget()
 
     def unfreeze(self, last: int | None = None) -> int:
         """Make the last `last` blocks (residual blocks, stages, layers; None = the whole network) trainable.
@@ -92,7 +77,7 @@ class ImageEncoder(nn.Module):
         for block in self.blocks[-last:] if last else [""]:
             self.network.get_submodule(block).requires_grad_(True)
         self.frozen = False
-        self._folded.clear()
+        self.fast.forget()
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
 
     @property
@@ -112,13 +97,10 @@ class ImageEncoder(nn.Module):
                 digest.update(values.numpy().astype("<f4", copy=False))
         return digest.hexdigest()
 
-    def __getstate__(self) -> dict:  # oneDNN's weights cannot be copied
-        return {**super().__getstate__(), "_folded": []}
-
-    def _apply(self, fn, recurse=True):  # .to(device) and the like: the folded copy is made anew there
-        self._folded.clear()
+    def _apply(self, fn, recurse=True):  # .to(device) and the like: the fast copy is made anew there
+        self.fast.forget()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self._folded.clear()
+        self.fast.forget()
         super()._load_from_state_dict(*args, **kwargs)

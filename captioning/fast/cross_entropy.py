@@ -5,7 +5,9 @@ Shapes: M real tokens, H hidden, V vocabulary.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from captioning.fast import switch
 from captioning.fast.linear import product, weight_gradient
 
 ROWS_AT_ONCE = 256  # rows of logits at a time: they stay in the processor's cache
@@ -14,10 +16,13 @@ ROWS_AT_ONCE = 256  # rows of logits at a time: they stay in the processor's cac
 def output_cross_entropy(
     outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """token_cross_entropy(outputs @ weight.t() + bias, targets): outputs (M, X), weight (V, X), bias (V,).
+    """The mean cross-entropy, in nats per token, of logits outputs @ weight.t() + bias: outputs (M, X), weight (V, X),
+    bias (V,), targets (M,).
 
     For training: the gradient of the logits is computed on the way, while they are at hand, and takes their place.
     """
+    if not switch.enabled:
+        return F.cross_entropy(F.linear(outputs, weight, bias), targets, label_smoothing=label_smoothing)
     return _OutputCrossEntropy.apply(outputs, weight, bias, targets, label_smoothing)
 
 

@@ -2,7 +2,7 @@
 
 On x86 torch hands float32 products to MKL, and convolutions to oneDNN. Where MKL does not know the processor (AMD's),
 the products of oneDNN take three quarters of the time, so on the CPU they are called by hand. Elsewhere, in other
-precisions, and where torch was built without oneDNN, everything here is torch's own.
+precisions, where torch was built without oneDNN, and with the switch off, everything here is torch's own.
 
 Shapes: m rows, k inputs, n outputs.
 """
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captioning.fast import switch
 
-def _find_onednn():
+
+def find_onednn():
     """oneDNN's linear layer over dense tensors, and its reordering of weights, as torch.compile uses them; or None."""
     if not torch.backends.mkldnn.is_available():
         return None
@@ -27,11 +29,11 @@ def _find_onednn():
     return None
 
 
-_onednn = _find_onednn()
+onednn = find_onednn()
 
 
 def _suits(x: Tensor) -> bool:
-    return _onednn is not None and x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.enabled
+    return onednn is not None and x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.enabled
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -48,12 +50,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             weight = weight.contiguous()  # of a part of a larger matrix oneDNN is a thousand times slower
     if bias is not None:
         bias = bias.contiguous()  # oneDNN reads on without looking at its stride
-    return _onednn[0](x, weight, bias, "none", [], "")
+    return onednn[0](x, weight, bias, "none", [], "")
 
 
 def packed(weight: Tensor) -> Tensor:
     """weight (n, k) for `product` with few rows at a time, again and again: in the order that oneDNN works in."""
-    return _onednn[1](weight.detach(), 64) if weight.numel() and _suits(weight) else weight
+    return onednn[1](weight.detach(), 64) if weight.numel() and _suits(weight) else weight
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -82,7 +84,9 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """torch.nn.functional.linear: x (..., k), weight (n, k), bias (n,) -> (..., n)."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or not x.shape[-1]:
+    if not switch.enabled or x.device.type != "cpu" or x.dtype != torch.float32:
+        return F.linear(x, weight, bias)
+    if torch.is_autocast_enabled("cpu") or not x.shape[-1]:
         return F.linear(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
     out = _Linear.apply(flat, weight, bias) if torch.is_grad_enabled() else product(flat, weight, bias)
@@ -96,17 +100,22 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-class Dropout(nn.Dropout):
-    """nn.Dropout whose mask on the CPU is drawn 64 bits at a time: sixteen bits decide about a number.
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """torch.nn.functional.dropout, whose mask on a CPU is drawn 64 bits at a time: sixteen bits decide about a number.
 
     torch draws a mask number by number, which takes longer than the layer behind it. The probability is rounded to a
     multiple of 2^-16, and the numbers that stay are divided by the share that this leaves.
     """
+    dropped = round(p * 65536)
+    if not switch.enabled or not training or not 0 < dropped < 65536 or x.device.type != "cpu":
+        return F.dropout(x, p, training)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 32768
+    return x * kept.to(x.dtype).mul_(65536 / (65536 - dropped))
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout by `dropout`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        dropped = round(self.p * 65536)
-        if not self.training or not 0 < dropped < 65536 or x.device.type != "cpu":
-            return super().forward(x)
-        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 32768
-        return x * kept.to(x.dtype).mul_(65536 / (65536 - dropped))
+        return dropout(x, self.p, self.training)

@@ -14,12 +14,63 @@ Shapes: N rows, T steps, M real tokens, R regions, A attention, P projected regi
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from captioning.fast.linear import packed, product, weight_gradient
-from captioning.rows import Packing
+from captioning.fast import switch
+from captioning.fast.linear import dropout, linear, packed, product, weight_gradient
+from captioning.rows import Packing, State
 
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer of nn.LSTM
 LARGEST_KEY, LARGEST_QUERY = 20.0, 40.0  # see above; the product of their exponentials stays finite
+
+
+def lstm_applies(rnn: nn.RNNBase, inputs: Tensor) -> bool:
+    """Whether `lstm_layers` can run `rnn`. A GPU and mixed precision have fast LSTMs of their own."""
+    if not switch.enabled or not isinstance(rnn, nn.LSTM):
+        return False
+    return inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def lstm_layers(rnn: nn.LSTM, inputs: Tensor, state: State, packing: Packing) -> Tensor:
+    """All layers of an LSTM over packed inputs (M, .), from `state` in the order of the packing -> the last layer's
+    hidden states (M, H), packed.
+    """
+    for layer, (hidden, cell) in enumerate(zip(*state)):
+        if layer:
+            inputs = dropout(inputs, rnn.dropout, rnn.training)
+        w_input, w_hidden, b_input, b_hidden = (getattr(rnn, f"{name}_l{layer}") for name in WEIGHTS)
+        inputs = lstm(linear(inputs, w_input, b_input + b_hidden), hidden, cell, w_hidden, packing)
+    return inputs
+
+
+def attention_lstm_applies(rnn: nn.RNNBase) -> bool:
+    """Whether `attention_lstm_layer` can run `rnn`: an LSTM of one layer."""
+    return switch.enabled and isinstance(rnn, nn.LSTM) and rnn.num_layers == 1
+
+
+def attention_lstm_layer(
+    rnn: nn.LSTM, attention: nn.Module, embedded: Tensor, state: State, memory, packing: Packing
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An LSTM layer with soft attention over packed words (M, E): what does not depend on the step is one product.
+
+    attention: an Attention with a gate. memory: with keys, values and perhaps persistent features, rows in the order of
+    the packing. Returns packed hidden states (M, H), gated contexts (M, P) and attention weights (M, R).
+    """
+    E, P = embedded.shape[1], memory.values.shape[2]
+    w_embed, w_context, w_persist = rnn.weight_ih_l0.split([E, P, rnn.input_size - E - P], 1)
+    inputs = linear(embedded, w_embed, rnn.bias_ih_l0 + rnn.bias_hh_l0)  # (M, 4H)
+    if memory.persist is not None:
+        inputs = inputs + (memory.persist @ w_persist.t()).index_select(0, packing.rank)
+    weights = {
+        "hidden": rnn.weight_hh_l0,
+        "context": w_context,
+        "query": attention.query.weight,
+        "score": attention.score.weight[0],
+        "gate": attention.gate.weight[0],
+        "gate_bias": attention.gate.bias,
+    }
+    hidden, cell = (part[0] for part in state)
+    return attention_lstm(inputs, hidden, cell, memory.keys, memory.values, weights, packing)
 
 
 def lstm(inputs: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, packing: Packing) -> Tensor:

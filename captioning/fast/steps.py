@@ -1,52 +1,73 @@
-"""One step of a sentence decoder without gradients, from weights that are made ready once: what decoding runs.
+"""A sentence decoder made ready to write many captions: its steps without gradients, from weights prepared once.
 
-`SentenceDecoder.step` asks `fast_steps(decoder)` for it. Products with the same factor are one product, weights lie in
-the order of the processor's kernels (products.packed), and a word's part of the gates is looked up in a table once as
-many words were read as the table has rows. The numbers are those of the plain step, which a test holds it to.
+    decoder = fast_decoder(model.decoder)                   once, at the start of a captioning loop
+    generate(*ready(decoder, memory), search)               for each batch
+
+Products with the same factor are one product, weights lie in the order of the processor's kernels (linear.packed), and
+a word's part of the gates is looked up in a table once as many words were read as the table has rows. The numbers are
+those of the plain step, which a test holds it to. It does not follow weights that change later.
 
 Shapes: B images, K rows of each, N = B K rows, R regions, E embedding, H hidden, A attention, P region, V vocabulary.
 """
 
-import weakref
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from captioning.fast import switch
 from captioning.fast.linear import packed, product
 from captioning.fast.lstm import advance_cell, double_exponential, reciprocals
-from captioning.rows import each_row, image_for_start
+from captioning.rows import State, each_row, image_for_start
 
 LARGEST_TABLE = 2**28  # bytes
-_made: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def fast_steps(decoder) -> "FastSteps | None":
-    """The FastSteps of a SentenceDecoder as its weights are now; None where it must be stepped the plain way."""
+def fast_decoder(decoder):
+    """A FastDecoder of a sentence decoder as its weights are now, or `decoder` itself where it has no fast steps.
+
+    It has them in eval mode, without gradients, on a CPU in float32, as an LSTM of one layer.
+    """
+    if isinstance(decoder, FastDecoder) or not switch.enabled or torch.is_grad_enabled() or decoder.training:
+        return decoder
     weight = decoder.embed.weight
-    if torch.is_grad_enabled() or decoder.training or weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return None
-    if decoder.rnn_arch != "LSTM" or decoder.num_layers != 1 or weight.dtype != torch.float32:
-        return None
-    try:
-        stamp = [(p.data_ptr(), p._version) for p in decoder.parameters()]
-    except RuntimeError:  # tensors made in inference mode do not tell when they change
-        return None
-    known = _made.get(decoder)
-    if known is None or known.stamp != stamp:
-        known = _made[decoder] = FastSteps(decoder, stamp)
-    return known
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return decoder
+    return FastDecoder(decoder) if decoder.rnn_arch == "LSTM" and decoder.num_layers == 1 else decoder
 
 
-def forget_steps(decoder) -> None:
-    """Free what was made ready, and make it anew: an optimizer with `fused=True` does not raise a weight's version."""
-    _made.pop(decoder, None)
+def ready(decoder, memory) -> tuple:
+    """`decoder` and `memory` to search with: of a FastDecoder the memory that its steps read, else both as they are."""
+    return decoder, decoder.extend(memory) if isinstance(decoder, FastDecoder) else memory
 
 
-class FastSteps:
-    """See the module. stamp: what tells the weights apart from later ones."""
+@dataclass
+class FastMemory:
+    """A decoder's memory, and what each step would compute of its images again."""
 
-    def __init__(self, decoder, stamp: list):
-        self.stamp, self.rows_read = stamp, 0
+    plain: Any
+    key_powers: Tensor | None  # (B, R, A) exp(2 keys)
+    persist_gates: Tensor | None  # (B, 4H) the persistent features' part of the gates
+
+    @property
+    def device(self) -> torch.device:
+        return self.plain.device
+
+    def select(self, index: Tensor) -> "FastMemory":
+        """The memory of rows `index` (M,)."""
+        parts = (None if x is None else x.index_select(0, index) for x in (self.key_powers, self.persist_gates))
+        return FastMemory(self.plain.select(index), *parts)
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+
+class FastDecoder:
+    """`start` and `step` of a SentenceDecoder, over a memory that `extend` gave."""
+
+    def __init__(self, decoder):
+        self.decoder, self.rows_read = decoder, 0
         self.kind, self.skip_start = decoder.attention_kind, decoder.skip_start
         self.embed = decoder.embed.weight.detach()
         rnn, H, E = decoder.rnn, decoder.hidden_size, decoder.embed_size
@@ -58,7 +79,7 @@ class FastSteps:
         of_hidden = [rnn.weight_hh_l0]
         if self.kind:
             attention = decoder.attention
-            self.A, self.minus_score = attention.query.out_features, -2 * attention.score.weight.detach()[0]
+            self.minus_score = -2 * attention.score.weight.detach()[0]
             to_output = decoder.context_to_output.weight
             if self.kind == "soft":
                 of_hidden += [attention.query.weight, attention.gate.weight]
@@ -74,18 +95,17 @@ class FastSteps:
                 self.projection = packed(decoder.projection.weight), decoder.projection.bias
         self.words = packed(decoder.linear.weight), decoder.linear.bias
 
-    def make_ready(self, memory) -> None:
-        """Add to a memory what each step would compute of its images again."""
-        if memory.keys is not None:
-            memory.key_powers = double_exponential(memory.keys)
-        if memory.persist is not None:
-            memory.persist_gates = self._of_persist(memory)
+    def extend(self, memory) -> FastMemory:
+        """A memory of the decoder's `prepare`, with what the steps read besides."""
+        key_powers = None if memory.keys is None else double_exponential(memory.keys)
+        persist_gates = None if memory.persist is None else product(memory.persist, self.w_persist)
+        return FastMemory(memory, key_powers, persist_gates)
 
-    def _of_persist(self, memory) -> Tensor:
-        """The persistent features' part of the gates (B, 4H)."""
-        return product(memory.persist, self.w_persist)
+    def start(self, memory: FastMemory) -> State:
+        """As SentenceDecoder.start."""
+        return self.decoder.start(memory.plain)
 
-    def step(self, tokens: Tensor, state, memory) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+    def step(self, tokens: Tensor, state: State, memory: FastMemory) -> tuple[Tensor, State, Tensor | None]:
         """As SentenceDecoder.step."""
         hidden, cell = state[0][0], state[1][0]
         from_hidden = product(hidden, self.of_hidden)  # (N, 4H), of soft attention (N, 4H + A + 1)
@@ -97,9 +117,8 @@ class FastSteps:
             context = product(context.mul_(gate.sigmoid_()), self.of_context)  # (N, 4H + E)
             gates += context[:, : 4 * self.H]
             context = context[:, 4 * self.H :]
-        if memory.persist is not None:
-            known = memory.persist_gates
-            gates += each_row(self._of_persist(memory) if known is None else known, len(tokens))
+        if memory.persist_gates is not None:
+            gates += each_row(memory.persist_gates, len(tokens))
         cell_out, tanh_out, hidden_out = (torch.empty_like(cell) for _ in range(3))
         advance_cell(gates, cell, cell_out, tanh_out, hidden_out)
         if self.kind == "spatial":
@@ -108,7 +127,7 @@ class FastSteps:
         logits = product(self._output(hidden_out, context, tokens, memory), *self.words)
         return logits, (hidden_out.unsqueeze(0), cell_out.unsqueeze(0)), weights
 
-    def _of_words(self, tokens: Tensor, memory) -> Tensor:
+    def _of_words(self, tokens: Tensor, memory: FastMemory) -> Tensor:
         """The words' part of the gates with the biases (N, 4H)."""
         if self.table is not None:
             return self.table[tokens]
@@ -118,20 +137,22 @@ class FastSteps:
             self.table = product(self.embed, self.w_input, self.bias)
         return product(self._embedded(tokens, memory), self.w_input, self.bias)
 
-    def _embedded(self, tokens: Tensor, memory) -> Tensor:
+    def _embedded(self, tokens: Tensor, memory: FastMemory) -> Tensor:
         embedded = self.embed[tokens]
-        return image_for_start(embedded, tokens, each_row(memory.first, len(tokens))) if self.skip_start else embedded
+        if not self.skip_start:
+            return embedded
+        return image_for_start(embedded, tokens, each_row(memory.plain.first, len(tokens)))
 
-    def _attend(self, query: Tensor, memory) -> tuple[Tensor, Tensor]:
+    def _attend(self, query: Tensor, memory: FastMemory) -> tuple[Tensor, Tensor]:
         """query (N, A) -> attended regions (N, P) and weights (N, R)."""
-        B, R, A = memory.keys.shape
+        B, R, A = memory.plain.keys.shape
         powers = memory.key_powers is not None
-        keys = memory.key_powers if powers else memory.keys
+        keys = memory.key_powers if powers else memory.plain.keys
         r = reciprocals(keys.unsqueeze(1), query.reshape(B, -1, 1, A), powers)  # (B, K, R, A)
         weights = (r.reshape(-1, A) @ self.minus_score).view(B, -1, R).softmax(2)
-        return torch.bmm(weights, memory.values).flatten(0, 1), weights.flatten(0, 1)
+        return torch.bmm(weights, memory.plain.values).flatten(0, 1), weights.flatten(0, 1)
 
-    def _output(self, hidden: Tensor, context: Tensor | None, tokens: Tensor, memory) -> Tensor:
+    def _output(self, hidden: Tensor, context: Tensor | None, tokens: Tensor, memory: FastMemory) -> Tensor:
         """What the last layer reads."""
         if self.output is None:
             return hidden

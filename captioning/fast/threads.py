@@ -1,6 +1,6 @@
-"""Batches worked on side by side on a CPU, each on its share of the cores.
+"""Batches worked on at the same time on a CPU, each on its share of the cores.
 
-    for result in side_by_side(work, batches):      # in the order of the batches
+    for result in map_on_cores(work, batches):      # in the order of the batches
 
 A small operation on all cores at once waits for the slowest of them, thousands of times a batch, and longer where
 something else wants a core as well. Batches that do not wait for one another lose none of that time. torch lets go of
@@ -14,18 +14,23 @@ from typing import TypeVar
 
 import torch
 
+from captioning.fast import switch
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 MOST = 4  # batches at a time: Python itself runs one of them at a time
 
 
-def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """work(item) of each item, in order; up to MOST at a time, one more being taken from `items` ahead.
 
     `work` is called from other threads: it must not depend on the order of the calls, as drawing random numbers does,
     nor on the caller's modes of torch (inference, autocast). With one core, or one item, it runs in the caller's
     thread. What `work` raises comes in the place of its result.
     """
+    if not switch.enabled:
+        yield from map(work, items)
+        return
     cores = torch.get_num_threads()
     count = min(MOST, cores)
     ahead = iter(items)
@@ -34,7 +39,7 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         yield from map(work, first)
         yield from map(work, ahead)
         return
-    pool = ThreadPoolExecutor(count, initializer=_limit, initargs=(cores // count,))
+    pool = ThreadPoolExecutor(count, initializer=use_cores, initargs=(cores // count,))
     coming = deque(pool.submit(work, item) for item in first)
     try:
         for item in ahead:
@@ -45,10 +50,10 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
             yield coming.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)  # _limit also set what threads that begin later would take
+        torch.set_num_threads(cores)  # use_cores also set what threads that begin later would take
 
 
-def _limit(threads: int) -> None:
-    """Have the operations that this thread calls run on so many cores."""
+def use_cores(count: int) -> None:
+    """Have the operations of torch that this thread calls run on so many cores."""
     torch.get_num_threads()  # sets the thread up, which would later undo what is set here
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)

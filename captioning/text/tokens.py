@@ -2,3 +2,8 @@
 
 PAD, START, END, UNK = range(4)
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+
+
+def upto_end(ids: list[int], keep_end: bool = False) -> list[int]:
+    """The word ids before <end>, without padding. With `keep_end` the <end> follows, where there is one."""
+    return ids[: ids.index(END) + keep_end] if END in ids else [i for i in ids if i != PAD]

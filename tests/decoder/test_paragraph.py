@@ -11,7 +11,6 @@ from captioning.decoder.paragraph import STOP, HierarchicalDecoder, ParagraphMem
 from captioning.decoder.paragraph_search import (
     Draft,
     Paragraph,
-    ParagraphSearch,
     choose,
     explain_paragraphs,
     write_paragraphs,
@@ -316,7 +315,7 @@ def test_beams_and_samples_of_paragraphs(coherent):
     decoder = never_stopping(ending(build(coherent=coherent)))
     memory = remember(decoder)
     greedy = write_paragraphs(decoder, memory, Search(max_length=6))
-    assert write_paragraphs(decoder, memory, ParagraphSearch(max_length=6, beam_size=1)) == greedy
+    assert write_paragraphs(decoder, memory, Search(max_length=6, beam_size=1)) == greedy
     beams = write_paragraphs(decoder, memory, Search(max_length=6, beam_size=4))
     if not coherent:  # each sentence is searched for by itself
         assert all(b[0].log_prob >= g[0].log_prob - 1e-6 for b, g in zip(beams, greedy))
@@ -338,13 +337,13 @@ def test_no_sentence_is_repeated_and_none_cut_off(coherent):
     with torch.no_grad():  # topics hardly differ, and neither do greedy sentences
         decoder.linear2.weight.mul_(1e-3)
     memory = remember(decoder)
-    loose = write_paragraphs(decoder, memory, ParagraphSearch(max_length=4, beam_size=5))
+    loose = write_paragraphs(decoder, memory, Search(max_length=4, beam_size=5))
     assert any(len(p.sentences) != len(set(map(tuple, p.sentences))) for (p,) in loose)
-    strict = write_paragraphs(decoder, memory, ParagraphSearch(max_length=4, beam_size=5, no_repeat_sentences=True))
+    strict = write_paragraphs(decoder, memory, Search(max_length=4, beam_size=5, no_repeat_sentences=True))
     for (paragraph,), (before,) in zip(strict, loose):
         assert len(paragraph.sentences) == len(set(map(tuple, paragraph.sentences))) > 1
         assert paragraph.sentences[0] == before.sentences[0]
-    whole = write_paragraphs(decoder, memory, ParagraphSearch(max_length=4, beam_size=5, only_complete_sentences=True))
+    whole = write_paragraphs(decoder, memory, Search(max_length=4, beam_size=5, only_complete_sentences=True))
     assert all(len(sentence) < 4 for (p,) in whole for sentence in p.sentences)
     for results in (strict, whole):  # also where sentences were left out
         explained = explain_paragraphs(decoder, memory, [p for (p,) in results])
@@ -353,7 +352,7 @@ def test_no_sentence_is_repeated_and_none_cut_off(coherent):
 
 
 def test_which_candidate_is_chosen():
-    search = ParagraphSearch(max_length=3, no_repeat_sentences=True, only_complete_sentences=True)
+    search = Search(max_length=3, no_repeat_sentences=True, only_complete_sentences=True)
     have, candidates = Paragraph([[5, 6]], [0], -1.0), [[5, 6, END], [7, 8, 9, END], [END], [8, END], [9, END]]
     assert choose(candidates, [-1.0, -2.0, -3.0, -4.0, -5.0], have, search) == ([8], -4.0)
     assert choose(candidates[:3], [-1.0, -2.0, -3.0], have, search) is None
@@ -376,7 +375,7 @@ WORDS = Vocabulary(["<pad>", "<start>", "<end>", "<unk>", ".", "a", "dog", "runs
     ],
 )
 def test_rules_for_captions_in_one_piece(text, rules, expected):
-    assert WORDS.decode(tidy_caption(WORDS.encode(text), WORDS, ParagraphSearch(**rules))) == expected
+    assert WORDS.decode(tidy_caption(WORDS.encode(text), WORDS, Search(**rules))) == expected
 
 
 def test_paragraphs_as_text():

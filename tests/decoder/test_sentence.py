@@ -264,6 +264,32 @@ def test_dropout_is_for_training_only(kind):
     assert not torch.equal(run(decoder), run(decoder))
 
 
+@pytest.mark.parametrize("kind", ["pooled_persist_skip", "soft_everything", "spatial_pooled_persist"])
+@pytest.mark.parametrize("arch", ["LSTM", "GRU"])
+def test_dropout_that_changes_later_acts_as_if_built_with_it(kind, arch):
+    """Also between the layers, whether they are run over whole sentences or step by step."""
+    inputs, tokens, packing = None, captions(), Packing.of(STEPS, "cpu")
+
+    def outputs(decoder):
+        """Of whole sentences and of one step, under one seed."""
+        torch.manual_seed(5)
+        memory = decoder.prepare(**inputs)
+        state = decoder.start(memory)
+        return [*decoder(memory, tokens, packing, ROW_IMAGE), decoder.step(tokens[:B, 0], state, memory)[0]]
+
+    built = build(kind, arch, layers=2, dropout=0.4, encoder_dropout=0.3).train()
+    changed = build(kind, arch, layers=2).train()
+    inputs = image_inputs(built)
+    without = outputs(changed)
+    changed.set_dropout(0.4)
+    changed.set_encoder_dropout(0.3)
+    for a, b, c in zip(outputs(changed), outputs(built), without):
+        assert a is b is None or (torch.equal(a, b) and not torch.equal(a, c))
+    changed.set_dropout(0.0)
+    changed.set_encoder_dropout(0.0)
+    assert torch.equal(outputs(changed)[0], without[0])
+
+
 def test_the_first_word_depends_on_the_image():
     for kind, arch, layers in CASES:
         decoder = build(kind, arch, layers)

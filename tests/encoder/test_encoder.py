@@ -61,15 +61,15 @@ def test_features_of_a_torchvision_network(resnet, pixels):
     assert pooled.weights_sha256 == conv.weights_sha256
 
 
-def test_folding_changes_the_network_but_not_its_output(resnet, pixels):
+def test_folding_changes_the_network_but_not_its_output(resnet, pixels, fast):
     extractor = build_encoder("resnet18-conv", weights=resnet[1])
     frozen = extractor(pixels)
-    folded = extractor._folded[0]
+    folded = extractor.fast.network
     assert folded is not extractor.network
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
     extractor.unfreeze()
     assert close(frozen, extractor(pixels).detach())
-    assert not any("_folded" in key for key in extractor.state_dict())
+    assert {key.split(".")[0] for key in extractor.state_dict()} == {"network"}
 
 
 def test_a_convolution_read_twice_is_not_folded():
@@ -168,25 +168,25 @@ def test_frozen_stays_frozen_and_unfreeze_counts_blocks(pixels):
         extractor.unfreeze(last=10)
 
 
-def test_fine_tuning_behind_a_folded_trunk(resnet, pixels):
+def test_fine_tuning_behind_a_folded_trunk(resnet, pixels, fast, plainly):
     """Frozen parts are folded, trained ones are the network's own: outputs, gradients, and a step that is seen."""
     extractor = build_encoder("resnet18-conv", weights=resnet[1])
     extractor.unfreeze(last=1)
     features = extractor(pixels)
     features.square().mean().backward()
-    folded, network = extractor._folded[0], extractor.network
+    folded, network = extractor.fast.network, extractor.network
     norms = [name for name, module in folded.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert folded is not network and norms == ["layer4.1.bn1", "layer4.1.bn2"]
     last = network.get_submodule("layer4.1.conv2")
     assert folded.get_submodule("layer4.1.conv2") is last
     assert [p for p in folded.parameters() if p.requires_grad] == [p for p in network.parameters() if p.requires_grad]
     gradient, last.weight.grad = last.weight.grad, None
-    plain = network(extractor._normalise(pixels))
+    plain = plainly(extractor, pixels)
     plain.square().mean().backward()
     assert close(features, plain) and close(gradient, last.weight.grad, 1e-3)
     with torch.no_grad():
         last.weight.mul_(2)
-        assert close(extractor(pixels), network(extractor._normalise(pixels)))
+        assert close(extractor(pixels), plainly(extractor, pixels))
     assert not extractor(pixels).detach().equal(features.detach())
 
 

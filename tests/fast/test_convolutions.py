@@ -1,4 +1,4 @@
-"""fusing.py: convolutions with activation and sum in one, held to the network's own modules."""
+"""py: convolutions with activation and sum in one, held to the network's own modules."""
 
 import pickle
 
@@ -8,23 +8,22 @@ import torch
 from torch import nn
 
 from captioning.encoder.factory import build_encoder
-from captioning.fast import convolutions as folding
-from captioning.fast import convolutions as fusing
+from captioning.fast.convolutions import NOTHING, FusedConvolution, fuse_convolutions
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 
 
 def fused_parts(network: nn.Module) -> list:
-    return [module for module in network.modules() if isinstance(module, fusing._Convolution)]
+    return [module for module in network.modules() if isinstance(module, FusedConvolution)]
 
 
 def check(network: nn.Module, example: torch.Tensor, convolutions: int, activations: int, sums: int) -> nn.Module:
     """`network` fused, whose output must be its own; counts of what went into one operation."""
     network = network.eval().requires_grad_(False)
-    fused = fusing.fuse_convolutions(network, example)
+    fused = fuse_convolutions(network, example)
     parts = fused_parts(fused)
     assert len(parts) == convolutions
-    assert sum(part.activation is not fusing.NOTHING for part in parts) == activations
+    assert sum(part.activation is not NOTHING for part in parts) == activations
     calls = [node for node in fused.graph.nodes if str(node.target).startswith("fused_")]
     assert sum(len(node.args) == 2 for node in calls) == sums
     assert {part.packed_for for part in parts} == {len(example)}
@@ -95,7 +94,7 @@ def test_other_kinds_of_convolution_stay():
     kinds = [Scaled(3, 3, 1), nn.Conv2d(3, 3, 3, padding="same"), nn.Conv2d(3, 3, 3, padding_mode="reflect", padding=1)]
     check(nn.Sequential(nn.Conv2d(3, 3, 1), *kinds), torch.randn(1, 3, 8, 8), convolutions=1, activations=0, sums=0)
     alone = nn.Sequential(*kinds).eval()
-    assert fusing.fuse_convolutions(alone, torch.randn(1, 3, 8, 8)) is alone
+    assert fuse_convolutions(alone, torch.randn(1, 3, 8, 8)) is alone
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 32), (31, 35)])
@@ -110,41 +109,38 @@ def test_uneven_padding_becomes_zeros_in_the_kernel(size, kernel, stride):
 @pytest.mark.parametrize(
     "name", ["timm:tf_efficientnet_lite0", "timm:mobilenetv3_small_050", "resnet18", "densenet121", "mobilenet_v2"]
 )
-def test_real_networks(name):
+def test_real_networks(name, plainly):
     torch.manual_seed(0)
     extractor = build_encoder(f"{name}-conv", pretrained=False, transform={"size": 96})
     pixels = torch.randint(0, 256, (5, 3, 96, 96), dtype=torch.uint8)
     found = extractor(pixels)
-    assert len(fused_parts(extractor._folded[0])) > 15
-    folded = folding.fold_batch_norms(extractor.network, extractor._normalise(pixels[:1]))
-    with torch.no_grad():
-        expected = folded(extractor._normalise(pixels))
+    assert len(fused_parts(extractor.fast.network)) > 15
+    expected = plainly(extractor, pixels)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
-def test_made_anew_for_images_of_another_size():
+def test_made_anew_for_images_of_another_size(plainly):
     torch.manual_seed(0)
     extractor = build_encoder("timm:tf_efficientnet_lite0-conv", pretrained=False)
     for size in (64, 96, 75, 64):  # uneven padding depends on it
         pixels = torch.randint(0, 256, (2, 3, size, size + 32), dtype=torch.uint8)
-        with torch.no_grad():
-            expected = extractor.network(extractor._normalise(pixels))
+        expected = plainly(extractor, pixels)
         torch.testing.assert_close(extractor(pixels), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     again = pickle.loads(pickle.dumps(extractor))  # oneDNN's own copies of the weights do not travel
     assert again(pixels).equal(extractor(pixels))
 
 
-def test_trained_parts_stay_the_networks_own():
+def test_trained_parts_stay_the_networks_own(plainly):
     torch.manual_seed(0)
     extractor = build_encoder("resnet18-conv", pretrained=False, transform={"size": 64})
     extractor.unfreeze(last=3)
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     extractor(pixels).square().mean().backward()
     network = extractor.network
-    assert len(fused_parts(extractor._folded[0])) == 1 + 4 + 5 + 3  # conv1, layer1, layer2, layer3.0
+    assert len(fused_parts(extractor.fast.network)) == 1 + 4 + 5 + 3  # conv1, layer1, layer2, layer3.0
     got = {name: p.grad.clone() for name, p in network.named_parameters() if p.requires_grad}
     network.zero_grad()
-    network(extractor._normalise(pixels)).square().mean().backward()
+    plainly(extractor, pixels).square().mean().backward()
     for name, gradient in got.items():
         expected = network.get_parameter(name).grad
         assert (gradient - expected).abs().max() <= 1e-4 * expected.abs().max(), name
@@ -156,9 +152,9 @@ def test_mixed_precision_runs_the_plain_network():
     whole = extractor(pixels)
     with torch.autocast("cpu", torch.bfloat16):
         half = extractor(pixels)
-        assert not fused_parts(extractor._folded[0])
+        assert not fused_parts(extractor.fast.network)
     assert (half - whole).abs().max() < 0.05 * whole.abs().max()
-    assert extractor(pixels).equal(whole) and fused_parts(extractor._folded[0])
+    assert extractor(pixels).equal(whole) and fused_parts(extractor.fast.network)
 
 
 def test_networks_that_cannot_be_traced_are_given_back(monkeypatch):
@@ -171,7 +167,7 @@ def test_networks_that_cannot_be_traced_are_given_back(monkeypatch):
             return self.conv(x) if x.sum() > 0 else x
 
     network = Branches().eval().requires_grad_(False)
-    assert fusing.fuse_convolutions(network, torch.ones(1, 3, 4, 4)) is network
+    assert fuse_convolutions(network, torch.ones(1, 3, 4, 4)) is network
     plain = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()).eval().requires_grad_(False)
-    monkeypatch.setattr(fusing._Convolution, "forward", lambda self, x, other=None: x + 1)  # a wrong result is noticed
-    assert fusing.fuse_convolutions(plain, torch.ones(1, 3, 4, 4)) is plain
+    monkeypatch.setattr(FusedConvolution, "forward", lambda self, x, other=None: x + 1)  # a wrong result is noticed
+    assert fuse_convolutions(plain, torch.ones(1, 3, 4, 4)) is plain

@@ -15,8 +15,8 @@ from captioning.fast.linear import Dropout, Linear, linear, packed, product, wei
 def either(request, monkeypatch):
     """With oneDNN where torch has it, and without."""
     if request.param == "torch":
-        monkeypatch.setattr(products, "_onednn", None)
-    elif products._onednn is None:
+        monkeypatch.setattr(products, "onednn", None)
+    elif products.onednn is None:
         pytest.skip("torch was built without oneDNN")
 
 
@@ -156,13 +156,24 @@ def test_a_torch_whose_onednn_is_called_otherwise(monkeypatch, layer):
     known = {} if layer is None else {"_linear_pointwise": SimpleNamespace(default=layer)}
     known["_reorder_linear_weight"] = SimpleNamespace(default=lambda weight, rows: weight)
     monkeypatch.setattr(torch, "ops", SimpleNamespace(mkldnn=SimpleNamespace(**known)))
-    assert products._find_onednn() is None
+    assert products.find_onednn() is None
 
 
 def test_it_is_found_whatever_the_default_type():
-    found = products._find_onednn() is None
+    found = products.find_onednn() is None
     torch.set_default_dtype(torch.float64)
     try:
-        assert (products._find_onednn() is None) == found
+        assert (products.find_onednn() is None) == found
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_with_the_switch_off_everything_is_torchs(plainly):
+    ours, theirs = Linear(6, 5), nn.Linear(6, 5)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(9, 6)
+    assert torch.equal(plainly(ours, x), theirs(x))
+    torch.manual_seed(2)
+    dropped = plainly(Dropout(0.4), x)
+    torch.manual_seed(2)
+    assert torch.equal(dropped, nn.Dropout(0.4)(x))

@@ -1,4 +1,4 @@
-"""side_by_side.py: order, errors, threads; captions of a folder are those of one batch after the other."""
+"""Work on several cores: order, errors, threads; captions of a folder are those of one batch after the other."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from captioning.fast.threads import MOST, side_by_side
+from captioning.fast.threads import MOST, map_on_cores
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_results_come_in_order(cores, count, threads):
         time.sleep(0.001 * (number * 7 % 3))
         return number, torch.get_num_threads(), threading.current_thread() is threading.main_thread()
 
-    results = list(side_by_side(work, iter(range(count))))
+    results = list(map_on_cores(work, iter(range(count))))
     assert [number for number, _, _ in results] == list(range(count))
     alone = cores == 1 or count < 2
     assert {share for _, share, _ in results} <= {cores if alone else cores // min(cores, MOST)}
@@ -42,7 +42,7 @@ def test_results_come_in_order(cores, count, threads):
 def test_no_more_is_taken_than_can_be_worked_on(threads):
     threads(2)
     taken = []
-    results = side_by_side(lambda number: number, (taken.append(n) or n for n in range(10)))
+    results = map_on_cores(lambda number: number, (taken.append(n) or n for n in range(10)))
     assert taken == []
     assert next(results) == 0 and len(taken) <= 4
     assert next(results) == 1 and len(taken) <= 5
@@ -58,7 +58,7 @@ def test_errors_come_in_the_place_of_results(threads):
             raise ValueError("three")
         return number
 
-    results = side_by_side(work, range(10))
+    results = map_on_cores(work, range(10))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(results)
@@ -68,4 +68,10 @@ def test_errors_come_in_the_place_of_results(threads):
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        list(side_by_side(lambda number: number, broken()))
+        list(map_on_cores(lambda number: number, broken()))
+
+
+def test_with_the_switch_off_all_is_done_here(threads, plainly):
+    threads(2)
+    found = plainly(lambda: list(map_on_cores(lambda _: threading.current_thread(), range(5))))
+    assert set(found) == {threading.current_thread()}

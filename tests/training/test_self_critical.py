@@ -8,9 +8,9 @@ import torch
 from toy import SENTENCES, document_frequencies, make_coco, scene, write_config, write_features
 
 from captioning.scoring.metrics import CiderD, tokenize
-from captioning.text.tokens import END
+from captioning.text.tokens import END, upto_end
 from training.cider_reward import CiderReward
-from training.self_critical import advantages, self_critical_loss, upto_end
+from training.self_critical import advantages, self_critical_loss
 from vocabulary import build_vocabulary
 
 
@@ -58,7 +58,7 @@ def test_advantages_by_hand(references, vocabulary):
     samples = torch.zeros(4, max(map(len, rows)), dtype=torch.long)
     for row, ids in zip(samples, rows):
         row[: len(ids)] = torch.tensor(ids)
-    scores = [reward.score_ids(key, upto_end(row)) for key, row in zip((0, 0, 2, 2), samples.tolist())]
+    scores = [reward.score_ids(key, upto_end(row, keep_end=True)) for key, row in zip((0, 0, 2, 2), samples.tolist())]
     values, mean = advantages(reward, [0, 2], samples, None)
     by_hand = [scores[0] - scores[1], scores[1] - scores[0], scores[2] - scores[3], scores[3] - scores[2]]
     assert values.tolist() == pytest.approx(by_hand, abs=1e-5)
