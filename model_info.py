@@ -37,7 +37,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from captioning.checkpoint import command_history
+from captioning.checkpoint import command_history, first_names
 from captioning.deepcaption import models as deepcaption_files
 from model import read_model_file
 from vocabulary import Vocabulary
@@ -94,12 +94,10 @@ def slow_digest(file) -> str:  # Python 3.10
 
 def count_weights(state: dict) -> dict[str, int]:
     """Numbers of weights by part of the model and in all; a matrix that two layers share counts once."""
-    counts, seen = {"total": 0}, set()
+    counts, first = {"total": 0}, first_names(state)
     for name, value in state.items():
-        key = value.data_ptr(), value.shape
-        if not value.is_floating_point() or (value.numel() and key in seen):
+        if not value.is_floating_point() or first[name] != name:
             continue
-        seen.add(key)
         part = ".".join(name.split(".")[:2])
         counts[part] = counts.get(part, 0) + value.numel()
         counts["total"] += value.numel()

@@ -101,13 +101,13 @@ def parts_of_folder(bench: Bench, captioner, paths: list[Path], search: Search) 
     pixels = [captioner.transform(open_image(path, captioner.transform.size_hint), None) for path in paths]
     jpeg = len(paths) / (time.perf_counter() - began)
     batches = [batch.to(bench.device) for batch in torch.stack(pixels).split(32)]
-    extractor = captioner.model.extractors[0]
+    extractor, decoder = captioner.model.extractors[0], captioner.ready_decoder()
     found = {"jpeg_one_core": jpeg}
     with torch.inference_mode():
         maps = [extractor(batch).flatten(2).transpose(1, 2) for batch in batches]
         for name, work, inputs in (
             ("encoder", extractor, batches),
-            ("decoder", lambda values: captioner.caption(captioner.encode(None, [values]), search), maps),
+            ("decoder", lambda values: captioner.caption(captioner.encode(None, [values]), search, decoder), maps),
         ):
             synchronize(bench.device)
             began = time.perf_counter()

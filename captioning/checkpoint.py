@@ -104,3 +104,15 @@ def command_history(info: dict) -> list[str]:
     """The command lines that a loaded model came from, oldest first."""
     command = info.get("command")
     return [*info.get("history", []), *([shlex.join(command)] if command else [])]
+
+
+def first_names(state: dict[str, torch.Tensor]) -> dict[str, str]:
+    """For each name of `state` the first name that its tensor has: layers with shared weights name one tensor twice."""
+    known: dict[tuple, list[str]] = {}
+    found = {}
+    for name, value in state.items():
+        alike = known.setdefault((value.shape, value.dtype), [])
+        found[name] = next((other for other in alike if value.is_set_to(state[other])), name)
+        if found[name] == name and value.numel():
+            alike.append(name)
+    return found

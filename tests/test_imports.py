@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,3 +146,11 @@ def test_a_script_can_be_run_as_the_readme_types_it(name):
     path = FILES[name]
     assert path.read_text(encoding="utf-8").startswith('#!/usr/bin/env python3\n"""')
     assert path.stat().st_mode & 0o111, f"chmod +x {path.name}"
+
+
+SPEED = re.compile(r"torch\.ops\.mkldnn|\bdata_ptr\b|\._version\b|\bset_num_threads\b")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if part(name) != "captioning.fast"))
+def test_what_trades_plain_torch_for_speed_is_in_its_folder(name):
+    assert not SPEED.findall(FILES[name].read_text(encoding="utf-8"))

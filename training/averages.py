@@ -128,12 +128,7 @@ def check_alike(contents: dict, first: dict, path, first_path) -> None:
 
 def shared_again(state: dict[str, Tensor], original: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` with one tensor where `original` has one under two names (shared embeddings), so that it is kept once."""
-    seen: dict[tuple, str] = {}
-    kept = {}
-    for name, value in original.items():
-        first = seen.setdefault((value.data_ptr(), value.shape, value.dtype), name) if value.numel() else name
-        kept[name] = state[first]
-    return kept
+    return {name: state[first] for name, first in checkpoint.first_names(original).items()}
 
 
 def half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:

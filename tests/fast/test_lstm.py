@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
-from toy_decoders import ROW_IMAGE, STEPS, build, captions, image_inputs
+from toy_decoders import ROW_IMAGE, STEPS, build, captions, every_decoder, image_inputs
 
 from captioning.fast.lstm import attention_lstm
 from captioning.rows import Packing
@@ -177,3 +177,36 @@ def test_a_second_derivative_is_refused():
     (first,) = torch.autograd.grad(loss, tensors["keys"], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+@every_decoder
+def test_whole_sentences_are_those_of_the_plain_path(kind, arch, layers, plainly):
+    decoder = build(kind, arch, layers, torch.float64).train()  # batch norm by the batch; there is no dropout
+    inputs, packing = image_inputs(decoder, torch.float64), Packing.of(STEPS, "cpu")
+
+    def run():
+        decoder.zero_grad()
+        logits, weights = decoder(decoder.prepare(**inputs), captions(), packing, ROW_IMAGE)
+        (logits.square().sum() + (0 if weights is None else weights.square().sum())).backward()
+        return logits.detach(), [p.grad for p in decoder.parameters()]
+
+    (logits, gradients), (expected, plain) = run(), plainly(run)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+    for a, b in zip(gradients, plain):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8 * max(1.0, float(b.abs().max())))
+
+
+@pytest.mark.parametrize("kind", ["pooled_persist_skip", "spatial"])
+def test_dropout_between_layers_drops_the_same_share_as_torchs(kind, plainly):
+    decoder = build(kind, layers=2).train()
+    decoder.set_dropout(0.5)
+    decoder.dropout.p = 0.0
+    memory, packing = decoder.prepare(**image_inputs(decoder)), Packing.of(STEPS, "cpu")
+    torch.manual_seed(0)
+
+    @torch.no_grad()
+    def spread():
+        drawn = torch.stack([decoder(memory, captions(), packing, ROW_IMAGE)[0] for _ in range(1000)])
+        return float(drawn.var(0).sum())
+
+    assert spread() == pytest.approx(plainly(spread), rel=0.05)
