@@ -1,20 +1,21 @@
 """Batches made of images, each with its captions.
 
-    dataset = open_dataset("coco:train2014", None)
-    loader = get_loader(dataset, vocabulary, features=["resnet152.lmdb"])
+    dataset = open_dataset("coco:train2014")
+    inputs = plan_inputs(config, dataset)      # where each input of a model comes from
+    loader = get_loader(dataset, vocabulary, inputs, LoaderSettings(batch_size=128))
     loader.set_position(epoch=1, start_batch=0)
     for batch in loader:
-        batch.features[0], batch.captions      # (B, D), (N, T)
+        batch.inputs[0], batch.captions        # (B, D), (N, T)
 
-An image, or its features, is loaded once for up to `captions_per_image` captions (see batch_sampler). Augmentation is a
-function of (seed, epoch, image): workers do not matter, and resuming exactly takes counters only.
+An image, or its features, is loaded once for up to `captions_per_image` captions. Augmentation is a function of (seed,
+epoch, image): workers do not matter, and resuming exactly takes counters only.
 
 Shapes: B images in the batch, N captions (rows), T time steps, D feature size, R image regions.
 """
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,11 +25,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from captioning.batches.captions import CaptionIds
-from captioning.batches.features import FeatureSource, open_sources
+from captioning.batches.inputs import Input
 from captioning.batches.pixels import PhotoLoader, StoryPixels, stacked, with_files
-from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler
+from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler, LoaderSettings
 from captioning.datasets.base import CaptionDataset, ImageItem, warn
+from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError
+
+__all__ = ["Batch", "Loader", "LoaderSettings", "get_eval_loader", "get_loader", "open_dataset"]
 
 
 @dataclass
@@ -37,8 +41,8 @@ class Batch:
 
     items: list[ImageItem]  # B images; one with many captions may be there twice
     pixels: torch.Tensor | StoryPixels | None = None  # (B, 3, H, W) uint8
-    features: list[torch.Tensor] = field(default_factory=list)  # one per name, (B, D) or (B, R, D), float32 or float16
-    persist_features: list[torch.Tensor] = field(default_factory=list)
+    # one for each Input: (B, D) or (B, R, D), float32 or float16; None where an encoder makes it from the pixels
+    inputs: list[torch.Tensor | None] = field(default_factory=list)
     captions: torch.Tensor | None = None  # (N, T) int64: <start> words <end>, then <pad>
     lengths: torch.Tensor | None = None  # (N,) int64, counting <start> and <end>
     row_image: torch.Tensor | None = None  # (N,) int64, the row's image in 0..B-1
@@ -50,8 +54,7 @@ class Batch:
     def _each(self, change: Callable) -> "Batch":
         names = ("pixels", "captions", "lengths", "row_image", "sentences")
         changed = {name: change(value) for name in names if (value := getattr(self, name)) is not None}
-        lists = {name: [change(value) for value in getattr(self, name)] for name in ("features", "persist_features")}
-        return replace(self, **changed, **lists)
+        return replace(self, **changed, inputs=[None if one is None else change(one) for one in self.inputs])
 
     def to(self, device, non_blocking: bool = True) -> "Batch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -81,11 +84,10 @@ class _Batches:
     A UserError comes back as its message: raised in a worker it would arrive wrapped in the worker's traceback.
     """
 
-    def __init__(self, items, captions, features, persist_features, transform, seed):
+    def __init__(self, items, captions, inputs, transform, seed):
         self.items: list[ImageItem] = items
         self.captions: CaptionIds | None = captions
-        self.features: list[FeatureSource] = features
-        self.persist_features: list[FeatureSource] = persist_features
+        self.inputs: list[Input] = inputs
         self.transform = transform
         self.photos = PhotoLoader(transform)
         self.seed = seed  # None: no augmentation
@@ -102,8 +104,8 @@ class _Batches:
             groups = self._load_pixels(batch, epoch, groups)
         batch.items = [self.items[index] for index, _ in groups]
         if groups:
-            batch.features = [source.get(batch.items) for source in self.features]
-            batch.persist_features = [source.get(batch.items) for source in self.persist_features]
+            rows = {id(source): source.get(batch.items) for source in opened(self.inputs)}
+            batch.inputs = [rows.get(id(one.source)) for one in self.inputs]
             if self.captions is not None:
                 batch = replace(batch, **self.captions.rows(groups))
         return batch
@@ -131,15 +133,15 @@ class _Batches:
 class Loader:
     """Iterates over the Batches of one epoch, from the position set; each iteration repeats it.
 
-    dataset: what it loads from; items: the images it uses; features, persist_features: their FeatureSources;
-    bad_items: a message for every image that was dropped, missing files included; each is printed once.
+    dataset: what it loads from; items: the images it uses; inputs: where a model's inputs come from; bad_items: a
+    message for every image that was dropped, missing files included; each is printed once.
     A batch that lost all of its images is passed over. With several processes that would put them out of step: check
     the images first. Raises UserError while iterating where a feature file turns out to be damaged.
     """
 
     def __init__(self, dataset: CaptionDataset, batches: _Batches, sampler, num_workers: int, bad_items: list[str]):
         self.dataset, self.items = dataset, batches.items
-        self.features, self.persist_features = batches.features, batches.persist_features
+        self.inputs = batches.inputs
         self.sampler = sampler
         self.bad_items = bad_items
         self.num_workers = num_workers
@@ -201,73 +203,71 @@ def _ahead(batches: Iterator) -> Iterator:
 def get_loader(
     dataset: CaptionDataset,
     vocabulary,
-    *,
-    batch_size: int = 128,
-    captions_per_image: int = 5,
-    features: Sequence[str] = (),
-    persist_features: Sequence[str] = (),
+    inputs: Sequence[Input] = (),
+    settings: LoaderSettings | None = None,
     transform: Callable | None = None,
-    seed: int = 42,
-    num_workers: int | None = None,
-    max_tokens: int | None = None,
-    max_sentences: int | None = None,
-    shuffle: bool = True,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> Loader:
-    """Batches for training.
+    """Batches for training, of the images that have captions.
 
-    batch_size: captions; features, persist_features: external names, or opened sources; transform:
-    (PIL image, seed) -> uint8 (3, H, W), None for no pixels (an attribute `size_hint` allows reduced-scale decoding);
-    num_workers: processes, None for 0 without pixels and for the machine's cores with them; max_tokens: words kept of a
-    caption; max_sentences: captions are paragraphs, a row is a sentence, and so many are kept of each (batch_size still
-    counts captions).
-    Raises UserError where there are no captions, an image lacks a feature, or no image file is there.
+    inputs: plan_inputs() of the model, and of others that read the same batches. transform: (PIL image, seed) -> uint8
+    (3, H, W), an attribute `size_hint` allows reduced-scale decoding; it is used where one of `inputs` is made from
+    pixels, or where there are none. Raises UserError where there are no captions, an image lacks a feature, or no image
+    file is there.
     """
+    settings = settings or LoaderSettings()
     dataset.require_captions()
     items = [item for item in dataset.items if item.captions]
-    items, bad = with_files(dataset, items) if transform is not None else (items, [])
-    counts = [len(item.captions) for item in items]
-    sampler = GroupedBatchSampler(counts, batch_size, captions_per_image, seed, shuffle, rank, world_size)
-    captions = CaptionIds(items, vocabulary, max_tokens, max_sentences)
-    batches = _Batches(items, captions, *open_sources(dataset, items, features, persist_features), transform, seed)
-    return Loader(dataset, batches, sampler, _workers(num_workers, transform), bad)
+    transform, items, bad = _found(dataset, items, inputs, transform)
+    sampler = GroupedBatchSampler([len(item.captions) for item in items], settings)
+    captions = CaptionIds(items, vocabulary, settings.max_sentences)
+    batches = _Batches(items, captions, list(inputs), transform, settings.seed)
+    return Loader(dataset, batches, sampler, _workers(settings, transform), bad)
 
 
 def get_eval_loader(
     dataset: CaptionDataset,
-    vocabulary=None,
-    *,
-    batch_size: int = 64,
-    with_captions: bool = False,
-    features: Sequence[str] = (),
-    persist_features: Sequence[str] = (),
+    inputs: Sequence[Input] = (),
+    settings: LoaderSettings | None = None,
     transform: Callable | None = None,
-    num_workers: int | None = None,
-    max_tokens: int | None = None,
-    max_sentences: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    vocabulary=None,
 ) -> Loader:
-    """All images in order, for validation and inference; arguments as get_loader's, but batch_size counts images.
+    """All images in order, for validation and inference; arguments as get_loader's.
 
-    With `with_captions` the images that have captions, with all of them as rows. `transform` is given no seed.
+    With a `vocabulary` the images that have captions, with all of them as rows. `transform` is given no seed.
     """
+    settings = settings or LoaderSettings(batch_size=64)
     items = dataset.items
-    if with_captions:
+    if vocabulary is not None:
         dataset.require_captions("validation")
         items = [item for item in items if item.captions]
+    transform, items, bad = _found(dataset, items, inputs, transform)
+    captions = None if vocabulary is None else CaptionIds(items, vocabulary, settings.max_sentences)
+    sampler = ImageBatchSampler([0 if captions is None else len(item.captions) for item in items], settings)
+    batches = _Batches(items, captions, list(inputs), transform, None)
+    return Loader(dataset, batches, sampler, _workers(settings, transform), bad)
+
+
+def opened(inputs: Iterable[Input]) -> list:
+    """The feature files and caches among the sources of `inputs`, each once: several inputs may share one."""
+    return list({id(one.source): one.source for one in inputs if not one.from_pixels}.values())
+
+
+def _found(dataset: CaptionDataset, items: list[ImageItem], inputs: Sequence[Input], transform) -> tuple:
+    """The transform if pixels are needed, the items whose files are there, and a message for each that is not.
+
+    The records of all items are looked up now: training must not die of one in the night.
+    """
+    if inputs and not any(one.from_pixels for one in inputs):
+        transform = None
     items, bad = with_files(dataset, items) if transform is not None else (items, [])
-    counts = [len(item.captions) if with_captions else 0 for item in items]
-    sampler = ImageBatchSampler(counts, batch_size, rank, world_size)
-    captions = CaptionIds(items, vocabulary, max_tokens, max_sentences) if with_captions else None
-    batches = _Batches(items, captions, *open_sources(dataset, items, features, persist_features), transform, None)
-    return Loader(dataset, batches, sampler, _workers(num_workers, transform), bad)
+    for source in opened(inputs):
+        source.check(items)
+    return transform, items, bad
 
 
-def _workers(num_workers: int | None, transform) -> int:
-    if num_workers is not None:
-        return num_workers
+def _workers(settings: LoaderSettings, transform) -> int:
+    if settings.num_workers is not None:
+        return settings.num_workers
     if transform is None:
         return 0
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -34,7 +34,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from captioning.batches.inputs import check_feature_files, check_features, missing_features, replace_files
+from captioning.batches.inputs import Input, plan_inputs
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
@@ -46,7 +46,7 @@ from captioning.files import check_writable
 from captioning.images.image_file import image_exists
 from captioning.images.zip_file import is_zip
 from captioning.text.tokenizers import as_sentence
-from data_loader import Loader, get_eval_loader
+from data_loader import Loader, LoaderSettings, get_eval_loader
 from inference.attention_maps import AttentionLog
 from inference.flags import BUNDLED, check
 from inference.gallery import write_gallery
@@ -178,7 +178,7 @@ def resized(captioner: Captioner, size: int) -> None:
     captioner.size, captioner.transform = size, with_size(captioner.transform, size)
     probe = captioner.transform(Image.new("RGB", (size, size)), None).unsqueeze(0)
     try:
-        captioner.encode(probe.to(captioner.device), [None] * len(captioner.external))
+        captioner.encode(probe.to(captioner.device), [None] * len(captioner.config.specs))
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"--resize {size}: the model's encoder cannot take images of this size ({reason})") from error
@@ -186,40 +186,21 @@ def resized(captioner: Captioner, size: int) -> None:
 
 def make_loader(args, captioner: Captioner, dataset: CaptionDataset) -> Loader:
     """Batches of the images, from feature files where they exist, else from pixels."""
-    by_hand = bool(args.ext_features or args.ext_persist_features)
-    replace_files("ext_features", args.ext_features, captioner.config.features, dataset)
-    replace_files("ext_persist_features", args.ext_persist_features, captioner.config.persist_features, dataset)
-    from_files = by_hand
-    if args.dataset and not by_hand and any(captioner.external):
-        missing = missing_features(captioner.config, dataset)
-        if missing:
-            note(f"{missing}: its photos are captioned instead")
-        from_files = not missing
-    if not from_files and any(captioner.external):
+    replaced = {"features": args.ext_features, "persist_features": args.ext_persist_features}
+    photos = "instead" if args.dataset else "always"
+    inputs = plan_inputs(captioner.config, dataset, replaced=replaced, photos=photos, strict=True)
+    pixels = all(one.from_pixels for one in inputs)
+    if pixels:
         captioner.prepare_for_photos()
     if args.resize:
-        if from_files:
+        if not pixels:
             raise UserError("--resize is for photos, but the model reads this dataset from feature files")
         resized(captioner, args.resize)
-    transform = None if all(captioner.external) else captioner.transform
-    lists = (captioner.config.features, captioner.config.persist_features)
-    external = [[spec for spec in specs if spec.from_file and from_files] for specs in lists]
     workers = args.num_workers
     if workers is None and len(dataset) <= args.batch_size:
         workers = 0  # a single batch: starting processes would only cost time
-    loader = get_eval_loader(
-        dataset,
-        batch_size=args.batch_size,
-        features=[spec.name for spec in external[0]],
-        persist_features=[spec.name for spec in external[1]],
-        transform=transform,
-        num_workers=workers,
-    )
-    check_feature_files(captioner.config, loader)
-    for spec, source in zip(external[0] + external[1], loader.features + loader.persist_features):
-        for line in check_features(spec, source, by_hand):
-            note(f"warning: {line}")
-    return loader
+    settings = LoaderSettings(args.batch_size, num_workers=workers)
+    return get_eval_loader(dataset, inputs, settings, captioner.transform)
 
 
 # ---- captioning ----
@@ -321,14 +302,14 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
     return lines, bool(scores.left_out)
 
 
-def describe(captioner: Captioner, dataset: CaptionDataset, args) -> None:
+def describe(captioner: Captioner, dataset: CaptionDataset, inputs: list[Input], args) -> None:
     made = [
-        spec.name if external or not spec.from_file else f"{spec.name} made by {spec.provenance['extractor']}"
-        for spec, external in zip(captioner.config.specs, captioner.external)
+        f"{x.spec.name} made by {x.spec.provenance['extractor']}" if x.from_pixels and x.spec.from_file else x.spec.name
+        for x in inputs
     ]
     size = sum(p.numel() for p in captioner.model.decoder.parameters())
     note(f"model {model_path(args)}: decoder of {size / 1e6:.1f} million weights, {len(captioner.vocabulary)} words")
-    pixels = "" if all(captioner.external) else f"; images {captioner.size}x{captioner.size}"
+    pixels = "" if not any(one.from_pixels for one in inputs) else f"; images {captioner.size}x{captioner.size}"
     note(f"features {', '.join(made)}{pixels}; device {captioner.device}")
     note(f"{len(dataset)} images of {dataset.name}")
 
@@ -374,7 +355,7 @@ def caption_rest(args, rest: CaptionDataset, file: ResultsFile | None, results: 
     captioner = open_model(args)
     loader = make_loader(args, captioner, rest)
     if args.verbose:
-        describe(captioner, rest, args)
+        describe(captioner, rest, loader.inputs, args)
     attention = None
     if args.attention_output:
         attention = AttentionLog(captioner.config.specs[captioner.model.attended].shape[1:])

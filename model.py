@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from captioning import checkpoint
 from captioning.batches.arrays import tensors_for
 from captioning.batches.pixels import StoryPixels, encoded
-from captioning.config import FeatureSpec, ModelConfig
+from captioning.config import ModelConfig
 from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.decoder.paragraph_search import Paragraph, explain_paragraphs, write_paragraphs
 from captioning.decoder.search import Search, generate
@@ -211,13 +211,6 @@ class Captioner:
         settings = next((provenance["transform"] for provenance in provenances if provenance.get("transform")), None)
         self.size = None if settings is None else self.config.crop_size or settings["size"]
         self.transform = None if settings is None else image_transform(self.size, settings["interpolation"])
-        self.external = [spec.from_file for spec in self.config.specs]
-        self.sources: dict = {}  # encoder name -> CachedFeatures that stand in for it (feature_cache.py)
-
-    def feature_names(self, specs: list[FeatureSpec]) -> list:
-        """What get_loader is to read for `specs`: names of feature files, and caches that stand in for encoders."""
-        read = [spec.name for spec in specs if spec.from_file or spec.name in self.sources]
-        return [self.sources.get(name, name) for name in read]
 
     @property
     def device(self) -> torch.device:
@@ -229,10 +222,12 @@ class Captioner:
         return float(self.info.get("length_penalty", 0.0))
 
     def prepare_for_photos(self) -> None:
-        """Build the encoders behind feature files, so that photos can be captioned too.
+        """Build the encoders behind feature files that are not there yet, so that photos can be captioned too.
 
         Raises UserError where a file does not name its encoder, or was made from images of another size than the rest.
         """
+        if not any(isinstance(extractor, nn.Identity) for extractor in self.model.extractors):
+            return
         made: dict[str, ImageEncoder] = {}
         for index, spec in enumerate(self.config.specs):
             if not isinstance(self.model.extractors[index], nn.Identity):
@@ -249,7 +244,6 @@ class Captioner:
                     f"else {self.size}), so it cannot caption photos; caption a dataset with such features (--dataset)"
                 )
             self.model.extractors[index] = made[provenance]
-        self.external = [False] * len(self.external)
         try:
             plain = image_transform(self.size, self.transform.interpolation)
             self.transform = photo_transform(list(self.model.extractors), plain)
@@ -320,10 +314,9 @@ class Captioner:
 
     def caption_images(self, images: list, search: Search | None = None) -> list[list[Caption]]:
         """Captions of PIL images, greedy unless `search` says otherwise."""
-        if any(self.external):
-            self.prepare_for_photos()
+        self.prepare_for_photos()
         pixels = torch.stack([self.transform(image.convert("RGB"), None) for image in images]).to(self.device)
-        return self.caption(self.encode(pixels, [None] * len(self.external)), search or Search())
+        return self.caption(self.encode(pixels, [None] * len(self.config.specs)), search or Search())
 
 
 def caption_loader(captioner: Captioner, loader: Iterable, search: Search | None, amp: str = "off") -> Iterator[tuple]:
@@ -344,11 +337,13 @@ def caption_loader(captioner: Captioner, loader: Iterable, search: Search | None
 
 
 def batch_inputs(captioner: Captioner, batch) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Pixels and inputs of a data_loader.Batch, on the model's device, as `CaptionModel.encode` takes them."""
-    device = captioner.device
-    files = iter([*batch.features, *batch.persist_features])
-    inputs = [next(files).to(device, non_blocking=True) if external else None for external in captioner.external]
-    return None if batch.pixels is None else batch.pixels.to(device, non_blocking=True), inputs
+    """Pixels and inputs of a data_loader.Batch, on the model's device, as `CaptionModel.encode` takes them.
+
+    The model's inputs come first in the batch; those of other models may follow.
+    """
+    own = [batch.pixels, *batch.inputs[: len(captioner.config.specs)]]
+    pixels, *inputs = [None if x is None else x.to(captioner.device, non_blocking=True) for x in own]
+    return pixels, inputs
 
 
 def save_captioner(captioner: Captioner, path, **info) -> None:
@@ -391,7 +386,7 @@ def load_captioner(
     model.finetune(0)
     info = {name: value for name, value in contents.items() if name not in ("config", "vocabulary", "state")}
     captioner = Captioner(model.to(device).eval(), vocabulary, weights, info)
-    if photos and any(captioner.external):
+    if photos:
         captioner.prepare_for_photos()
     return captioner
 

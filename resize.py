@@ -182,7 +182,7 @@ def resized(names: list[str], settings: Settings, num_workers: int):
     num_workers = min(num_workers, len(names))
     chunk = max(1, min(64, len(names) // (8 * num_workers)))
     if settings.with_torch and get_start_method() == "fork":
-        from captioning.images import torch_resize as tensor_resize  # noqa: F401  once here instead of once in each process
+        import captioning.images.torch_resize  # noqa: F401  once here instead of once in each process
     pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(settings.with_torch,))
     try:
         yield pool.map(work, names, chunksize=chunk)

@@ -33,8 +33,8 @@ if __name__ == "__main__":
 import torch
 
 from captioning import checkpoint
-from captioning.batches.features import FeatureSource
-from captioning.batches.inputs import check_feature_files
+from captioning.batches.features import CachedFeatures
+from captioning.batches.inputs import Input, file_spec, keep_sizes, plan_inputs
 from captioning.checkpoint import command_history
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
 from captioning.datasets.base import CaptionDataset, image_key
@@ -48,7 +48,7 @@ from captioning.features.factory import is_feature_file
 from captioning.progress import Bar
 from captioning.scoring.document_frequencies import CachedWords, kept_words
 from captioning.scoring.metrics import parse_metrics
-from data_loader import get_loader
+from data_loader import Loader, LoaderSettings, get_loader
 from model import Captioner, build_model, load_captioner
 from training.build import adapt, check_word_decoder, compile_captioner, start_word_decoder
 from training.cider_reward import CiderReward
@@ -95,8 +95,7 @@ def feature_specs(names: str, dataset, args, extractors: dict) -> list[FeatureSp
     specs = []
     for name in [name.strip() for name in names.split(",") if name.strip()]:
         if is_feature_file(name):
-            source = FeatureSource(dataset, name)
-            specs.append(FeatureSpec(name, tuple(source.shape), True, source.provenance))
+            specs.append(file_spec(dataset, name))
         else:
             if name not in extractors:
                 extractors[name] = build_encoder(name, weights=args.weights, transform=transform)
@@ -154,33 +153,34 @@ def make_hierarchical(args, dataset, flat: Captioner) -> Captioner:
     return Captioner(model, flat.vocabulary, args.weights)
 
 
-def loader_settings(captioner: Captioner, teachers: Teachers | None, args) -> dict:
-    """Arguments of get_loader that follow from the model, and from the teachers' feature files."""
-    config = captioner.config
-    pixels = not all(captioner.external)
-    extra = teachers.extra_features if teachers else []
-    transform = captioner.transform
-    if pixels and not args.no_augment:
+def open_loader(args, captioner: Captioner, dataset: CaptionDataset, inputs: list[Input]) -> Loader:
+    """Batches for training, with random crops and mirror images where photos are read and nothing forbids it."""
+    transform, paragraphs = captioner.transform, captioner.config.paragraphs
+    if transform is not None and not args.no_augment:
         transform = image_transform(transform.size, transform.interpolation, train=True)
-    return {
-        "features": captioner.feature_names(config.features),
-        "persist_features": captioner.feature_names(config.persist_features) + extra,
-        "transform": transform if pixels else None,
-        "num_workers": args.num_workers,
-        "max_sentences": None if config.paragraphs is None else config.paragraphs.max_sentences,
-    }
+    rank, world = process()
+    settings = LoaderSettings(
+        batch_size=args.batch_size,
+        captions_per_image=args.captions_per_image,
+        seed=args.seed,
+        num_workers=args.num_workers,
+        max_sentences=None if paragraphs is None else paragraphs.max_sentences,
+        rank=rank,
+        world_size=world,
+    )
+    return get_loader(dataset, captioner.vocabulary, inputs, settings, transform)
 
 
-def use_cache(args, captioner: Captioner, dataset: CaptionDataset) -> tuple[CaptionDataset, list[str]]:
-    """--cache_features: the encoders run over all images now, or did before. `dataset` without the unreadable ones."""
+def use_cache(args, captioner: Captioner, dataset: CaptionDataset) -> tuple[dict[str, CachedFeatures], list[str]]:
+    """--cache_features: the encoders run over all images now, or did before. As `cache_features` returns it."""
     datasets = [dataset]
     if args.validate:
         datasets.append(open_dataset(args.validate, args.dataset_config_file))
     tell = print if is_main() else lambda line: None
-    bad = cache_features(args.cache_features, captioner, datasets, num_workers=args.num_workers, tell=tell)
+    cached, bad = cache_features(args.cache_features, captioner, datasets, num_workers=args.num_workers, tell=tell)
     if not args.no_augment:
         tell("the cache holds whole images: random crops and mirror images are off")
-    return readable(dataset, captioner), bad
+    return cached, bad
 
 
 def model_name(args) -> str:
@@ -411,30 +411,20 @@ def main(args) -> int:
     folder.history = contents.get("history", []) if contents else command_history(captioner.info)
     if args.show_tokens:
         show_tokens(dataset, captioner.vocabulary)
-    dataset, bad = use_cache(args, captioner, dataset) if args.cache_features else (dataset, [])
-    teachers = Teachers(args.distill, captioner, args.weights) if args.distill else None
-    rank, world = process()
-    loader = get_loader(
-        dataset,
-        captioner.vocabulary,
-        batch_size=args.batch_size,
-        captions_per_image=args.captions_per_image,
-        seed=args.seed,
-        rank=rank,
-        world_size=world,
-        **loader_settings(captioner, teachers, args),
-    )
-    check_feature_files(captioner.config, loader)
+    cached, bad = use_cache(args, captioner, dataset) if args.cache_features else ({}, [])
+    dataset = readable(dataset, cached)
+    inputs = plan_inputs(captioner.config, dataset, sources=cached)
+    keep_sizes(captioner.config, inputs)
+    teachers = Teachers(args.distill, captioner, inputs, dataset, args.weights) if args.distill else None
+    loader = open_loader(args, captioner, dataset, inputs + (teachers.inputs if teachers else []))
     loader.bad_items += bad
     validation = None
     if args.validate and is_main():
-        validation = validation_loader(captioner, args.validate, args.dataset_config_file, args.num_workers)
+        validation = validation_loader(captioner, args.validate, args.dataset_config_file, args.num_workers, cached)
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     trainer = Trainer(captioner, settings, args.num_batches or len(loader), args.num_epochs)
     first, resumed = start_training(args, trainer, folder, contents)
-    if teachers is not None:
-        teachers.bind(loader)
-        trainer.teachers = teachers
+    trainer.teachers = teachers
     if first > args.num_epochs:
         print(f"nothing to do: epoch {first - 1} of --num_epochs {args.num_epochs} is done already")
         return 0

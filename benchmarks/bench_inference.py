@@ -13,10 +13,11 @@ from bench_machine import Ran, cores, forget_peak, synchronize
 from bench_models import MAP, POOLED, from_file, from_pixels, plant_ending, random_encoder
 from bench_rows import Bench, Row, import_seconds, of_products, peak_of_this_process
 
+from captioning.batches.inputs import plan_inputs
 from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search
 from captioning.images.image_file import open_image
-from data_loader import get_eval_loader
+from data_loader import LoaderSettings, get_eval_loader
 from model import caption_loader, save_captioner
 
 LITE0 = "efficientnet_lite0-conv"
@@ -30,8 +31,8 @@ def feature_data(bench: Bench, section: str, images: int, shape: tuple, dtype: s
     dataset = open_dataset(f"bench:{section}", str(write_config(bench.folder, [section])))
     captioner = from_file("features.lmdb", shape, provenance)
     captioner.model.to(bench.device)
-    batch = next(iter(get_eval_loader(dataset, features=["features.lmdb"], batch_size=64)))
-    plant_ending(captioner.model, None, [batch.features[0].to(bench.device)])
+    batch = next(iter(get_eval_loader(dataset, plan_inputs(captioner.config, dataset))))
+    plant_ending(captioner.model, None, [batch.inputs[0].to(bench.device)])
     return captioner, dataset
 
 
@@ -40,7 +41,7 @@ def decode(bench: Bench, beams: int, row: Row) -> Row:
     if "decode" not in bench.made:
         bench.made["decode"] = feature_data(bench, "decode", bench.scale.decode_images, MAP, "float16")
     captioner, dataset = bench.made["decode"]
-    loader = get_eval_loader(dataset, features=["features.lmdb"], batch_size=32)
+    loader = get_eval_loader(dataset, plan_inputs(captioner.config, dataset), LoaderSettings(batch_size=32))
     search = Search(beam_size=beams)
     terms = decoder_terms(Sizes.of(captioner))
     row.explain = [term.line(training=False) for term in terms]

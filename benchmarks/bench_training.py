@@ -10,9 +10,10 @@ from bench_machine import forget_peak, proportional, synchronize, tree
 from bench_models import MAP, POOLED, from_file, from_pixels, random_encoder
 from bench_rows import Bench, Row, of_products, peak_of_this_process
 
+from captioning.batches.inputs import plan_inputs
 from captioning.datasets.factory import open_dataset
 from captioning.encoder.transforms import image_transform
-from data_loader import get_loader
+from data_loader import LoaderSettings, get_loader
 from training.settings import Settings
 from training.trainer import Trainer
 
@@ -23,10 +24,13 @@ WARM_UP = 3  # batches before the first run: libraries set themselves up
 class Training:
     """A trainer and a loader, run for a number of batches at a time. An epoch begins where the last one ended."""
 
-    def __init__(self, captioner, dataset, bench: Bench, batch_size: int = 128, **loading):
+    def __init__(self, captioner, dataset, bench: Bench, batch_size: int = 128, cached: dict | None = None):
         self.captioner, self.device = captioner, bench.device
         captioner.model.to(bench.device)
-        self.loader = get_loader(dataset, captioner.vocabulary, batch_size=batch_size, **loading)
+        inputs, transform = plan_inputs(captioner.config, dataset, sources=cached), captioner.transform
+        if transform is not None:
+            transform = image_transform(transform.size, transform.interpolation, train=True)
+        self.loader = get_loader(dataset, captioner.vocabulary, inputs, LoaderSettings(batch_size), transform)
         settings = Settings(amp=bench.amp)
         self.trainer = Trainer(captioner, settings, len(self.loader), 1)
         self.sizes, self.epoch = Sizes.of(captioner), 0
@@ -72,7 +76,7 @@ def from_features(bench: Bench, name: str, shape: tuple, dtype: str, texts: int,
     write_features(bench.folder / "features" / section / f"{name}.lmdb", names, shape, dtype)
     config = write_config(bench.folder, [section])
     dataset = open_dataset(f"bench:{section}", str(config))
-    training = Training(from_file(f"{name}.lmdb", shape, **settings), dataset, bench, features=[f"{name}.lmdb"])
+    training = Training(from_file(f"{name}.lmdb", shape, **settings), dataset, bench)
     terms = decoder_terms(training.sizes)
     row.explain = [term.line(training=True) for term in terms]
 
@@ -113,9 +117,7 @@ def train_pixels(bench: Bench) -> Row:
     row = Row("training from pixels, ResNet-152, batch 32, 5 captions an image", "captions/s", "matrix products")
     dataset, _ = pixel_data(bench, "train_pixels", bench.scale.pixel_images)
     captioner = from_pixels(random_encoder("resnet152"))
-    transform = captioner.transform
-    transform = image_transform(transform.size, transform.interpolation, train=True)
-    training = Training(captioner, dataset, bench, batch_size=32, transform=transform)
+    training = Training(captioner, dataset, bench, batch_size=32)
     extractor = captioner.model.extractors[0]
     pixels = torch.empty(1, 3, captioner.size, captioner.size)
     terms = encoder_terms("ResNet-152", convolutions_of(extractor.network, pixels))
@@ -142,11 +144,11 @@ def train_cached(bench: Bench) -> Row:
     captioner = from_pixels(random_encoder("efficientnet_lite0-conv", pretrained=True), dropout=0.4)
     captioner.model.to(bench.device)
     began = time.perf_counter()
-    cache_features(bench.folder / "cache", captioner, [dataset], tell=lambda line: None)
+    cached, _ = cache_features(bench.folder / "cache", captioner, [dataset], tell=lambda line: None)
     row.parts["filling_images_per_second"] = len(names) / (time.perf_counter() - began)
-    cached = Training(captioner, dataset, bench, features=list(captioner.sources.values()))
+    cached = Training(captioner, dataset, bench, cached=cached)
     write_features(bench.folder / "features" / "train_cached" / "map.lmdb", names, MAP, "float16")
-    external = Training(from_file("map.lmdb", MAP, dropout=0.4), dataset, bench, features=["map.lmdb"])
+    external = Training(from_file("map.lmdb", MAP, dropout=0.4), dataset, bench)
     epochs = max(1, 800 // len(names)) if bench.scale.runs > 3 else 1
     row.explain = ["the limit: the same model, images and captions, the maps read from an lmdb file (float16)"]
 

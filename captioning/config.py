@@ -11,8 +11,7 @@ class FeatureSpec:
 
     shape: (D,) or (D, h, w). from_file: read from a feature file. provenance: what makes it from a photo, as the
     feature file says (`extractor`, `weights_sha256`, `transform`, `feature_type`); None where the file does not say.
-    DeepCaption keeps the joint size of its feature files only: of several the first has it, the others (0,), until
-    `settle_joint_sizes`.
+    DeepCaption keeps the joint size of its feature files only: of several the first has it, the others (0,).
     """
 
     name: str

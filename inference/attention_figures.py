@@ -30,8 +30,7 @@ def open_model(path, device: str | None = None, cpu: bool = False, weights: str 
     captioner = load_captioner(path, choose_device(device, cpu), weights, photos=False)
     if captioner.model.attended is None:
         raise UserError(f"--model {path}: it has no attention to show; train one with --attention soft")
-    if any(captioner.external):
-        captioner.prepare_for_photos()
+    captioner.prepare_for_photos()
     return captioner
 
 
@@ -48,7 +47,7 @@ class Artist:
         """The matplotlib figure of one photo, and its caption. Raises ImageError where it cannot be read."""
         captioner, photo = self.captioner, open_image(path)
         pixels = captioner.transform(photo, None).unsqueeze(0).to(captioner.device)
-        memory = captioner.encode(pixels, [None] * len(captioner.external))
+        memory = captioner.encode(pixels, [None] * len(captioner.config.specs))
         caption = captioner.caption(memory, self.search)[0][0]
         weights, log_probs = captioner.explain(memory, [caption])[0]
         h, w = captioner.config.specs[captioner.model.attended].shape[1:]

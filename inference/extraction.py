@@ -17,7 +17,7 @@ from captioning.encoder.ten_crops import pooled_crops
 from captioning.encoder.transforms import TenCrops, image_transform
 from captioning.features.writer import FeatureWriter
 from captioning.progress import Bar
-from data_loader import Loader, get_eval_loader
+from data_loader import Loader, LoaderSettings, get_eval_loader
 
 
 class PhotoEncoder:
@@ -63,9 +63,9 @@ def share_of(dataset: CaptionDataset, transform, batch_size: int, workers: int |
     if workers is None and count > 1:  # the machine's cores are for all processes on it
         workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", count)))
     silence = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(io.StringIO())
+    settings = LoaderSettings(batch_size, num_workers=workers, rank=rank, world_size=count)
     with silence:
-        settings = {"batch_size": batch_size, "num_workers": workers}
-        return get_eval_loader(dataset, transform=transform, rank=rank, world_size=count, **settings)
+        return get_eval_loader(dataset, settings=settings, transform=transform)
 
 
 def extract(encoder: PhotoEncoder, loader: Loader, writer: FeatureWriter | None, dtype: str) -> None:

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy import file_inputs
 
+from captioning.batches.inputs import Input, Pixels
 from captioning.batches.sampler import GroupedBatchSampler
+from captioning.config import FeatureSpec
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
 from captioning.errors import UserError
 from captioning.features.writer import FeatureWriter
-from data_loader import Batch, get_eval_loader, get_loader
+from data_loader import Batch, LoaderSettings, get_eval_loader, get_loader
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "cat", "runs", "sleeps", "on", "the", "red", "mat"]
 COUNTS = [5, 1, 7, 0, 5, 5, 3, 12, 5, 5, 2]
@@ -91,7 +94,7 @@ def sentences(batch):
 
 
 def same(a: Batch, b: Batch):
-    tensors = [(x.captions, x.lengths, x.row_image, x.pixels, *x.features, *x.persist_features) for x in (a, b)]
+    tensors = [(x.captions, x.lengths, x.row_image, x.pixels, *x.inputs) for x in (a, b)]
     assert [item.image_id for item in a.items] == [item.image_id for item in b.items]
     assert a.index == b.index
     for x, y in zip(*tensors, strict=True):
@@ -195,10 +198,13 @@ def test_generic_dataset_of_files_and_folder(coco):
 # ---------------------------------------------------------------- the sampler
 
 
+def sampler_of(counts, *sizes, **settings):
+    return GroupedBatchSampler(counts, LoaderSettings(*sizes, **settings))
+
+
 @pytest.mark.parametrize("captions_per_image", [1, 2, 5, 100])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_an_epoch_shows_every_caption_once(captions_per_image, shuffle):
-    sampler = GroupedBatchSampler(COUNTS, 20, captions_per_image, shuffle=shuffle)
+def test_an_epoch_shows_every_caption_once(captions_per_image):
+    sampler = sampler_of(COUNTS, 20, captions_per_image)
     for epoch in (1, 2):
         sampler.set_position(epoch)
         batches = list(sampler)
@@ -214,16 +220,16 @@ def test_an_epoch_shows_every_caption_once(captions_per_image, shuffle):
 
 
 def test_a_last_batch_of_one_group_joins_the_one_before():
-    sizes = [len(batch) for batch in GroupedBatchSampler([5] * 9, 20, 5)]
+    sizes = [len(batch) for batch in sampler_of([5] * 9, 20, 5)]
     assert sizes == [4, 5]
-    assert [len(batch) for batch in GroupedBatchSampler([5] * 10, 20, 5)] == [4, 4, 2]
-    assert [len(batch) for batch in GroupedBatchSampler([5], 20, 5)] == [1]
-    assert [len(batch) for batch in GroupedBatchSampler([5] * 4, 1, 5)] == [2, 2]
+    assert [len(batch) for batch in sampler_of([5] * 10, 20, 5)] == [4, 4, 2]
+    assert [len(batch) for batch in sampler_of([5], 20, 5)] == [1]
+    assert [len(batch) for batch in sampler_of([5] * 4, 1, 5)] == [2, 2]
 
 
 def test_epochs_differ_and_are_a_function_of_seed_and_epoch():
     def epoch(number, seed=42):
-        sampler = GroupedBatchSampler(COUNTS, 10, 5, seed)
+        sampler = sampler_of(COUNTS, 10, 5, seed)
         sampler.set_position(number)
         return list(sampler)
 
@@ -236,7 +242,7 @@ def test_epochs_differ_and_are_a_function_of_seed_and_epoch():
 
 
 def test_a_position_gives_the_tail_of_the_epoch():
-    sampler = GroupedBatchSampler(COUNTS, 10, 3)
+    sampler = sampler_of(COUNTS, 10, 3)
     sampler.set_position(5)
     whole = list(sampler)
     for start in range(len(whole) + 1):
@@ -247,8 +253,8 @@ def test_a_position_gives_the_tail_of_the_epoch():
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_processes_share_an_epoch(world_size):
-    whole = list(GroupedBatchSampler(COUNTS, 10, 5))
-    ranks = [list(GroupedBatchSampler(COUNTS, 10, 5, rank=r, world_size=world_size)) for r in range(world_size)]
+    whole = list(sampler_of(COUNTS, 10, 5))
+    ranks = [list(sampler_of(COUNTS, 10, 5, rank=r, world_size=world_size)) for r in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     dealt = [ranks[i % world_size][i // world_size] for i in range(world_size * len(ranks[0]))]
     assert dealt == [*whole, *whole][: len(dealt)]
@@ -260,23 +266,24 @@ def test_processes_share_an_epoch(world_size):
 
 def test_captions_rows_and_features_belong_together(coco):
     vocabulary = WordIds()
-    loader = get_loader(
-        dataset(coco), vocabulary, batch_size=10, features=["f.npy", "f.lmdb"], persist_features=["f.npy"]
-    )
+    images = dataset(coco)
+    inputs = file_inputs(images, "f.npy", "f.lmdb", "f.npy")
+    assert inputs[0].source is inputs[2].source  # one file is opened, and read, once
+    loader = get_loader(images, vocabulary, inputs, LoaderSettings(batch_size=10))
     assert loader.num_captions == 50
-    assert [source.shape for source in loader.features] == [(2,), (4, 2, 3)]
+    assert [one.source.shape for one in loader.inputs] == [(2,), (4, 2, 3), (2,)]
     shown = []
     for number, batch in enumerate(loader):
         assert batch.index == number
         assert batch.pixels is None
         ids = torch.tensor([item.image_id for item in batch.items])
-        assert torch.equal(batch.features[0], ids[:, None] + torch.arange(2) / 64)
-        assert batch.features[1].dtype == torch.float16
-        assert batch.features[1].shape == (len(ids), 6, 4)
-        assert batch.features[1].is_contiguous()
+        assert torch.equal(batch.inputs[0], ids[:, None] + torch.arange(2) / 64)
+        assert batch.inputs[1].dtype == torch.float16
+        assert batch.inputs[1].shape == (len(ids), 6, 4)
+        assert batch.inputs[1].is_contiguous()
         one_map = torch.arange(24).reshape(4, 6) / 64
-        assert torch.allclose(batch.features[1].float(), ids[:, None, None] + one_map.T)
-        assert torch.equal(batch.persist_features[0], batch.features[0])
+        assert torch.allclose(batch.inputs[1].float(), ids[:, None, None] + one_map.T)
+        assert torch.equal(batch.inputs[2], batch.inputs[0])
         assert batch.captions.dtype == batch.lengths.dtype == batch.row_image.dtype == torch.int64
         assert batch.captions.shape == (len(batch.lengths), batch.lengths.max())
         assert (batch.captions[:, 0] == 1).all()
@@ -290,25 +297,31 @@ def test_captions_rows_and_features_belong_together(coco):
     assert vocabulary.calls == 50  # once and for all
 
 
-def test_long_captions_are_cut(coco):
-    loader = get_loader(dataset(coco), WordIds(), max_tokens=2)
-    for batch in loader:
-        assert batch.captions.shape[1] == 4
-        assert (batch.captions[:, 0] == 1).all()
-        assert (batch.captions[:, 3] == 2).all()
-        assert (batch.captions[:, 1:3] > 2).all()
-        assert (batch.lengths == 4).all()
+def with_pixels(images, *names):
+    """Inputs of a model that reads feature files, and photos by an encoder of its own."""
+    return [*file_inputs(images, *names), Input(FeatureSpec("resnet18", (512,), False), Pixels())]
+
+
+def test_pixels_are_loaded_where_an_input_needs_them(coco):
+    images, settings = dataset(coco), LoaderSettings(batch_size=10, num_workers=0)
+    batch = next(iter(get_eval_loader(images, file_inputs(images, "f.npy"), settings, shades)))
+    assert batch.pixels is None and len(batch.inputs) == 1
+    batch = next(iter(get_eval_loader(images, with_pixels(images, "f.npy"), settings, shades)))
+    assert len(batch.pixels) == len(batch.inputs[0]) == 10 and batch.inputs[1] is None
+    batch = next(iter(get_eval_loader(images, settings=settings, transform=shades)))
+    assert len(batch.pixels) == 10 and batch.inputs == []
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_forks_and_resuming_change_nothing(coco, num_workers):
     """Feature files are open in this process (the check of the keys) when the workers are forked."""
-    settings = {"batch_size": 10, "features": ["f.lmdb", "f.npy"], "transform": shades}
-    reference = get_loader(dataset(coco), WordIds(), **settings, num_workers=0)
+    images = dataset(coco)
+    inputs = with_pixels(images, "f.lmdb", "f.npy")
+    reference = get_loader(images, WordIds(), inputs, LoaderSettings(10, num_workers=0), shades)
     reference.set_position(3, 0)
     whole = list(reference)
     assert len({int(batch.pixels[0, 2, 1, 1]) for batch in whole}) > 1  # seeds differ
-    loader = get_loader(dataset(coco), WordIds(), **settings, num_workers=num_workers)
+    loader = get_loader(images, WordIds(), inputs, LoaderSettings(10, num_workers=num_workers), shades)
     for start in (0, 2):
         loader.set_position(3, start)
         got = list(loader)
@@ -322,22 +335,23 @@ def test_workers_forks_and_resuming_change_nothing(coco, num_workers):
     loader.set_position(4, 0)
     first = next(iter(loader))
     assert not torch.equal(first.row_image, whole[0].row_image) or sentences(first) != sentences(whole[0])
-    assert loader.features[0].get(whole[0].items).equal(whole[0].features[0])  # here, while the workers read it too
+    assert inputs[0].source.get(whole[0].items).equal(whole[0].inputs[0])  # here, while the workers read it too
     loader.close()
 
 
 def test_evaluation_goes_through_images_in_order(coco):
-    loader = get_eval_loader(dataset(coco), batch_size=4, transform=shades, features=["f.npy"], num_workers=0)
+    images = dataset(coco)
+    loader = get_eval_loader(images, with_pixels(images, "f.npy"), LoaderSettings(4, num_workers=0), shades)
     batches = list(loader)
     assert len(loader) == 3
     assert [item.image_id for batch in batches for item in batch.items] == list(range(11))
     assert [batch.pixels[0, 0, 0, 0].item() for batch in batches] == [0, 4, 8]
     assert (batches[0].pixels[:, 2, 1, 1] == 255).all()  # no seed
     assert batches[0].captions is None
-    loader = get_eval_loader(dataset(coco), WordIds(), batch_size=4, with_captions=True)
+    loader = get_eval_loader(images, (), LoaderSettings(4), vocabulary=WordIds())
     rows = [row for batch in loader for row in sentences(batch)]
     assert rows == [(i, caption(i, c)) for i, n in enumerate(COUNTS) for c in range(n)]
-    parts = [get_eval_loader(dataset(coco), batch_size=4, rank=r, world_size=2) for r in (0, 1)]
+    parts = [get_eval_loader(images, (), LoaderSettings(4, rank=r, world_size=2)) for r in (0, 1)]
     assert [[batch.items[0].image_id for batch in part] for part in parts] == [[0, 8], [4]]
 
 
@@ -347,29 +361,30 @@ def test_features_of_several_datasets_come_from_their_own_files(coco):
     with open(coco / "d.conf", "a") as file:
         file.write("[c:two:other]\nfeatures_path = other\n")
     both = dataset(coco, "c:two:other+c:one")
-    batch = next(iter(get_eval_loader(both, batch_size=20, features=["f.npy"])))
-    assert batch.features[0][:, 0].tolist() == [-1, -2, -3, *range(11)]
-    assert batch.features[0].dtype == torch.float32
-    absolute = get_eval_loader(both, batch_size=20, features=[str(coco / "features/f.npy")])
-    assert next(iter(absolute)).features[0][:, 0].tolist() == [100, 101, 102, *range(11)]
+    batch = next(iter(get_eval_loader(both, file_inputs(both, "f.npy"))))
+    assert batch.inputs[0][:, 0].tolist() == [-1, -2, -3, *range(11)]
+    assert batch.inputs[0].dtype == torch.float32
+    absolute = get_eval_loader(both, file_inputs(both, str(coco / "features/f.npy")))
+    assert next(iter(absolute)).inputs[0][:, 0].tolist() == [100, 101, 102, *range(11)]
     np.save(coco / "other/f.npy", np.zeros((3, 5), "f4"))
     with pytest.raises(UserError, match="features of shape"):
-        get_eval_loader(both, features=["f.npy"])
+        file_inputs(both, "f.npy")
     np.save(coco / "other/f.npy", np.zeros((4, 2), "f4"))
     with pytest.raises(UserError, match="4 rows, the dataset 3 images"):
-        get_eval_loader(both, features=["f.npy"])
+        file_inputs(both, "f.npy")
 
 
 def test_a_missing_key_or_file_stops_the_start(coco):
     with FeatureWriter(coco / "features/g.lmdb", (2,)) as writer:
         for i in (0, 1, 2, 3, 4, 6, 8, 9, 10):
             writer.write(f"{i}.png", [1, 2])
+    images = dataset(coco)
     with pytest.raises(UserError, match=r"g.lmdb has no record for '5.png' \(and 1 other"):
-        get_loader(dataset(coco), WordIds(), features=["f.npy"], persist_features=["g.lmdb"])
+        get_loader(images, WordIds(), file_inputs(images, "f.npy", "g.lmdb"))
     with pytest.raises(UserError, match=r"no such feature file: .*features/none.npy"):
-        get_loader(dataset(coco), WordIds(), features=["none.npy"])
+        file_inputs(images, "none.npy")
     with pytest.raises(UserError, match=r"set features_path for \[bare\]"):
-        get_loader(dataset(coco, "bare"), WordIds(), features=["f.npy"])
+        file_inputs(dataset(coco, "bare"), "f.npy")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -377,7 +392,8 @@ def test_missing_and_broken_images_are_dropped_named_and_counted(coco, capfd, nu
     (coco / "images/4.png").unlink()
     (coco / "images/7.png").write_bytes(b"no image")
     (coco / "images/8.png").write_bytes((coco / "images/9.png").read_bytes()[:50])
-    loader = get_loader(dataset(coco), WordIds(), batch_size=10, transform=shades, num_workers=num_workers)
+    settings = LoaderSettings(10, num_workers=num_workers)
+    loader = get_loader(dataset(coco), WordIds(), settings=settings, transform=shades)
     assert loader.bad_items == [f"no such image: {coco / 'images/4.png'}"]
     assert "1 of 10 image files are missing and left out" in capfd.readouterr().err
     for epoch in (1, 2):
@@ -398,13 +414,15 @@ def test_missing_and_broken_images_are_dropped_named_and_counted(coco, capfd, nu
 def test_a_batch_of_bad_images_alone_is_passed_over(coco):
     for i in (4, 5):
         (coco / f"images/{i}.png").write_bytes(b"no image")
-    loader = get_eval_loader(dataset(coco), batch_size=2, transform=shades, num_workers=0)
+    loader = get_eval_loader(dataset(coco), settings=LoaderSettings(2, num_workers=0), transform=shades)
     assert [batch.index for batch in loader] == [0, 1, 3, 4, 5]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_feature_file_that_breaks_later_is_one_line(coco, num_workers):
-    loader = get_loader(dataset(coco), WordIds(), features=["f.lmdb"], num_workers=num_workers)
+    images = dataset(coco)
+    settings = LoaderSettings(num_workers=num_workers)
+    loader = get_loader(images, WordIds(), file_inputs(images, "f.lmdb"), settings)
     (coco / "features/f.lmdb/data.mdb").write_bytes(b"")
     with pytest.raises(UserError, match="f.lmdb") as error:
         list(loader)
@@ -413,8 +431,11 @@ def test_a_feature_file_that_breaks_later_is_one_line(coco, num_workers):
 
 
 def test_moving_a_batch(coco):
-    batch = next(iter(get_loader(dataset(coco), WordIds(), features=["f.npy"], transform=shades, num_workers=0)))
+    images = dataset(coco)
+    inputs = with_pixels(images, "f.npy")
+    batch = next(iter(get_loader(images, WordIds(), inputs, LoaderSettings(num_workers=0), shades)))
     moved = batch.to("meta")
-    assert {t.device.type for t in (moved.pixels, moved.captions, *moved.features)} == {"meta"}
+    assert {t.device.type for t in (moved.pixels, moved.captions, moved.inputs[0])} == {"meta"}
+    assert moved.inputs[1] is None
     assert moved.items == batch.items
     assert batch.captions.device.type == "cpu"

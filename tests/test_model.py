@@ -305,7 +305,7 @@ def test_explanations_belong_to_their_captions(attention):
 def test_the_loop_over_batches():
     captioner = make([internal("tiny"), POOLED], [MAP])
     pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    batch = SimpleNamespace(pixels=pixels, features=[record(POOLED)], persist_features=[record(MAP)])
+    batch = SimpleNamespace(pixels=pixels, inputs=[None, record(POOLED), record(MAP)])
     (same, memory, captions), (_, _, none) = [
         *caption_loader(captioner, [batch], Search()),
         *caption_loader(captioner, [batch], None),

@@ -99,6 +99,14 @@ def write_features(
             writer.write(key, record)
 
 
+def file_inputs(dataset, *names: str) -> list:
+    """Inputs of a model that reads the feature files `names` of `dataset`."""
+    from captioning.batches.inputs import file_spec, plan_inputs
+    from captioning.config import ModelConfig
+
+    return plan_inputs(ModelConfig([file_spec(dataset, name) for name in names]), dataset)
+
+
 # ---- train.py ----
 
 SMALL = ["--embed_size", 24, "--hidden_size", 32, "--attention_size", 16, "--value_size", 24]

@@ -154,11 +154,11 @@ def try_step(captioner: Captioner) -> None:
     """One forward and backward pass over two made-up images."""
     model, device = captioner.model, captioner.device
     inputs = []
-    for spec, external in zip(captioner.config.specs, captioner.external):
+    for spec in captioner.config.specs:
         shape = (spec.shape[1] * spec.shape[2], spec.shape[0]) if spec.spatial else spec.shape
-        inputs.append(torch.zeros(2, *shape, device=device) if external else None)
+        inputs.append(torch.zeros(2, *shape, device=device) if spec.from_file else None)
     pixels = None
-    if not all(captioner.external):
+    if any(one is None for one in inputs):
         pixels = torch.zeros(2, 3, captioner.size, captioner.size, dtype=torch.uint8, device=device)
     captions = torch.tensor([[START, END], [START, END]], device=device)
     statistics = [buffer.clone() for buffer in model.buffers()]  # batch norms would remember the made-up images

@@ -1,7 +1,7 @@
 """The frozen encoder's output of every image, kept on disk, so that only the first epoch pays for the encoder.
 
-    bad = cache_features("cache", captioner, [dataset], num_workers=4)
-    captioner.sources["resnet152"]      # given to get_loader() in place of a feature file's name
+    cached, bad = cache_features("cache", captioner, [dataset], num_workers=4)
+    inputs = plan_inputs(captioner.config, readable(dataset, cached), sources=cached)
 
 One lmdb file per encoder, weights and transform: its name carries a hash of them and its contents repeat them in full,
 so that features of other weights, or of pixels prepared in another way, are never taken for these. A record's key is
@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from captioning.batches.features import CachedFeatures, pixels_of
 from captioning.batches.pixels import encoded, with_files
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.devices import process, wait_for_all
@@ -30,43 +31,12 @@ from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.transforms import ImageTransform
 from captioning.errors import UserError
 from captioning.features.handles import forget, naming
-from captioning.features.lmdb_file import LmdbReader, lmdb_key
-from data_loader import get_eval_loader
+from captioning.features.lmdb_file import lmdb_key
+from data_loader import LoaderSettings, get_eval_loader
 from model import Captioner, as_regions
 
 FLUSH_BYTES, FLUSH_SECONDS = 2**25, 5.0  # what is encoded but not yet written: lost when the run is killed
 PAGE = 4096  # bytes
-
-
-class SharedLmdbReader(LmdbReader):
-    """Registers with lmdb as a reader: another run may be adding records, and must not reuse the pages read here."""
-
-    lock = True
-
-
-class CachedFeatures:
-    """The records of one encoder, asked for by images, as data_loader's FeatureSource is.
-
-    name: of the encoder; keys: `pixels_of` an item -> key in the file, of the items that have a record.
-    """
-
-    def __init__(self, name: str, path: Path, keys: dict[tuple, str]):
-        self.name, self.keys = name, keys
-        self.reader = SharedLmdbReader(path)
-        self.shape, self.dtype, self.provenance = self.reader.shape, self.reader.dtype, self.reader.provenance
-
-    def __contains__(self, item: ImageItem) -> bool:
-        return pixels_of(item) in self.keys
-
-    def check(self, items: Iterable[ImageItem]) -> None:
-        """Raises UserError naming an image that has no record."""
-        for item in items:
-            if item not in self:
-                raise UserError(f"--cache_features: {self.reader.path} has no record of {item.path}")
-
-    def get(self, items: Sequence[ImageItem]) -> torch.Tensor:
-        """(B, D) float32 or (B, R, D) float16."""
-        return torch.from_numpy(self.reader.get_many([self.keys[pixels_of(item)] for item in items]))
 
 
 class CacheFile:
@@ -146,11 +116,6 @@ class _Transaction:
         return self.naming.__exit__(*error)
 
 
-def pixels_of(item: ImageItem) -> tuple:
-    """Tells items apart that have other pixels: by path and box, a story by its first photo and its id."""
-    return item.path, item.image_id if item.photos else item.box
-
-
 def image_keys(items: Iterable[ImageItem]) -> dict[tuple, str]:
     """`pixels_of` each item -> its key in a cache file. Raises UserError where an image is not there."""
     keys: dict[tuple, str] = {}
@@ -178,10 +143,10 @@ def stamp(path: str) -> str:
             raise UserError(f"--cache_features: cannot read {path}: {error.strerror or error}") from error
 
 
-def readable(dataset: CaptionDataset, captioner: Captioner) -> CaptionDataset:
+def readable(dataset: CaptionDataset, cached: dict[str, CachedFeatures]) -> CaptionDataset:
     """`dataset` without the images that no record could be made of."""
     rest = copy.copy(dataset)  # its parts stay whole: rows of a feature file may follow their order
-    for source in captioner.sources.values():
+    for source in cached.values():
         rest.items = [item for item in rest.items if item in source]
     return rest
 
@@ -194,14 +159,14 @@ def cache_features(
     num_workers: int | None = None,
     batch_size: int = 32,
     tell: Callable[[str], None] = print,
-) -> list[str]:
-    """Encode what `folder` lacks of the datasets' images; from then on `captioner` is given features, not pixels.
+) -> tuple[dict[str, CachedFeatures], list[str]]:
+    """What the encoders make of the datasets' images, by the encoder's name; what `folder` lacks of it is made now.
 
-    Sets `captioner.sources` (encoder name -> CachedFeatures) and `captioner.external`. Processes of torchrun share the
-    work. tell: called with a line of progress. Returns a message for each image that could not be read, each printed as
-    a warning too; `readable` takes these images out of a dataset. Raises UserError where no encoder runs within the
-    model, one is being trained, or no image can be read.
+    Processes of torchrun share the work. tell: called with a line of progress. Returns as well a message for each image
+    that could not be read, each printed as a warning too; `readable` takes these images out of a dataset. Raises
+    UserError where no encoder runs within the model, one is being trained, or no image can be read.
     """
+    cached = {}
     extractors = frozen_extractors(captioner)
     for dataset in datasets:
         dataset.require_images()
@@ -224,9 +189,8 @@ def cache_features(
         kept = {pixels: key for pixels, key in keys.items() if pixels not in lost}
         if not kept:
             raise UserError(f"--cache_features: none of the {len(every)} images can be read")
-        captioner.sources[name] = CachedFeatures(name, file.path, kept)
-    captioner.external = [True] * len(captioner.external)
-    return list(dict.fromkeys(bad))
+        cached[name] = CachedFeatures(name, file.path, kept)
+    return cached, list(dict.fromkeys(bad))
 
 
 def frozen_extractors(captioner: Captioner) -> dict[str, ImageEncoder]:
@@ -266,7 +230,8 @@ def fill(
     """Encode the images of `dataset` into `file`; a message for each that could not be read."""
     if not dataset.items:
         return []
-    loader = get_eval_loader(dataset, transform=captioner.transform, batch_size=batch_size, num_workers=num_workers)
+    settings = LoaderSettings(batch_size=batch_size, num_workers=num_workers)
+    loader = get_eval_loader(dataset, settings=settings, transform=captioner.transform)
     records: dict[str, np.ndarray] = {}
     written = spoke = time.monotonic()
     done = 0

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import torch
 
-from captioning.batches.inputs import check_feature_files
+from captioning.batches.features import CachedFeatures
+from captioning.batches.inputs import plan_inputs
 from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search
 from captioning.devices import autocast
 from captioning.errors import UserError
 from captioning.files import atomic_write, read_json
 from captioning.scoring.metrics import caption_statistics, score_captions
-from data_loader import Loader, get_eval_loader
+from data_loader import Loader, LoaderSettings, get_eval_loader
 from model import Captioner, caption_loader
 from training.feature_cache import readable
 from training.paragraph_losses import ParagraphFigures, held_out_loss
@@ -28,23 +29,22 @@ ITS_EPOCH = re.compile(r"ep(\d+)|best")
 
 
 def validation_loader(
-    captioner: Captioner, dataset: str, config_file: str | None, num_workers: int | None = None
+    captioner: Captioner,
+    dataset: str,
+    config_file: str | None,
+    num_workers: int | None = None,
+    cached: dict[str, CachedFeatures] | None = None,
 ) -> Loader:
-    """All captioned images of `dataset` with the features, or the pixels, that the captioner reads."""
+    """All captioned images of `dataset` with the features, or the pixels, that the captioner reads.
+
+    cached: what `cache_features` gave.
+    """
     config = captioner.config
-    loader = get_eval_loader(
-        readable(open_dataset(dataset, config_file), captioner),
-        captioner.vocabulary,
-        batch_size=64,
-        with_captions=True,
-        features=captioner.feature_names(config.features),
-        persist_features=captioner.feature_names(config.persist_features),
-        transform=None if all(captioner.external) else captioner.transform,
-        num_workers=num_workers,
-        max_sentences=None if config.paragraphs is None else config.paragraphs.max_sentences,
-    )
-    check_feature_files(config, loader)
-    return loader
+    images = readable(open_dataset(dataset, config_file), cached or {})
+    inputs = plan_inputs(config, images, sources=cached)
+    max_sentences = None if config.paragraphs is None else config.paragraphs.max_sentences
+    settings = LoaderSettings(batch_size=64, num_workers=num_workers, max_sentences=max_sentences)
+    return get_eval_loader(images, inputs, settings, captioner.transform, captioner.vocabulary)
 
 
 def stats_file(model_path, dataset: str) -> Path:

@@ -18,7 +18,7 @@ class CaptionIds:
     max_sentences: captions are paragraphs, each sentence a row of its own; what goes beyond them is left out.
     """
 
-    def __init__(self, items: Sequence[ImageItem], vocabulary, max_tokens: int | None, max_sentences: int | None):
+    def __init__(self, items: Sequence[ImageItem], vocabulary, max_sentences: int | None):
         encode = vocabulary.encode
         flat, lengths, sentences = array("i"), [], []
         for item in items:
@@ -28,8 +28,7 @@ class CaptionIds:
                     parts = split_sentences(caption)[:max_sentences] or parts
                 sentences.append(len(parts))
                 for part in parts:
-                    ids = encode(part)
-                    row = [START, *(ids if max_tokens is None else ids[:max_tokens]), END]
+                    row = [START, *encode(part), END]
                     flat.extend(row)
                     lengths.append(len(row))
         self.paragraphs = max_sentences is not None

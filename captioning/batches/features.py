@@ -1,7 +1,15 @@
-"""Feature rows of a batch: the feature file of each part of a dataset, looked up and read by the keys of its images."""
+"""What a batch reads from feature files: rows by image, of a dataset's files or of a cache of an encoder's output.
+
+    source = FeatureFiles(dataset, "resnet152.lmdb")     # or CachedFeatures("resnet152", path, keys)
+    source.check(dataset.items)                          # UserError where an image has no record
+    source.get(dataset.items[:20])                       # (20, D), or (20, R, D)
+
+Shapes: B images, D feature size, R = h * w regions of a map.
+"""
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +18,7 @@ from captioning.datasets.base import CaptionDataset, ImageItem, first_few, warn
 from captioning.errors import UserError
 from captioning.features.base import FeatureReader
 from captioning.features.factory import open_features
+from captioning.features.lmdb_file import SharedLmdbReader
 
 
 def feature_path(part: CaptionDataset, name: str) -> str:
@@ -18,8 +27,8 @@ def feature_path(part: CaptionDataset, name: str) -> str:
     return path if os.path.isabs(path) or not part.features_path else os.path.join(part.features_path, path)
 
 
-class FeatureSource:
-    """One external name of --features: the feature file of each part of the dataset, looked up in its features_path.
+class FeatureFiles:
+    """One name of a feature file: the file of that name of each part of a dataset, looked up in its features_path.
 
     shape, dtype: of a record; provenance: what made the file, or None. Raises UserError where a file is missing or the
     parts' files do not fit together.
@@ -109,15 +118,37 @@ class FeatureSource:
         return reader.get_many(reader.pick([alternatives(item) for item in items]))
 
 
+class CachedFeatures:
+    """What an encoder made of images, from a cache file; called in the way of FeatureFiles.
+
+    name: of the encoder; path: of the cache file, to which other processes may be adding; keys: `pixels_of` an item ->
+    key in the file, of the items that have a record.
+    """
+
+    def __init__(self, name: str, path: Path, keys: dict[tuple, str]):
+        self.name, self.keys = name, keys
+        self.reader = SharedLmdbReader(path)
+        self.shape, self.dtype, self.provenance = self.reader.shape, self.reader.dtype, self.reader.provenance
+
+    def __contains__(self, item: ImageItem) -> bool:
+        return pixels_of(item) in self.keys
+
+    def check(self, items: Iterable[ImageItem]) -> None:
+        """Raises UserError naming an image that has no record."""
+        for item in items:
+            if item not in self:
+                raise UserError(f"--cache_features: {self.reader.path} has no record of {item.path}")
+
+    def get(self, items: Sequence[ImageItem]) -> torch.Tensor:
+        """(B, D) float32 or (B, R, D) float16."""
+        return torch.from_numpy(self.reader.get_many([self.keys[pixels_of(item)] for item in items]))
+
+
+def pixels_of(item: ImageItem) -> tuple:
+    """Tells items apart that have other pixels: by path and box, a story by its first photo and its id."""
+    return item.path, item.image_id if item.photos else item.box
+
+
 def alternatives(item: ImageItem) -> str | tuple[str, ...]:
     """The key of an item in feature files, or the keys to be tried in turn."""
     return (item.key, *item.other_keys) if item.other_keys else item.key
-
-
-def open_sources(dataset: CaptionDataset, items: list[ImageItem], *lists: Sequence[str]) -> list[list[FeatureSource]]:
-    """The opened feature files, every item's key checked now: training must not die of one in the night."""
-    opened: dict[str, FeatureSource] = {}
-    for name in dict.fromkeys(name for names in lists for name in names):
-        opened[name] = FeatureSource(dataset, name) if isinstance(name, str) else name
-        opened[name].check(items)
-    return [[opened[name] for name in names] for names in lists]

@@ -1,12 +1,35 @@
 """Which images and captions make a batch: all of it a function of (seed, epoch), so that a position is two counters."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from captioning.errors import UserError
 
 Group = tuple[int, list[int]]  # the index of an item, and which of its captions
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How a dataset is divided into batches, and by how many processes they are made.
+
+    batch_size: captions of a batch in training, images of a batch in evaluation.
+    captions_per_image: the most captions for which an image is loaded once, in training.
+    seed: of the order of images and of their augmentation, in training.
+    num_workers: processes that make batches; None: 0 without pixels, the machine's cores with them.
+    max_sentences: captions are paragraphs, a row is a sentence, and so many are kept of each; batch_size still counts
+    captions. None: a row is a caption.
+    rank, world_size: which process of torchrun this is, of how many; each makes its share of the batches.
+    """
+
+    batch_size: int = 128
+    captions_per_image: int = 5
+    seed: int = 42
+    num_workers: int | None = None
+    max_sentences: int | None = None
+    rank: int = 0
+    world_size: int = 1
 
 
 class GroupedBatchSampler:
@@ -17,23 +40,14 @@ class GroupedBatchSampler:
     With `world_size` processes each takes every world_size-th batch, all equally many (a few come twice then).
     """
 
-    def __init__(
-        self,
-        caption_counts: Sequence[int],
-        batch_size: int,
-        captions_per_image: int,
-        seed: int = 42,
-        shuffle: bool = True,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        if captions_per_image < 1:
-            raise UserError(f"--captions_per_image {captions_per_image}: must be at least 1")
+    def __init__(self, caption_counts: Sequence[int], settings: LoaderSettings):
+        self.size = settings.captions_per_image
+        if self.size < 1:
+            raise UserError(f"--captions_per_image {self.size}: must be at least 1")
         self.counts = np.asarray(caption_counts, np.int64)
-        self.size = captions_per_image
-        self.images = max(2, batch_size // captions_per_image)
-        self.seed, self.shuffle = seed, shuffle
-        self.rank, self.world_size = rank, world_size
+        self.images = max(2, settings.batch_size // self.size)
+        self.seed = settings.seed
+        self.rank, self.world_size = settings.rank, settings.world_size
         self.epoch = self.start_batch = 0
         self.num_groups = int((-(-self.counts // self.size)).sum())
         self.num_batches = -(-self.num_groups // self.images)
@@ -50,8 +64,7 @@ class GroupedBatchSampler:
 
     def __iter__(self) -> Iterator[list[Group]]:
         items, captions, bounds = self._groups()
-        random = self._random(1)
-        order = random.permutation(self.num_groups) if self.shuffle else np.arange(self.num_groups)
+        order = self._random(1).permutation(self.num_groups)
         for step in range(self.start_batch, len(self)):
             number = (self.rank + step * self.world_size) % self.num_batches
             last = number == self.num_batches - 1
@@ -63,10 +76,8 @@ class GroupedBatchSampler:
         total = int(self.counts.sum())
         first = np.cumsum(self.counts) - self.counts
         owner = np.repeat(np.arange(len(self.counts)), self.counts)
-        captions = np.arange(total) - first[owner]  # 0..n-1 within each image
-        place = captions.copy()
-        if self.shuffle:  # sort by image, and at random within it
-            captions = captions[np.lexsort((self._random(0).random(total), owner))]
+        place = np.arange(total) - first[owner]  # 0..n-1 within each image
+        captions = place[np.lexsort((self._random(0).random(total), owner))]  # by image, and at random within it
         begins = np.flatnonzero(place % self.size == 0)
         return owner[begins], captions, np.append(begins, total)
 
@@ -77,10 +88,11 @@ class GroupedBatchSampler:
 class ImageBatchSampler:
     """All given items in order, `batch_size` images at a time, each with all of its captions."""
 
-    def __init__(self, caption_counts: Sequence[int], batch_size: int, rank: int, world_size: int):
+    def __init__(self, caption_counts: Sequence[int], settings: LoaderSettings):
         groups = [(i, list(range(n))) for i, n in enumerate(caption_counts)]
-        batches = [groups[i : i + batch_size] for i in range(0, len(groups), batch_size)]
-        self.batches = batches[rank::world_size]
+        size = settings.batch_size
+        batches = [groups[i : i + size] for i in range(0, len(groups), size)]
+        self.batches = batches[settings.rank :: settings.world_size]
         self.epoch = self.start_batch = 0
 
     set_position = GroupedBatchSampler.set_position

@@ -112,6 +112,12 @@ class LmdbReader(FeatureReader):
             raise UserError(f"feature file {self.path}: record {key!r} has {len(value)} bytes, but {wanted}")
 
 
+class SharedLmdbReader(LmdbReader):
+    """Registers with lmdb as a reader: another run may be adding records, and must not reuse the pages read here."""
+
+    lock = True
+
+
 def lmdb_key(key) -> bytes:
     """The key as lmdb has it; one that lmdb cannot have becomes another that no file has."""
     encoded = str(key).encode("utf-8", "surrogateescape")

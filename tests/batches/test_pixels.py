@@ -9,7 +9,7 @@ from captioning.batches.pixels import PhotoLoader, StoryPixels, cut, encoded, st
 from captioning.datasets.base import ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError
-from data_loader import get_eval_loader, get_loader
+from data_loader import LoaderSettings, get_eval_loader, get_loader
 
 
 class Corner:
@@ -77,7 +77,7 @@ def test_regions_in_batches(tmp_path, capsys):
     dataset = open_dataset("visualgenome:regions:train", str(tmp_path / "datasets.conf"))
     dataset.items[3].box = (150, 0, 200, 10)
     (tmp_path / "images/2300001.jpg").write_bytes(b"no image")
-    loader = get_eval_loader(dataset, batch_size=6, transform=Corner(), num_workers=0)
+    loader = get_eval_loader(dataset, settings=LoaderSettings(6, num_workers=0), transform=Corner())
     shown = {item.image_id: row.tolist() for batch in loader for item, row in zip(batch.items, batch.pixels)}
     assert list(shown) == [0, 1, 10, 20, 21, 30, 31]  # the four scenes of the first image, two phrases each
     assert all(row[3:5] == [100, 100] for row in shown.values())
@@ -116,7 +116,7 @@ def test_stories_go_on_with_the_photos_that_are_there(tmp_path, capsys):
         next(folder.glob(f"{70_003 + 12 * number}.*")).write_bytes(b"no image")
     dataset = open_dataset("vist:train", str(tmp_path / "datasets.conf"))
     assert len(dataset.items[1].photos) == 5
-    loader = get_eval_loader(dataset, batch_size=4, transform=Corner(), num_workers=0)
+    loader = get_eval_loader(dataset, settings=LoaderSettings(4, num_workers=0), transform=Corner())
     (batch,) = list(loader)
     assert [item.image_id for item in batch.items] == ["40000", "40001"]
     assert batch.pixels.owner.tolist() == [0, 0, 0, 0, 0, 1]
@@ -130,7 +130,8 @@ def test_stories_go_on_with_the_photos_that_are_there(tmp_path, capsys):
 def test_photos_of_a_story_are_augmented_each_in_its_own_way(tmp_path):
     make_vist(tmp_path, 3, 1)
     dataset = open_dataset("vist:train", str(tmp_path / "datasets.conf"))
-    loaders = [get_loader(dataset, Words(), batch_size=4, transform=Corner(), num_workers=n) for n in (0, 2)]
+    settings = [LoaderSettings(4, num_workers=n) for n in (0, 2)]
+    loaders = [get_loader(dataset, Words(), settings=one, transform=Corner()) for one in settings]
     epochs = []
     for loader in loaders:
         loader.set_position(2)

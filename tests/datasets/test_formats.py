@@ -8,7 +8,7 @@ import pytest
 from toy import feature_vector
 from toy_layouts import append, make_msrvtt, make_picsom, make_regions, make_trecvid, make_vist, sentences
 
-from captioning.batches.features import FeatureSource
+from captioning.batches.features import FeatureFiles
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError
 
@@ -28,7 +28,7 @@ def refused(root, name: str, *words: str) -> None:
 
 def features(root, name: str, file: str) -> np.ndarray:
     dataset = load(root, name)
-    source = FeatureSource(dataset, file)
+    source = FeatureFiles(dataset, file)
     source.check(dataset.items)
     return source.get(dataset.items).numpy()
 
@@ -114,7 +114,7 @@ def test_vist(tmp_path):
         expected = [np.mean([feature_vector(n + 12 * i) for i in range(5)], 0) for n in range(3)]
         assert np.allclose(features(tmp_path, "vist:train", file), expected, atol=1e-6)
     joined = load(tmp_path, "vist:train+vist:val")
-    source = FeatureSource(joined, "pooled.lmdb")
+    source = FeatureFiles(joined, "pooled.lmdb")
     source.check(joined.items)
     assert source.get(joined.items).shape == (5, 16)
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from paragraph_toy import make_paragraphs, sentences, write_features
 from PIL import Image
+from toy import file_inputs
 
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError
 from captioning.text.paragraphs import join_sentences, spaced_paragraph, split_sentences
 from captioning.text.tokens import END, PAD, START
-from data_loader import get_eval_loader, get_loader
+from data_loader import LoaderSettings, get_eval_loader, get_loader
 from vocabulary import build_vocabulary
 
 
@@ -89,9 +90,8 @@ def test_batches_hold_the_sentences_of_whole_paragraphs(tmp_path):
     found = open_dataset("im2p:train", config)
     found.items[3].captions.append("A second paragraph . Of two sentences .")
     vocabulary = build_vocabulary(found.captions(), 1)
-    loader = get_loader(
-        found, vocabulary, batch_size=4, captions_per_image=2, features=["v.npy"], max_sentences=3, seed=1
-    )
+    inputs = file_inputs(found, "v.npy")
+    loader = get_loader(found, vocabulary, inputs, LoaderSettings(4, captions_per_image=2, max_sentences=3, seed=1))
     seen = []
     for batch in loader:
         assert batch.sentences.sum() == len(batch.captions) == len(batch.lengths) == len(batch.row_image)
@@ -108,7 +108,7 @@ def test_batches_hold_the_sentences_of_whole_paragraphs(tmp_path):
         for row, length in zip(batch.captions, batch.lengths):
             assert row[0] == START and row[length - 1] == END and (row[length:] == PAD).all()
     assert len(seen) == len(set(seen)) == 12
-    whole = next(iter(get_eval_loader(found, vocabulary, with_captions=True, features=["v.npy"])))
+    whole = next(iter(get_eval_loader(found, inputs, vocabulary=vocabulary)))
     assert whole.sentences is None and len(whole.captions) == 12  # without max_sentences a paragraph is one caption
     np.testing.assert_array_equal(whole.row_image, [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10])
 
@@ -124,7 +124,7 @@ def test_missing_images_are_named_and_left_out(tmp_path, capsys):
     def transform(image, seed):
         return torch.zeros(3, 2, 2, dtype=torch.uint8)
 
-    loader = get_loader(found, vocabulary, transform=transform, num_workers=0, max_sentences=6)
+    loader = get_loader(found, vocabulary, (), LoaderSettings(num_workers=0, max_sentences=6), transform)
     (batch,) = loader
     assert sorted(item.image_id for item in batch.items) == [1, 3]
     assert [message.split("/")[-1] for message in loader.bad_items] == ["2.jpg"]

@@ -1,4 +1,4 @@
-"""tensor_resize.py against Pillow's own resizing."""
+"""torch_resize.py against Pillow's own resizing."""
 
 import gc
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioning.images.image_file import resize_square
 from captioning.images.torch_resize import tensor_resize
+
+# torch_resize.py silences it, and pytest brings it back
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 
 
 def picture(width, height, seed=0):
@@ -17,7 +19,9 @@ def picture(width, height, seed=0):
     return Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize("size", [(640, 480), (333, 501), (1500, 700), (100, 80), (256, 300), (257, 255), (1, 7)])
+@pytest.mark.parametrize(
+    "size", [(640, 480), (333, 501), (1500, 700), (100, 80), (256, 300), (257, 255), (1, 7), (1500, 1500)]
+)
 @pytest.mark.parametrize("target", [(256, 256), (301, 256)])
 def test_as_pillow_to_a_grey_level(size, target):
     image = picture(*size)
@@ -45,9 +49,6 @@ def test_what_is_left_to_pillow():
     assert tensor_resize(picture(60, 40).convert("L"), (20, 20)) is None
     assert tensor_resize(picture(600, 400), (100, 100)) is None  # resize_square() shrinks it by two first
     assert tensor_resize(picture(599, 400), (100, 100)) is not None
-    large = Image.new("RGB", (2100, 2100))  # in two blocks of memory
-    assert tensor_resize(large, (500, 500)) is None
-    assert resize_square(large, 500).size == (500, 500)
 
 
 def test_an_rgbx_image_makes_the_same_jpeg(tmp_path):

@@ -18,7 +18,7 @@ from captioning.errors import UserError
 from captioning.images import zip_file
 from captioning.images.image_file import ImageError, image_exists, image_size, list_images, open_image
 from captioning.images.zip_file import read_member, split_path, zip_names
-from data_loader import get_eval_loader
+from data_loader import LoaderSettings, get_eval_loader
 
 PICTURES = ("a.jpg", "b.PNG", "sub/c.jpg")
 
@@ -154,7 +154,7 @@ def test_batches_from_a_zip_are_those_of_the_folder(zipped, num_workers):
     batches = []
     for conf in ("plain.conf", "datasets.conf"):
         dataset = open_dataset("toy:train+toy:val", str(zipped / conf))
-        loader = get_eval_loader(dataset, batch_size=4, transform=Grey(), num_workers=num_workers)
+        loader = get_eval_loader(dataset, settings=LoaderSettings(4, num_workers=num_workers), transform=Grey())
         batches.append([batch.pixels for batch in loader])
         assert not loader.bad_items
         loader.close()
@@ -171,7 +171,7 @@ def test_missing_and_broken_members_are_named(zipped, capsys):
         for name in names[1:]:
             new.writestr(name, b"no image" if name == names[2] else content[name])
     dataset = open_dataset("toy:val", str(zipped / "datasets.conf"))
-    loader = get_eval_loader(dataset, batch_size=4, transform=Grey(), num_workers=0)
+    loader = get_eval_loader(dataset, settings=LoaderSettings(4, num_workers=0), transform=Grey())
     assert sum(len(batch.items) for batch in loader) == 4
     said = capsys.readouterr().err
     missing, broken = (os.path.basename(name) for name in (names[0], names[2]))

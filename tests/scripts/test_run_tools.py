@@ -12,8 +12,9 @@ from running import ROOT, run_here
 from toy import FAST, stats
 
 from captioning import checkpoint
+from captioning.batches.inputs import plan_inputs
 from captioning.datasets.factory import open_dataset
-from data_loader import get_loader
+from data_loader import LoaderSettings, get_loader
 from model import load_captioner
 from training import build
 from training.optimizers import learning_rate
@@ -70,7 +71,8 @@ def model(data, tmp_path_factory):
 
 def batch_of(data, captioner):
     dataset = open_dataset("toy:train", str(data / "datasets.conf"))
-    return next(iter(get_loader(dataset, captioner.vocabulary, batch_size=20, features=["pooled.npy"])))
+    inputs = plan_inputs(captioner.config, dataset)
+    return next(iter(get_loader(dataset, captioner.vocabulary, inputs, LoaderSettings(batch_size=20))))
 
 
 def test_plateau_waits_three_epochs(model):

@@ -300,8 +300,7 @@ def test_the_projection_is_in_what_is_minimised():
     trainer = Trainer(captioner, Settings(regularize_projection=0.4), 1, 1)
     batch = SimpleNamespace(
         pixels=None,
-        features=[torch.randn(2, 3)],
-        persist_features=[],
+        inputs=[torch.randn(2, 3)],
         captions=torch.tensor([[1, 4, 5, 2], [1, 5, 2, 0]]),
         lengths=torch.tensor([4, 3]),
         row_image=torch.tensor([0, 1]),

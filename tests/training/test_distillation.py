@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from running import run_here
-from toy import SMALL, feature_vector, make_coco, write_config, write_features
+from toy import SMALL, feature_vector, file_inputs, make_coco, write_config, write_features
 
 from captioning.datasets.factory import open_dataset
-from data_loader import get_loader
+from data_loader import LoaderSettings, get_loader
 from model import load_captioner
 from training.distillation import Teachers, soft_cross_entropy
 from training.settings import Settings
@@ -46,16 +46,16 @@ def test_loss_is_the_formula(toys, temperature, weight):
     """Mean of the teachers' softened probabilities, T^2, and the share of the true words (Hinton et al. 2015)."""
     student = load_captioner(toys.paths[0], photos=False)
     dataset = open_dataset("toy:train", toys.config)
-    teachers = Teachers(toys.paths, student)
-    extra = teachers.extra_features
-    assert extra == ["wide.npy"]
-    loader = get_loader(dataset, student.vocabulary, batch_size=40, features=["pooled.npy"], persist_features=extra)
+    own = file_inputs(dataset, "pooled.npy")
+    teachers = Teachers(toys.paths, student, own, dataset)
+    assert [one.spec.name for one in teachers.inputs] == ["pooled.npy", "wide.npy"]
+    assert teachers.inputs[0].source is own[0].source  # the file that both read is read once
+    loader = get_loader(dataset, student.vocabulary, own + teachers.inputs, LoaderSettings(batch_size=40))
     batch = next(iter(loader))
-    teachers.bind(loader)
     trainer = Trainer(student, Settings(distill_weight=weight, distill_temperature=temperature), len(loader), 1)
     trainer.teachers = teachers
     loss, total, tokens, _ = trainer._losses(batch)
-    inputs = [[batch.features[0]], [batch.persist_features[0]]]
+    inputs = [[batch.inputs[0]], [batch.inputs[2]]]
     mean = 0
     for path, features in zip(toys.paths, inputs):
         captioner = load_captioner(path, photos=False)

@@ -136,8 +136,9 @@ def test_records_are_what_the_encoder_gives(data):
     vocabulary = build_vocabulary(dataset.captions(), 1)
     model = build_model(config, vocabulary, extractors={extractor.name: extractor})
     captioner = Captioner(model, vocabulary)
-    assert cache_features(data / "cache", captioner, [dataset], num_workers=0, tell=str) == []
-    source = captioner.sources[extractor.name]
+    cached, bad = cache_features(data / "cache", captioner, [dataset], num_workers=0, tell=str)
+    assert bad == []
+    source = cached[extractor.name]
     from PIL import Image
 
     for item in dataset.items[:3]:
@@ -161,10 +162,11 @@ def test_killed_while_encoding_it_goes_on(data, encoded, train, monkeypatch):
     arguments += ["--vocab_root", data / "vocab", "--model_name", "dead"]
     slow = (
         "import sys, time, runpy; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]\n"
-        "import data_loader\nfrom training import feature_cache\n"
+        "import data_loader\nfrom dataclasses import replace\nfrom training import feature_cache\n"
         "feature_cache.FLUSH_BYTES = 1\n"
         "get = data_loader.get_eval_loader\n"
-        "feature_cache.get_eval_loader = lambda *a, **k: get(*a, **{**k, 'batch_size': 2})\n"
+        "feature_cache.get_eval_loader = lambda *a, settings, **k: get(\n"
+        "    *a, settings=replace(settings, batch_size=2), **k)\n"
         "add = feature_cache.CacheFile.add\n"
         "feature_cache.CacheFile.add = lambda *a: (add(*a), time.sleep(1))\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"

@@ -251,25 +251,28 @@ def test_every_loss_trains(trained, name):
 
 def test_mixed_loss_is_the_weighted_sum(trained):
     """One step by hand: the same random numbers give the drawn part, the true captions the other."""
+    from toy import file_inputs
+
     from captioning.datasets.base import image_key
     from captioning.datasets.factory import open_dataset
-    from data_loader import get_loader
+    from data_loader import LoaderSettings, get_loader
     from model import load_captioner
     from training.losses import token_cross_entropy
     from training.settings import Settings
     from training.trainer import Trainer
 
     dataset = open_dataset("toy:train", trained.common[3])
+    inputs = file_inputs(dataset, "pooled.npy")
 
     def step(loss, gamma=0.3):
         captioner, other = (load_captioner(trained.start, photos=False) for _ in range(2))
-        loader = get_loader(dataset, captioner.vocabulary, batch_size=40, features=["pooled.npy"])
+        loader = get_loader(dataset, captioner.vocabulary, inputs, LoaderSettings(batch_size=40))
         trainer = Trainer(captioner, Settings(learning_rate=1e-9), len(loader), 1)
         references = {image_key(item): item.captions for item in loader.items}
         trainer.self_critical = SelfCritical(CiderReward(references, captioner.vocabulary), loss, gamma=gamma)
         batch = next(iter(loader))
         other.model.train()  # as the step does it for the true captions
-        memory = other.model.encode(None, batch.features)
+        memory = other.model.encode(None, batch.inputs)
         logits, targets, _, _ = other.model.decode(memory, batch.captions, batch.lengths, batch.row_image)
         truth = token_cross_entropy(logits, targets).item()
         return trainer.train_step(batch)[0].item(), truth, logits.detach(), targets, trainer
