@@ -9,12 +9,13 @@ Words that occur at least --vocab_threshold times are kept, in order of first ap
 <unk>. The files beside X.pkl are X-leftovers.txt and X-vocab_stats.txt: "word count" lines, the most frequent first.
 """
 
-import argparse
 import sys
+
+from captioning.command_line import Parser
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--dataset", metavar="NAME", help="section of the dataset file whose captions to use; several: a:x+b:y")
     add(

@@ -10,12 +10,14 @@ Images are the same where their ids are, and are compared by the names of their 
 may be equal by chance. Captions are the same where their tokens are. Only captions are read, no image is opened.
 """
 
-import argparse
 import sys
+from argparse import Namespace
+
+from captioning.command_line import Parser
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv=None) -> Namespace:
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--dataset_1", metavar="NAME", help='first dataset, a section of datasets.conf; "a:x+b:y" joined')
     add("--dataset_2", metavar="NAME", help="second dataset")

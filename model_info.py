@@ -9,14 +9,15 @@
 Nothing in a file is run. Files of DeepCaption that cannot be loaded as models are shown all the same.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 
+from captioning.command_line import Parser
 from captioning.errors import UserError, run
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv=None) -> Namespace:
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="model files")
     add("--dump_vocabulary", metavar="FILE", help="write the vocabulary to a .json, .pkl or .txt file; - prints it")

@@ -10,12 +10,13 @@ Losses are plain lines on the left axis, scores are lines with markers on the ri
 the highest of the first score drawn, or the lowest validation loss. Several files get a colour each.
 """
 
-import argparse
 import sys
+
+from captioning.command_line import Parser
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="train_stats.json, or the folder that holds it (models/NAME)")
     add("--labels", metavar="A,B", help="a name per file for the legend (default: the folders' or files' names)")

@@ -13,12 +13,13 @@ a zip is always written anew. From 2,000 images per process on, torch does the r
 is then 1.
 """
 
-import argparse
 import sys
+
+from captioning.command_line import Parser
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--image_dir", required=True, help="folder of the original images, searched with its subfolders")
     add("--output_dir", required=True, help="folder for the resized images, made if missing")

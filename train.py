@@ -114,7 +114,7 @@ def make_captioner(args, dataset) -> Captioner:
         print(f"architecture and vocabulary from {args.load_model[0]}")
         if vocabulary is not None and vocabulary.words != captioner.vocabulary.words:
             print(f"--vocab {args.vocab}: not used, the loaded model has a vocabulary of its own")
-        adapt(captioner, args.given)
+        adapt(captioner, args.typed_flags)
         return captioner
     vocabulary = get_vocabulary(args, dataset)
     extractors: dict = {}
@@ -138,14 +138,14 @@ def make_hierarchical(args, dataset, flat: Captioner) -> Captioner:
 
     Sizes and vocabulary are those of `flat`; its features too where none are asked for.
     """
-    check_word_decoder(flat.config, args.given)
+    check_word_decoder(flat.config, args.typed_flags)
     changes, extractors = {"paragraphs": ParagraphConfig.of(vars(args)), "rnn_hidden_init": None}, {}
     for name in ("features", "persist_features"):
-        asked = args.given.get(name)
+        asked = args.typed_flags.get(name)
         names = ",".join(spec.name for spec in getattr(flat.config, name)) if asked is None else asked
         changes[name] = feature_specs(names, dataset, args, extractors)
     for name in ("dropout", "encoder_dropout", "encoder_non_lin", "crop_size"):
-        changes[name] = args.given.get(name, getattr(flat.config, name))
+        changes[name] = args.typed_flags.get(name, getattr(flat.config, name))
     changes |= {"finetune_encoder": args.finetune_encoder, "encoder_in_file": False}
     model = build_model(replace(flat.config, **changes), flat.vocabulary, args.weights, extractors=extractors)
     start_word_decoder(model.decoder, flat.model.decoder, args.load_model[0])

@@ -1,9 +1,10 @@
 """The flags of infer.py, a function for each group, and which of them contradict each other; the bundled model."""
 
-import argparse
 import math
+from argparse import Namespace
 from pathlib import Path
 
+from captioning.command_line import Parser
 from captioning.errors import UserError
 from captioning.files import require_model_file
 
@@ -147,11 +148,11 @@ GROUPS = {
 }
 
 
-def parse_args(doc: str, argv=None) -> argparse.Namespace:
+def parse_args(doc: str, argv=None) -> Namespace:
     """The flags of `argv` (default: the command line's); `doc` is what --help begins with."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(doc)
     for title, add_flags in GROUPS.items():
-        add_flags(parser.add_argument_group(title).add_argument)
+        add_flags(parser.group(title))
     return parser.parse_args(argv)
 
 

@@ -1,8 +1,9 @@
 """The flags of train.py, a group a function, and which of them contradict each other. Light imports only."""
 
-import argparse
+from argparse import Namespace
 
-UNSET = object()
+from captioning.command_line import Parser
+
 # the same as self_critical_losses.NAMES, which needs torch
 SELF_CRITICAL_LOSSES = ("sc", "sc_with_diversity", "sc_with_relative_diversity", "sc_with_bleu_diversity",
     "sc_with_repetition", "mixed", "mixed_with_face")  # fmt: skip
@@ -270,7 +271,7 @@ def add_run(add) -> None:
     add("--load_model", nargs="+", metavar="FILE", help="start from this model; several with --validate_only")
     add("--optimizer_reset", action="store_true", help="--load_model: do not take over the optimizer's state")
     add("--force_epoch", type=int, metavar="N", help="--load_model: count on from epoch N")
-    add("--replace", action="store_true", help="write over a run of the same name")
+    add("--replace", "--force", action="store_true", help="write over a run of the same name")
     add("--resume", action="store_true", help="go on from the run's last.model, exactly, if there is one")
     add("--num_epochs", type=int, default=5, help="default 5")
     add(
@@ -318,17 +319,19 @@ GROUPS = {
 }
 
 
-def parse_args(doc: str, argv=None) -> argparse.Namespace:
+FIRST_USE = ("dataset", "dataset_config_file", "validate", "validation_scoring", "batch_size", "num_workers", "vocab")
+FIRST_USE += ("vocab_threshold", "features", "persist_features", "attention", "embed_size", "hidden_size", "dropout")
+FIRST_USE += ("finetune_encoder", "optimizer", "learning_rate", "model_name", "load_model", "resume", "replace")
+FIRST_USE += ("num_epochs", "seed", "device")
+
+
+def parse_args(doc: str, argv=None) -> Namespace:
     """The flags of `argv` (default: the command line's), checked; `doc` is what --help begins with."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(doc, FIRST_USE, usage="%(prog)s --dataset NAME [--flag VALUE ...]")
     for title, add_flags in GROUPS.items():
-        add_flags(parser.add_argument_group(title).add_argument)
+        add_flags(parser.group(title))
     args = parser.parse_args(argv)
     check(parser, args)
-    # again, without the defaults: what was asked for in so many words, which a loaded model must not contradict
-    bare = argparse.Namespace(**dict.fromkeys(vars(args), UNSET))
-    given = vars(parser.parse_args(argv, bare))
-    args.given = {name: value for name, value in given.items() if value is not UNSET}
     check_paragraphs(parser, args)
     return args
 
@@ -397,7 +400,7 @@ def check_paragraphs(parser, args) -> None:
     if args.lr_word_decoder is not None and args.lr_word_decoder < 0:
         parser.error(f"--lr_word_decoder {args.lr_word_decoder}: 0 or more (0 keeps the word RNN as it is)")
     if not args.hierarchical_model:
-        lonely = [name for name in PARAGRAPH_FLAGS if name in args.given and not args.load_model]
+        lonely = [name for name in PARAGRAPH_FLAGS if name in args.typed_flags and not args.load_model]
         if lonely:
             parser.error(f"--{lonely[0]} is for --hierarchical_model")
         return
