@@ -66,14 +66,14 @@ def soup(paths: list[str], captioner, loader, beam_size: int):
     """
     from captioning.decoder.search import Search
     from training.averages import check_alike, greedy_soup, read_model
-    from training.validation import validate
+    from training.validation import Validation
 
-    search, first = Search(beam_size=beam_size), read_model(paths[0])
+    validation, first = Validation(("cider",), Search(beam_size=beam_size)), read_model(paths[0])
 
     def score(name, average) -> float:
         check_alike(average.contents, first, average.first, paths[0])
         captioner.model.load_trained_state(average.state(), name)
-        return validate(captioner, loader, ("cider",), search)["validation_cider"]
+        return validation.measure(captioner, loader)["validation_cider"]
 
     return greedy_soup(paths, score)
 

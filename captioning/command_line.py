@@ -13,17 +13,19 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Callable
-from functools import partial
 
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser that refuses abbreviated flags and knows which flags were typed.
 
-    description: what --help begins with. first_use: names of the flags that --help lists; all are behind --help_all.
-    Without it --help lists all. options: further arguments of argparse.ArgumentParser.
+    description: what --help begins with. settings: dataclasses; a flag with the name of one of their fields has its
+    default, and the help shows it. first_use: names of the flags that --help lists; --help_all lists all. Without it
+    --help lists all. options: further arguments of argparse.ArgumentParser.
     """
 
-    def __init__(self, description: str, first_use: tuple[str, ...] = (), **options):
+    def __init__(self, description: str, settings: tuple = (), first_use: tuple[str, ...] = (), **options):
+        fields = [field for part in settings for field in dataclasses.fields(part)]
+        self.fields = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
         self.defaults: dict[str, object] = {}
         self.first_use = first_use
         options = {"formatter_class": argparse.RawDescriptionHelpFormatter, **options}
@@ -32,22 +34,18 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--help_all", action=HelpAll, help="show all flags and exit")
 
     def add_argument(self, *names, **options) -> argparse.Action:
-        return self._noting_default(super().add_argument, None, *names, **options)
+        return self._with_default(super().add_argument(*names, **options))
 
-    def group(self, title: str, settings: type | None = None) -> Callable[..., argparse.Action]:
-        """A function like `add_argument` that adds flags under the heading `title`.
+    def group(self, title: str) -> Callable[..., argparse.Action]:
+        """A function like `add_argument` that adds flags under the heading `title`."""
+        add = self.add_argument_group(title).add_argument
+        return lambda *names, **options: self._with_default(add(*names, **options))
 
-        A flag with the name of a field of the dataclass `settings` has the field's default, and its help shows it.
-        """
-        return partial(self._noting_default, self.add_argument_group(title).add_argument, settings)
-
-    def _noting_default(self, add, settings, *names, **options) -> argparse.Action:
-        action = add(*names, **options)
+    def _with_default(self, action: argparse.Action) -> argparse.Action:
         if action.default is argparse.SUPPRESS:  # --help
             return action
-        fields = {} if settings is None else {field.name: field for field in dataclasses.fields(settings)}
-        if action.dest in fields:
-            action.default = fields[action.dest].default
+        if action.dest in self.fields and not action.default:
+            action.default = self.fields[action.dest]
             if action.default not in (None, "", False):
                 action.help += f" (default {shown(action.default)})"
         repeated = action.nargs == "*" and not action.option_strings

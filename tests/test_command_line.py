@@ -15,8 +15,8 @@ class Sizes:
 
 
 def make(**options) -> Parser:
-    parser = Parser("What it does.", prog="x.py", **options)
-    add = parser.group("model", Sizes)
+    parser = Parser("What it does.", settings=(Sizes,), prog="x.py", **options)
+    add = parser.group("model")
     add("--embed_size", type=int, help="size of word embeddings")
     add("--rate", type=float, help="step size")
     add("--name", help="of the run (default: none)")
