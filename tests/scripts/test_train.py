@@ -195,7 +195,8 @@ def test_existing_run_is_not_overwritten(train):
     again = train("--features", "pooled.npy", "--num_epochs", 1)
     assert again.status == 2
     assert "--replace" in again.err and again.err.count("\n") == 1
-    assert train("--features", "pooled.npy", "--num_epochs", 1, "--replace").status == 0
+    for flag in ("--replace", "--force"):
+        assert train("--features", "pooled.npy", "--num_epochs", 1, flag).status == 0
 
 
 def test_load_model_goes_on_from_its_epoch(train):
