@@ -6,14 +6,18 @@
     ./model_info.py models/mymodel/best.model --dump_vocabulary -    # its words, one a line; or vocab.json, .pkl, .txt
     ./model_info.py models/mymodel/best.model --verbose              # every tensor too
 
-Nothing in a file is run. Files of DeepCaption that cannot be loaded as models are shown all the same.
+No code in a file is run. Files of DeepCaption are shown even where they cannot be loaded as models.
 """
 
+import hashlib
+import json
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 from captioning.command_line import Parser
 from captioning.errors import UserError, run
+from captioning.files import require_model_file
 
 
 def parse_args(argv=None) -> Namespace:
@@ -32,22 +36,20 @@ def parse_args(argv=None) -> Namespace:
 
 
 if __name__ == "__main__":
-    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
+    ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
-import hashlib
-import json
-from pathlib import Path
-
-from captioning.checkpoint import command_history
-from captioning.deepcaption import models as deepcaption_files
-from model import read_model_file
 from vocabulary import Vocabulary
 
 NO_SETTINGS = ("encoder", "decoder", "optimizer", "vocab", "command_history")
 
 
 def describe(path) -> tuple[dict, Vocabulary | None]:
-    """What is in the file as plain types, and its vocabulary. Raises UserError where the file is damaged."""
+    """What is in the file as plain types, and its vocabulary. Raises UserError where the file is missing or damaged."""
+    require_model_file(path)
+    from captioning.checkpoint import command_history  # torch, after the mistake that needs none of it
+    from captioning.deepcaption import models as deepcaption_files
+    from model import read_model_file
+
     old = deepcaption_files.read(path) if deepcaption_files.is_deepcaption_file(path) else None
     try:
         contents = read_model_file(path)
