@@ -17,7 +17,7 @@ from pathlib import Path
 
 from captioning.command_line import Parser
 from captioning.errors import UserError, run
-from captioning.files import check_writable
+from captioning.files import check_writable, require_model_file
 from inference.flags import length_penalty, model_path
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -99,6 +99,7 @@ def main(args) -> int:
     for path in paths:
         check_writable("--output", path)
     model = model_path(args.model)
+    require_model_file(model)
 
     # torch is imported only now, so that the mistakes above are answered at once
     from captioning.decoder.search import Search
