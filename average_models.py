@@ -12,17 +12,18 @@ unrelated models writes nonsense. --greedy tries the models in turn, the best fi
 CIDEr on --dataset. The result is a model for infer.py, without the state of an optimizer.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 
+from captioning.command_line import Parser
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_model_file
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv=None) -> Namespace:
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="model files of train.py")
     add("--output", required=True, metavar="FILE", help="model file to write")
@@ -65,14 +66,14 @@ def soup(paths: list[str], captioner, loader, beam_size: int):
     """
     from captioning.decoder.search import Search
     from training.averages import check_alike, greedy_soup, read_model
-    from training.validation import validate
+    from training.validation import Validation
 
-    search, first = Search(beam_size=beam_size), read_model(paths[0])
+    validation, first = Validation(("cider",), Search(beam_size=beam_size)), read_model(paths[0])
 
     def score(name, average) -> float:
         check_alike(average.contents, first, average.first, paths[0])
         captioner.model.load_trained_state(average.state(), name)
-        return validate(captioner, loader, ("cider",), search)["validation_cider"]
+        return validation.measure(captioner, loader)["validation_cider"]
 
     return greedy_soup(paths, score)
 

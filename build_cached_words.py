@@ -10,12 +10,14 @@ programs: .pkl holds the dict of document_frequency and ref_len that DeepCaption
 as the word <end>, unless --no_end.
 """
 
-import argparse
 import sys
+from argparse import Namespace
+
+from captioning.command_line import Parser
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv=None) -> Namespace:
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME", help="sections of datasets.conf, several joined by +")
     add("--dataset_config_file", metavar="FILE", help="the datasets.conf to use (default: see README)")

@@ -9,12 +9,13 @@ Words that occur at least --vocab_threshold times are kept, in order of first ap
 <unk>. The files beside X.pkl are X-leftovers.txt and X-vocab_stats.txt: "word count" lines, the most frequent first.
 """
 
-import argparse
 import sys
+
+from captioning.command_line import Parser
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--dataset", metavar="NAME", help="section of the dataset file whose captions to use; several: a:x+b:y")
     add(
@@ -24,7 +25,11 @@ def parse_args(argv=None):
     add("--vocab_threshold", type=int, default=4, metavar="N", help="times a word must occur to be kept (default: 4)")
     add("--tokenizer", default="treebank", choices=("treebank", "whitespace", "char", "regex"), help="how captions are "
         "split: the Penn Treebank's rules (default), at blanks, into characters, or into words and signs")  # fmt: skip
-    add("--no_tokenize", action="store_true", help="captions are tokenised already: split at blanks, keep the case")
+    add(
+        "--no_tokenize",
+        action="store_true",
+        help="captions are tokenised already: split them at blanks and keep the case",
+    )
     add("--show_tokens", action="store_true", help="print each caption with its tokens, and whether they are the SAME")
     add("--keep_frequency", action="store_true", help="keep the number of occurrences of each word in the file")
     add("--create_vocab_stats_file", action="store_true", help="also write all words with their counts")
@@ -37,7 +42,21 @@ def parse_args(argv=None):
     add("--num_workers", type=int, metavar="N", help="parallel processes for large datasets (default: one per core)")
     add("--force", action="store_true", help="replace files that exist")
     add("--verbose", action="store_true", help="print the words")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.vocab_threshold < 1:
+        parser.error(f"--vocab_threshold: {args.vocab_threshold} is no number of occurrences; give 1 or more")
+    if args.num_workers is not None and args.num_workers < 0:
+        parser.error(f"--num_workers: {args.num_workers} is no number of processes; give 0 or more")
+    if args.no_tokenize and args.tokenizer != "treebank":
+        parser.error(f"--no_tokenize and --tokenizer {args.tokenizer} exclude each other")
+    if args.leftovers_from_vocabulary and args.leftovers_from_dataset:
+        parser.error("--leftovers_from_vocabulary and --leftovers_from_dataset exclude each other")
+    if not (args.leftovers_from_vocabulary or args.leftovers_from_dataset):
+        if not args.dataset:
+            parser.error("--dataset: name a section of the dataset file, such as coco:train2014")
+        if not (args.vocab_output_path or args.dont_create_vocab):
+            parser.error("--vocab_output_path: name the vocabulary to write, such as vocab.json")
+    return args
 
 
 if __name__ == "__main__":
@@ -45,6 +64,7 @@ if __name__ == "__main__":
 
 import os
 from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from captioning.datasets.base import CaptionDataset
@@ -55,27 +75,7 @@ from captioning.text.tokenizers import tokenize
 from captioning.text.tokens import SPECIALS
 from vocabulary import Vocabulary, count_words, file_kind, vocabulary_from_counts
 
-
-def check(args) -> None:
-    if args.vocab_threshold < 1:
-        raise UserError(f"--vocab_threshold: {args.vocab_threshold} is no number of occurrences; give 1 or more")
-    if args.num_workers is not None and args.num_workers < 0:
-        raise UserError(f"--num_workers: {args.num_workers} is no number of processes; give 0 or more")
-    if args.no_tokenize and args.tokenizer != "treebank":
-        raise UserError(f"--no_tokenize and --tokenizer {args.tokenizer} exclude each other")
-    if args.leftovers_from_vocabulary and args.leftovers_from_dataset:
-        raise UserError("--leftovers_from_vocabulary and --leftovers_from_dataset exclude each other")
-    if args.leftovers_from_vocabulary or args.leftovers_from_dataset:
-        return
-    if not args.dataset:
-        raise UserError("--dataset: name a section of the dataset file, such as coco:train2014")
-    if args.dont_create_vocab:
-        return
-    if not args.vocab_output_path:
-        raise UserError("--vocab_output_path: name the vocabulary to write, such as vocab.json")
-    split_otherwise = args.no_tokenize or args.tokenizer != "treebank"
-    if file_kind(args.vocab_output_path) == ".txt" and split_otherwise:
-        raise UserError("--vocab_output_path: a .txt file cannot keep how captions are split: use .json or .pkl")
+DEFAULT = ("treebank", True)  # tokeniser and whether words are lower-cased: what a .txt vocabulary stands for
 
 
 def refuse_existing(paths: list[Path], force: bool) -> None:
@@ -97,44 +97,57 @@ def write_counts(path: Path, counter: Counter) -> None:
     print(f"{len(counter)} words with their counts written to {path}")
 
 
-def read_captions(name: str, config_file: str) -> CaptionDataset:
-    dataset = open_dataset(name, config_file)
-    dataset.require_captions("a vocabulary")
-    return dataset
+@dataclass(frozen=True)
+class Counting:
+    """How captions are read, split into tokens and counted."""
 
+    config_file: str
+    tokenizer: str
+    lowercase: bool
+    workers: int
 
-def show_tokens(dataset: CaptionDataset, tokenizer: str, lowercase: bool) -> None:
-    for caption in dataset.captions():
-        joined = " ".join(tokenize(caption, tokenizer, lowercase))
-        print("SAME" if joined == caption else "DIFF", caption, "=>", joined)
+    def read(self, name: str) -> CaptionDataset:
+        """The dataset `name`. Raises UserError where it has no captions."""
+        dataset = open_dataset(name, self.config_file)
+        dataset.require_captions("a vocabulary")
+        return dataset
+
+    def count(self, dataset: CaptionDataset) -> Counter:
+        return count_words(dataset.captions(), self.tokenizer, self.lowercase, self.workers)
+
+    def vocabulary(self, counter: Counter, threshold: int, name: str | None = None) -> Vocabulary:
+        return vocabulary_from_counts(counter, threshold, self.tokenizer, self.lowercase, name)
+
+    def show_tokens(self, dataset: CaptionDataset) -> None:
+        for caption in dataset.captions():
+            joined = " ".join(tokenize(caption, self.tokenizer, self.lowercase))
+            print("SAME" if joined == caption else "DIFF", caption, "=>", joined)
 
 
 def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def leftovers(args, workers: int) -> None:
-    """What --leftovers_from_vocabulary and --leftovers_from_dataset ask for."""
-    settings = ("whitespace", False) if args.no_tokenize else (args.tokenizer, True)
-    if args.leftovers_from_vocabulary:
-        reference = Vocabulary.load(args.leftovers_from_vocabulary)
-        name = args.dataset or reference.dataset
-        if not name:
-            raise UserError(f"--dataset: {args.leftovers_from_vocabulary} does not say what it was made from; name one")
-        settings = (reference.tokenizer, reference.lowercase)
-        target = beside(args.vocab_output_path or args.leftovers_from_vocabulary, "leftovers")
-    else:
-        name = args.dataset or args.leftovers_from_dataset
-        target = beside(args.vocab_output_path or args.leftovers_from_dataset, "leftovers")
-    refuse_existing([target], args.force)
-    counter = count_words(read_captions(name, args.dataset_config_file).captions(), *settings, workers)
-    if args.leftovers_from_dataset:
-        other = counter
-        if args.dataset:
-            dataset = read_captions(args.leftovers_from_dataset, args.dataset_config_file)
-            other = count_words(dataset.captions(), *settings, workers)
-        reference = vocabulary_from_counts(other, args.vocab_threshold, *settings)
-    write_counts(target, Counter({word: count for word, count in counter.items() if word not in reference}))
+def left_over(counter: Counter, vocabulary: Vocabulary) -> Counter:
+    """The words that `vocabulary` lacks, with their counts."""
+    return Counter({word: count for word, count in counter.items() if word not in vocabulary})
+
+
+def leftovers_of_vocabulary(path: str, dataset: str | None, counting: Counting) -> Counter:
+    """The words of `dataset` (None: the one that the vocabulary file `path` was made from) that the file lacks."""
+    vocabulary = Vocabulary.load(path)
+    name = dataset or vocabulary.dataset
+    if not name:
+        raise UserError(f"--dataset: {path} does not say what it was made from; name one")
+    counting = replace(counting, tokenizer=vocabulary.tokenizer, lowercase=vocabulary.lowercase)
+    return left_over(counting.count(counting.read(name)), vocabulary)
+
+
+def leftovers_of_dataset(source: str, dataset: str | None, threshold: int, counting: Counting) -> Counter:
+    """The words of `dataset` (None: of `source`) that a vocabulary made from the dataset `source` would lack."""
+    counter = counting.count(counting.read(dataset or source))
+    made_from = counting.count(counting.read(source)) if dataset else counter
+    return left_over(counter, counting.vocabulary(made_from, threshold))
 
 
 def print_sizes(dataset: CaptionDataset, counter: Counter, vocabulary: Vocabulary) -> None:
@@ -147,10 +160,19 @@ def print_sizes(dataset: CaptionDataset, counter: Counter, vocabulary: Vocabular
 
 
 def main(args) -> None:
-    check(args)
     workers = core_count() if args.num_workers is None else args.num_workers
+    tokenizer, lowercase = ("whitespace", False) if args.no_tokenize else (args.tokenizer, True)
+    counting = Counting(args.dataset_config_file, tokenizer, lowercase, workers)
     if args.leftovers_from_vocabulary or args.leftovers_from_dataset:
-        leftovers(args, workers)
+        path = beside(
+            args.vocab_output_path or args.leftovers_from_vocabulary or args.leftovers_from_dataset, "leftovers"
+        )
+        refuse_existing([path], args.force)
+        if args.leftovers_from_vocabulary:
+            words = leftovers_of_vocabulary(args.leftovers_from_vocabulary, args.dataset, counting)
+        else:
+            words = leftovers_of_dataset(args.leftovers_from_dataset, args.dataset, args.vocab_threshold, counting)
+        write_counts(path, words)
         return
     base = args.vocab_output_path or args.dataset
     outputs = {
@@ -158,14 +180,15 @@ def main(args) -> None:
         "leftovers": beside(base, "leftovers") if args.create_leftovers_file else None,
         "stats": beside(base, "vocab_stats") if args.create_vocab_stats_file else None,
     }
+    if outputs["vocabulary"] and file_kind(outputs["vocabulary"]) == ".txt" and (tokenizer, lowercase) != DEFAULT:
+        raise UserError("--vocab_output_path: a .txt file cannot keep how captions are split: use .json or .pkl")
     refuse_existing([path for path in outputs.values() if path], args.force)
 
-    dataset = read_captions(args.dataset, args.dataset_config_file)
-    tokenizer, lowercase = ("whitespace", False) if args.no_tokenize else (args.tokenizer, True)
+    dataset = counting.read(args.dataset)
     if args.show_tokens:
-        show_tokens(dataset, tokenizer, lowercase)
-    counter = count_words(dataset.captions(), tokenizer, lowercase, workers)
-    vocabulary = vocabulary_from_counts(counter, args.vocab_threshold, tokenizer, lowercase, args.dataset)
+        counting.show_tokens(dataset)
+    counter = counting.count(dataset)
+    vocabulary = counting.vocabulary(counter, args.vocab_threshold, args.dataset)
     if args.verbose:
         print(*vocabulary.words)
     print_sizes(dataset, counter, vocabulary)
@@ -177,7 +200,7 @@ def main(args) -> None:
         vocabulary.save(outputs["vocabulary"])
         print(f"vocabulary written to {outputs['vocabulary']}")
     if outputs["leftovers"]:
-        write_counts(outputs["leftovers"], Counter({w: n for w, n in counter.items() if w not in vocabulary}))
+        write_counts(outputs["leftovers"], left_over(counter, vocabulary))
     if outputs["stats"]:
         write_counts(outputs["stats"], counter)
 

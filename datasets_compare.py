@@ -7,27 +7,33 @@
     ./datasets_compare.py --vocab_1 vocab.pkl --dataset_2 coco:val2014          # what a vocabulary misses of a dataset
 
 Images are the same where their ids are, and are compared by the names of their files as well: ids of two collections
-may be equal by chance. Captions are the same where their tokens are. Only captions are read, no image is opened.
+may be equal by chance. Captions are the same where their tokens are. Only captions are read; no image is opened.
 """
 
-import argparse
 import sys
+from argparse import Namespace
+
+from captioning.command_line import Parser
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv=None) -> Namespace:
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--dataset_1", metavar="NAME", help='first dataset, a section of datasets.conf; "a:x+b:y" joined')
     add("--dataset_2", metavar="NAME", help="second dataset")
-    add("--dataset_config_file", metavar="FILE", help="configuration (default: datasets/datasets.conf)")
+    add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
     add("--vocab_1", metavar="FILE", help="vocabulary to compare (default: the words of --dataset_1's captions)")
     add("--vocab_2", metavar="FILE", help="vocabulary to compare (default: the words of --dataset_2's captions)")
     add(
-        "--vocab_threshold", type=int, default=1, metavar="N", help="without a file: least count of a word (default: 1)"
+        "--vocab_threshold",
+        type=int,
+        default=1,
+        metavar="N",
+        help="without a vocabulary file: least count of a word (default: 1)",
     )
     add("--tokenizer", default="treebank", metavar="NAME", help="treebank, whitespace, char, regex (default: treebank)")
-    add("--show", type=int, default=10, metavar="N", help="words and images to name of each kind (default: 10)")
-    add("--output", metavar="FILE", help="write all figures, shared ids and words as JSON too (default: print only)")
+    add("--show", type=int, default=10, metavar="N", help="name up to N words and images of each kind (default: 10)")
+    add("--output", metavar="FILE", help="write all figures, shared ids and words to this JSON file too")
     args = parser.parse_args(argv)
     for number in ("1", "2"):
         if not getattr(args, f"dataset_{number}") and not getattr(args, f"vocab_{number}"):
@@ -73,15 +79,18 @@ class Side:
     has_dataset: bool = False
 
 
-def read_side(dataset: str | None, vocab: str | None, args) -> Side:
-    """One side of the comparison. Raises UserError for whatever cannot be read."""
+def read_side(dataset: str | None, vocab: str | None, config_file: str | None, tokenizer: str, threshold: int) -> Side:
+    """One side of the comparison. Raises UserError for whatever cannot be read.
+
+    threshold: least count of a word where no vocabulary file `vocab` is given.
+    """
     side = Side(dataset or vocab)
     if dataset:
-        add_dataset(side, open_dataset(dataset, args.dataset_config_file), args.tokenizer)
+        add_dataset(side, open_dataset(dataset, config_file), tokenizer)
     if vocab:
         words = Vocabulary.load(vocab).words
     else:
-        words = vocabulary_from_counts(side.counts, args.vocab_threshold, args.tokenizer).words
+        words = vocabulary_from_counts(side.counts, threshold, tokenizer).words
     words = [word for word in words if word not in SPECIALS]
     side.words = dict.fromkeys(sorted(words, key=lambda word: -side.counts[word]))
     return side
@@ -190,8 +199,9 @@ def listed(names: list[str], most: int) -> str:
 
 def main(args) -> int:
     tokenize("", args.tokenizer)  # an unknown one is said before the reading
-    one = read_side(args.dataset_1, args.vocab_1, args)
-    two = read_side(args.dataset_2, args.vocab_2, args)
+    settings = (args.dataset_config_file, args.tokenizer, args.vocab_threshold)
+    one = read_side(args.dataset_1, args.vocab_1, *settings)
+    two = read_side(args.dataset_2, args.vocab_2, *settings)
     report = compare(one, two)
     print("\n".join(lines_of(report, one, two, args.show)))
     if args.output:

@@ -13,13 +13,13 @@ interrupted run, also with another number of processes. Images that cannot be re
 status is then 1.
 """
 
-import argparse
 import contextlib
 import os
 import sys
 import time
 from pathlib import Path
 
+from captioning.command_line import Parser
 from captioning.errors import UserError, run
 
 NORMALIZE = {  # how pixels 0..1 are normalised; None: as the encoder was trained
@@ -30,7 +30,7 @@ NORMALIZE = {  # how pixels 0..1 are normalised; None: as the encoder was traine
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--dataset", help="sections of datasets.conf, several joined by +")
     add("--dataset_config_file", help="file of the datasets (default: datasets/datasets.conf)")

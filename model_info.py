@@ -6,17 +6,22 @@
     ./model_info.py models/mymodel/best.model --dump_vocabulary -    # its words, one a line; or vocab.json, .pkl, .txt
     ./model_info.py models/mymodel/best.model --verbose              # every tensor too
 
-Nothing in a file is run. Files of DeepCaption that cannot be loaded as models are shown all the same.
+No code in a file is run. Files of DeepCaption are shown even where they cannot be loaded as models.
 """
 
-import argparse
+import hashlib
+import json
 import sys
+from argparse import Namespace
+from pathlib import Path
 
+from captioning.command_line import Parser
 from captioning.errors import UserError, run
+from captioning.files import require_model_file
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv=None) -> Namespace:
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="model files")
     add("--dump_vocabulary", metavar="FILE", help="write the vocabulary to a .json, .pkl or .txt file; - prints it")
@@ -31,22 +36,20 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
+    ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
-import hashlib
-import json
-from pathlib import Path
-
-from captioning.checkpoint import command_history, first_names
-from captioning.deepcaption import models as deepcaption_files
-from model import read_model_file
 from vocabulary import Vocabulary
 
 NO_SETTINGS = ("encoder", "decoder", "optimizer", "vocab", "command_history")
 
 
 def describe(path) -> tuple[dict, Vocabulary | None]:
-    """What is in the file as plain types, and its vocabulary. Raises UserError where the file is damaged."""
+    """What is in the file as plain types, and its vocabulary. Raises UserError where the file is missing or damaged."""
+    require_model_file(path)
+    from captioning.checkpoint import command_history  # torch, after the mistake that needs none of it
+    from captioning.deepcaption import models as deepcaption_files
+    from model import read_model_file
+
     old = deepcaption_files.read(path) if deepcaption_files.is_deepcaption_file(path) else None
     try:
         contents = read_model_file(path)
@@ -94,6 +97,8 @@ def slow_digest(file) -> str:  # Python 3.10
 
 def count_weights(state: dict) -> dict[str, int]:
     """Numbers of weights by part of the model and in all; a matrix that two layers share counts once."""
+    from captioning.checkpoint import first_names
+
     counts, first = {"total": 0}, first_names(state)
     for name, value in state.items():
         if not value.is_floating_point() or first[name] != name:

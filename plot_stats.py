@@ -10,25 +10,53 @@ Losses are plain lines on the left axis, scores are lines with markers on the ri
 the highest of the first score drawn, or the lowest validation loss. Several files get a colour each.
 """
 
-import argparse
 import sys
+
+from captioning.command_line import Parser
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="train_stats.json, or the folder that holds it (models/NAME)")
-    add("--labels", metavar="A,B", help="a name per file for the legend (default: the folders' or files' names)")
-    add("--smooth_cider", type=int, default=1, metavar="W", help="mean of CIDEr over W epochs (default: 1, none)")
+    add(
+        "--labels",
+        metavar="A,B",
+        help="names for the legend, one for each file (default: the folders' or files' names)",
+    )
+    add(
+        "--smooth_cider",
+        type=int,
+        default=1,
+        metavar="W",
+        help="draw the mean of CIDEr over W epochs (default: 1, no mean)",
+    )
     add("--watch", action="store_true", help="draw again whenever a file changes, until Ctrl-C")
-    add("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks of --watch (default: 2)")
-    add("--output", metavar="FILE", help="file to write, .png, .svg or .pdf (default: see the first example)")
+    add(
+        "--interval",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="--watch: look at the files every S seconds (default: 2)",
+    )
+    add(
+        "--output",
+        metavar="FILE",
+        help="file to write, .png, .svg or .pdf (default: a window, else train_stats.png beside FILE)",
+    )
     add(
         "--metrics",
         metavar="NAMES",
-        help="scores to draw, as in cider,bleu or none (default: cider,bleu_4)",
+        help="scores to draw, separated by commas, as in cider,bleu; or none (default: cider,bleu_4)",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.smooth_cider < 0:
+        parser.error(f"--smooth_cider: {args.smooth_cider} is no number of epochs; give 1 or more")
+    if not args.interval > 0:
+        parser.error(f"--interval: {args.interval:g} is no time in seconds; give more than 0")
+    if args.output and not args.output.lower().endswith((".png", ".svg", ".pdf")):
+        parser.error(f"--output: {args.output} must end in .png, .svg or .pdf")
+    return args
 
 
 if __name__ == "__main__":
@@ -370,67 +398,81 @@ def report(histories: list[History], scores: list[str]) -> None:
         print(", ".join(filter(None, [last, described(history, scores)])), flush=True)
 
 
-def check(args) -> list[str]:
-    """Raise UserError for values that make no sense; return the labels."""
-    if args.smooth_cider < 0:
-        raise UserError(f"--smooth_cider: {args.smooth_cider} is no number of epochs; give 1 or more")
-    if not args.interval > 0:
-        raise UserError(f"--interval: {args.interval:g} is no time in seconds; give more than 0")
-    if args.output and Path(args.output).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--output: {args.output} must end in .png, .svg or .pdf")
-    if args.labels is None:
-        return [default_label(stats_file(name)) for name in args.files]
-    labels = [label.strip() for label in args.labels.split(",")]
-    if len(labels) != len(args.files):
-        raise UserError(f"--labels: {len(labels)} labels for {len(args.files)} files; give one for each")
+def labels_of(files: list[str], typed: str | None) -> list[str]:
+    """A label for each file. Raises UserError where --labels has another number of them."""
+    if typed is None:
+        return [default_label(stats_file(name)) for name in files]
+    labels = [label.strip() for label in typed.split(",")]
+    if len(labels) != len(files):
+        raise UserError(f"--labels: {len(labels)} labels for {len(files)} files; give one for each")
     return labels
 
 
-def main(args) -> int | None:
-    labels = check(args)
-    histories = None if args.watch else read_histories(args.files, labels)  # a mistake is told before a window opens
-    size = (9, 5.6)
-    matplotlib.rcParams.update(STYLE)
-    window = not args.output and has_display()
-    if window:
-        import matplotlib.pyplot as plt
+class Plot:
+    """The figure in a window, or in a file where `output` names one or no window can be opened.
 
-        figure = plt.figure(figsize=size, layout="constrained")
-    else:
-        figure = Figure(figsize=size, layout="constrained")
+    metrics: as in --metrics; smooth: epochs that CIDEr is averaged over.
+    """
 
-    def show(histories: list[History]) -> None:
-        scores = chosen_scores(histories, args.metrics, strict=not args.watch)
-        if not (scores or losses(histories) or args.watch):
-            raise UserError(f"FILE: {args.files[0]} has neither losses nor scores; name what to draw with --metrics")
-        draw(figure, histories, scores, args.smooth_cider)
+    SIZE = (9, 5.6)  # inches
+
+    def __init__(self, files: list[str], metrics: str | None, smooth: int, output: str | None):
+        self.files, self.metrics, self.smooth, self.output = files, metrics, smooth, output
+        self.ended = threading.Event()
+        matplotlib.rcParams.update(STYLE)
+        self.pyplot = None
+        if not output and has_display():
+            import matplotlib.pyplot as pyplot
+
+            self.pyplot = pyplot
+        self.figure = (self.pyplot.figure if self.pyplot else Figure)(figsize=self.SIZE, layout="constrained")
+
+    def show(self, histories: list[History], strict: bool = True) -> None:
+        """Draw and print `histories`. strict: raise UserError where they lack what was asked for."""
+        scores = chosen_scores(histories, self.metrics, strict)
+        if strict and not (scores or losses(histories)):
+            raise UserError(f"FILE: {self.files[0]} has neither losses nor scores; name what to draw with --metrics")
+        draw(self.figure, histories, scores, self.smooth)
         report(histories, scores)
-        if window:
-            figure.canvas.draw_idle()
+        if self.pyplot:
+            self.figure.canvas.draw_idle()
         else:
-            save(figure, args.output, args.files[0])
+            save(self.figure, self.output, self.files[0])
 
-    def pause() -> bool:
-        if not window:
-            return not ended.wait(args.interval)
-        figure.canvas.start_event_loop(args.interval)  # unlike plt.pause, does not pull the window to the front
-        return not ended.is_set() and plt.fignum_exists(figure.number)
+    def wait(self) -> None:
+        """Until the window is closed, if there is one."""
+        if self.pyplot:
+            self.pyplot.show()
 
-    if not args.watch:
-        show(histories)
-        if window:
-            plt.show()
-        return
-    if window:
-        plt.show(block=False)
-    # Ctrl-C is the usual way to end watching. An exception could be lost in a callback of matplotlib's; a flag is not.
-    ended = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda number, frame: ended.set())
-    try:
-        for histories in watched(args.files, labels, pause):
-            show(histories)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def watch(self, labels: list[str], interval: float) -> None:
+        """Draw again whenever a file changes, until Ctrl-C or until the window is closed."""
+        if self.pyplot:
+            self.pyplot.show(block=False)
+        # An exception could be lost in a callback of matplotlib's; a flag is not.
+        before = signal.signal(signal.SIGINT, lambda number, frame: self.ended.set())
+        try:
+            for histories in watched(self.files, labels, lambda: self._pause(interval)):
+                self.show(histories, strict=False)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _pause(self, seconds: float) -> bool:
+        """Whether to go on after `seconds`."""
+        if not self.pyplot:
+            return not self.ended.wait(seconds)
+        self.figure.canvas.start_event_loop(seconds)  # unlike plt.pause, does not pull the window to the front
+        return not self.ended.is_set() and self.pyplot.fignum_exists(self.figure.number)
+
+
+def main(args) -> None:
+    labels = labels_of(args.files, args.labels)
+    histories = None if args.watch else read_histories(args.files, labels)  # a mistake is told before a window opens
+    plot = Plot(args.files, args.metrics, args.smooth_cider, args.output)
+    if args.watch:
+        plot.watch(labels, args.interval)
+    else:
+        plot.show(histories)
+        plot.wait()
 
 
 if __name__ == "__main__":

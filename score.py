@@ -14,23 +14,22 @@ Genome's list of paragraphs. Images of the ground truth without a result are cou
 cannot run (METEOR and SPICE without Java) is named with the reason; the exit status is 1 if --scoring asked for it.
 """
 
-import argparse
 import csv
 import json
 import sys
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
+from captioning.command_line import Parser
 from captioning.errors import UserError, run
 from captioning.files import atomic_write, check_writable, read_json
 
 DEFAULT_SCORING = "bleu,meteor,rouge,cider"
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Score a results file (JSON list of image_id and caption) against reference captions.",
-    )
+def parse_args(argv=None) -> Namespace:
+    parser = Parser("Score a results file (JSON list of image_id and caption) against reference captions.")
     parser.add_argument(
         "results",
         nargs="+",

@@ -10,20 +10,21 @@ Above each panel stands the word and, in grey, its probability. Photos that cann
 exit status is then 1.
 """
 
-import argparse
 import math
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+from captioning.command_line import Parser
 from captioning.errors import UserError, run
-from captioning.files import check_writable
+from captioning.files import check_writable, require_model_file
 from inference.flags import length_penalty, model_path
 
 FORMATS = (".png", ".pdf", ".svg")
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv=None) -> Namespace:
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("images", nargs="+", metavar="PHOTO", help="photos to caption")
     add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/flickr8k.model)")
@@ -98,6 +99,7 @@ def main(args) -> int:
     for path in paths:
         check_writable("--output", path)
     model = model_path(args.model)
+    require_model_file(model)
 
     # torch is imported only now, so that the mistakes above are answered at once
     from captioning.decoder.search import Search

@@ -11,12 +11,13 @@ measured between all runs, since they drift, and each run is compared with the r
 several runs, with the least and the largest. benchmarks/README.md says what the rows are.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from captioning.command_line import Parser
 from captioning.errors import UserError, run
 from captioning.files import atomic_write
 
@@ -46,8 +47,8 @@ ROWS = {
 }
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv=None) -> Namespace:
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="little work in each row: under a minute, rough figures")
     add("--only", metavar="ROW", help=f"only these rows, comma separated: {', '.join(ROWS)}")

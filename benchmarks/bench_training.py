@@ -14,7 +14,8 @@ from captioning.batches.inputs import plan_inputs
 from captioning.datasets.factory import open_dataset
 from captioning.encoder.transforms import image_transform
 from data_loader import LoaderSettings, get_loader
-from training.settings import Settings
+from training.losses import CrossEntropy
+from training.settings import TrainSettings
 from training.trainer import Trainer
 
 PROFILED = 8  # batches with --profile
@@ -31,8 +32,8 @@ class Training:
         if transform is not None:
             transform = image_transform(transform.size, transform.interpolation, train=True)
         self.loader = get_loader(dataset, captioner.vocabulary, inputs, LoaderSettings(batch_size), transform)
-        settings = Settings(amp=bench.amp)
-        self.trainer = Trainer(captioner, settings, len(self.loader), 1)
+        settings = TrainSettings(amp=bench.amp)
+        self.trainer = Trainer(captioner, settings, CrossEntropy(settings), len(self.loader), 1)
         self.sizes, self.epoch = Sizes.of(captioner), 0
 
     def run(self, batches: int | None = None) -> tuple[dict[str, int], float]:

@@ -1,6 +1,6 @@
 """What a captioner is made of, in plain types: its features and its sizes, as they travel in a model file."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 from captioning.errors import UserError
 
@@ -40,8 +40,18 @@ def fixed(default, when: bool | str = True):
     return field(default=default, metadata={"fixed": when})
 
 
+class Settings:
+    """A dataclass that can be made of flags."""
+
+    @classmethod
+    def of(cls, flags: dict, **others):
+        """From the flags that are named like its fields, and from `others`, which go first."""
+        own = {field.name: flags[field.name] for field in fields(cls) if field.name in flags}
+        return cls(**{**own, **others})
+
+
 @dataclass
-class ParagraphConfig:
+class ParagraphConfig(Settings):
     """What a hierarchical model has besides its word decoder. Meanings and defaults are those of train.py's flags."""
 
     pooling_size: int = fixed(1024)
@@ -55,14 +65,9 @@ class ParagraphConfig:
     coupling_alpha: float = fixed(1.0)
     coupling_beta: float = fixed(1.5)
 
-    @classmethod
-    def of(cls, flags: dict) -> "ParagraphConfig":
-        """From the flags of train.py, among others."""
-        return cls(**{name: flags[name] for name in cls.__dataclass_fields__})
-
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Settings):
     """Everything needed to build the model again, in plain types. Meanings are those of train.py's flags."""
 
     features: list[FeatureSpec] = field(default_factory=list)

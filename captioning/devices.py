@@ -62,6 +62,11 @@ def from_main(work):
     return box[0]
 
 
+def share(value):
+    """The first process' `value`, in every process. Plain values, sent by pickling. All must call it."""
+    return from_main(lambda: value)
+
+
 def to_main(value) -> list:
     """The `value` of every process in the first one, by rank; an empty list in the others. All must call it."""
     rank, count = process()

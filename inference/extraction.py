@@ -21,7 +21,7 @@ from data_loader import Loader, LoaderSettings, get_eval_loader
 
 
 class PhotoEncoder:
-    """An encoder with the image transform that it needs, and what a feature file says of both.
+    """An encoder with the image transform that it needs, and the provenance that a feature file keeps of both.
 
     name, weights, changes: as build_encoder's; feature_type: "plain" for the whole image, "avg" or "max" over ten
     crops of an image resized to `image_size` (None: the usual proportion to the encoder's own size).
@@ -39,7 +39,7 @@ class PhotoEncoder:
 
     @property
     def provenance(self) -> dict:
-        """What is noted in the file of what made the features."""
+        """What made the features: the encoder, its weights and the transform, for the feature file."""
         made = {"extractor": self.name, "weights_sha256": self.encoder.weights_sha256}
         made |= {"transform": self.encoder.transform, "feature_type": self.feature_type}
         return made if self.feature_type == "plain" else {**made, "image_size": self.transform.image_size}
@@ -81,7 +81,7 @@ def extract(encoder: PhotoEncoder, loader: Loader, writer: FeatureWriter | None,
         share = None
         if batch is not None:
             features = encoder.encode(batch.pixels)
-            with np.errstate(over="ignore"):  # the writer tells of values that are too large
+            with np.errstate(over="ignore"):  # the writer refuses values that are too large
                 share = [item.key for item in batch.items], features.astype(dtype, copy=False), len(batch.bad)
         for keys, rows, bad in filter(None, to_main(share)):
             for key, row in zip(keys, rows):

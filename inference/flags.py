@@ -1,22 +1,20 @@
 """The flags of infer.py, a function for each group, and which of them contradict each other; the bundled model."""
 
-import argparse
 import math
+from argparse import Namespace
 from pathlib import Path
 
+from captioning.command_line import Parser
 from captioning.errors import UserError
-from captioning.files import require_model_file
 
 BUNDLED = Path(__file__).resolve().parents[1] / "models" / "flickr8k.model"
 
 
 def model_path(typed: str | None) -> Path:
-    """The model file that --model names, or else the bundled one. Raises UserError where it is not there."""
+    """The model file that --model names, or else the bundled one. Raises UserError where none is named or bundled."""
     if not typed and not BUNDLED.exists():
         raise UserError("--model: give a model file, such as models/NAME/best.model; there is no bundled model here")
-    path = Path(typed or BUNDLED)
-    require_model_file(path)
-    return path
+    return Path(typed or BUNDLED)
 
 
 def length_penalty(typed: float | None, captioner) -> float:
@@ -147,11 +145,11 @@ GROUPS = {
 }
 
 
-def parse_args(doc: str, argv=None) -> argparse.Namespace:
+def parse_args(doc: str, argv=None) -> Namespace:
     """The flags of `argv` (default: the command line's); `doc` is what --help begins with."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(doc)
     for title, add_flags in GROUPS.items():
-        add_flags(parser.add_argument_group(title).add_argument)
+        add_flags(parser.group(title))
     return parser.parse_args(argv)
 
 

@@ -31,7 +31,7 @@ class LemmaRules:
 
     @classmethod
     def load(cls, path) -> "LemmaRules":
-        """Read a file of lines `lemma POS word`; blank lines and lines that begin with "# " are passed over.
+        """Read a file of lines `lemma POS word`; blank lines and lines that begin with "# " are skipped.
 
         Of two lines about the same lemma and tag the later counts. Raises UserError naming the file and the line.
         """

@@ -1,4 +1,4 @@
-"""What inference leaves behind: results files (txt, json, jsonl, csv), attention weights (npz), a gallery (html).
+"""Results of captioning and their files (txt, json, jsonl, csv).
 
     with ResultsFile("captions.jsonl", "jsonl", resume=True) as file:
         file.earlier                                     # results of an interrupted run
@@ -7,7 +7,7 @@
 txt: `image_id caption` a line. json: the COCO results list. jsonl: a JSON object a line. csv: a row per caption. The
 last two carry natural log-probabilities and grow in FILE.part, which is renamed to FILE when all is written.
 
-Where the words of the captions are told one by one (Result.words), txt and json have them in place of the caption, as
+Where the words of the captions are shown one by one (Result.words), txt and json have them in place of the caption, as
 DeepCaption does: `A=0.69/two=0.08 man=0.15/young=0.10`; json keeps the caption as `text`. jsonl has them under `words`
 as numbers, with the <end> of the caption, and csv as a column of its own.
 """
@@ -20,13 +20,45 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from captioning.datasets.base import ImageItem
 from captioning.errors import UserError
 from captioning.files import atomic_write
+from inference.lemmas import LemmaRules
 
 FORMATS = ("txt", "json", "jsonl", "csv")
 GROWING = ("jsonl", "csv")  # written image by image, so that they can be resumed
 COLUMNS = ["image_id", "rank", "caption", "log_prob"]
 Word = tuple[str, float | None]  # None: its probability was not asked for
+
+
+@dataclass(frozen=True)
+class Style:
+    """How results name an image, and what they say of it.
+
+    capitalize: captions are sentences, with a capital and a period; rules: turn lemmas into words; probabilities,
+    alternatives: show the words of a caption one by one, with their probabilities or so many of the likeliest words at
+    each step (None: not asked for); paths: images are named by their paths instead of their ids.
+    """
+
+    capitalize: bool = True
+    rules: LemmaRules | None = None
+    probabilities: bool = False
+    alternatives: int | None = None
+    paths: bool = False
+
+    @property
+    def wants_words(self) -> bool:
+        """Whether the words of captions are shown one by one."""
+        return self.probabilities or self.alternatives is not None
+
+    def id_of(self, item: ImageItem) -> int | str:
+        """How results name an image: by its id, or by its path (its key where no image_dir tells the path)."""
+        return printable((item.path or item.key) if self.paths else item.image_id)
+
+
+def printable(image_id: int | str) -> int | str:
+    """A file name may hold bytes that are no text; they are written out as \\udcXX."""
+    return image_id.encode("utf-8", "backslashreplace").decode() if isinstance(image_id, str) else image_id
 
 
 @dataclass
@@ -59,8 +91,8 @@ def format_of(path, given: str | None = None) -> str:
 class ResultsFile:
     """Writes results; complete or not there at all, but for FILE.part of the formats that can be resumed.
 
-    resume: take over what FILE.part, or else FILE, holds; `earlier` has it. Its image ids are texts where the file is
-    a csv. words: whether the results have words. Raises UserError for a file that is no such results file.
+    resume: keep what FILE.part, or else FILE, holds; `earlier` has it. Its image ids are texts where the file is a csv.
+    words: whether the results have words. Raises UserError for a file that is no such results file.
     """
 
     def __init__(self, path, form: str, resume: bool = False, words: bool = False):

@@ -1,11 +1,12 @@
 """FEATURES.md's table of DeepCaption's flags against the parsers of the scripts."""
 
-import argparse
 import importlib
 import re
 
 import pytest
 from running import ROOT
+
+from captioning.command_line import Parser
 
 DEEPCAPTION = {
     "resize.py": "image_dir output_dir image_size subset create_zip",
@@ -52,15 +53,14 @@ class Asked(Exception):
     """Raised in place of parsing, with the parser."""
 
 
-def flags_of(script: str, monkeypatch) -> dict[str, argparse.Action]:
+def flags_of(script: str, monkeypatch) -> dict[str, str]:
     def caught(parser, *arguments, **named):
         raise Asked(parser)
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", caught)
+    monkeypatch.setattr(Parser, "parse_args", caught)
     with pytest.raises(Asked) as caught_one:
         importlib.import_module(script.removesuffix(".py")).parse_args([])
-    actions = caught_one.value.args[0]._actions
-    return {option.removeprefix("--"): action for action in actions for option in action.option_strings}
+    return {flag.removeprefix("--"): text for flag, text in caught_one.value.args[0].flags.items()}
 
 
 def test_every_flag_of_deepcaption_is_in_the_table():
@@ -88,5 +88,5 @@ def test_the_table_tells_what_the_parser_has(script, monkeypatch):
 
 @pytest.mark.parametrize("script", sorted(DEEPCAPTION))
 def test_every_flag_has_a_help_text(script, monkeypatch):
-    bare = [flag for flag, action in flags_of(script, monkeypatch).items() if not action.help]
+    bare = [flag for flag, text in flags_of(script, monkeypatch).items() if not text]
     assert not bare, f"{script}: no help for {', '.join(bare)}"

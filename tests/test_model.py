@@ -227,7 +227,8 @@ def test_the_loss_without_logits_is_that_of_the_logits(settings, smoothing):
     for fast in (True, False):
         model.zero_grad()
         if fast:
-            loss, tokens, weights, row = caption_cross_entropy(model, *batch, smoothing)
+            memory = model.encode(*batch[:2])
+            loss, tokens, weights, row = caption_cross_entropy(model, memory, *batch[2:], smoothing)
         else:
             logits, targets, weights, row = model(*batch)
             loss, tokens = token_cross_entropy(logits, targets, smoothing), len(targets)

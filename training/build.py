@@ -1,74 +1,173 @@
-"""What train.py's flags mean for a model that --load_model gives: which may change it, which only contradict it."""
+"""The captioner to be trained: a new one, a loaded one with what the flags may change of it, or paragraphs over one."""
+
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from captioning.config import FeatureSpec, ModelConfig
+from captioning.batches.inputs import file_spec
+from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
+from captioning.datasets.base import CaptionDataset
 from captioning.decoder.paragraph import HierarchicalDecoder
-from captioning.errors import UserError
+from captioning.devices import is_main
+from captioning.encoder.encoder import ImageEncoder
+from captioning.encoder.factory import build_encoder
+from captioning.encoder.provenance import internal_spec
+from captioning.errors import UserError, one_line
 from captioning.features.factory import is_feature_file
-from captioning.text.tokens import END, START
-from model import Captioner
-
-# Flags that decide the shape or the meaning of weights: a loaded model has them once and for all.
-FIXED = ("embed_size", "hidden_size", "num_layers", "rnn_arch", "rnn_hidden_init", "encoder_non_lin", "attention")
-FIXED += ("share_embedding_weights", "skip_start_token")
-FIXED_WITH_ATTENTION = ("attention_size", "value_size")
-FIXED_PARAGRAPHS = ("pooling_size", "fc_size", "coherent_sentences", "coupling_alpha", "coupling_beta")
-FREE_PARAGRAPHS = ("max_sentences", "weight_sentence_loss", "weight_word_loss", "dropout_stopping", "dropout_fc")
+from model import Captioner, build_model, load_captioner
+from training.settings import DataSettings, ModelSettings
+from vocabulary import Vocabulary, build_vocabulary
 
 
-def adapt(captioner, given: dict) -> None:
-    """Apply the flags typed with --load_model to the loaded captioner. given: their values, by name.
+class CaptionerBuilder:
+    """Makes the captioner that a run trains.
 
-    `dropout` and `encoder_dropout` act, other feature files of the same sizes are taken. Raises UserError for a flag
-    that contradicts the file; flags that were not typed never do.
+    config: the architecture that the flags describe, without features; model: the features, and the model to load;
+    data: the vocabulary; typed_flags: what the flags say that were typed, which a loaded model must not contradict.
     """
-    config: ModelConfig = captioner.config
-    for name in FIXED + (FIXED_WITH_ATTENTION if config.attention else ()):
-        if name in given and given[name] != getattr(config, name):
-            contradicts(name, given[name], getattr(config, name))
-    adapt_paragraphs(captioner, given)
-    if given.get("regularize_projection") and not config.projection:
-        contradicts("regularize_projection", given["regularize_projection"], "no projection")
-    if given.get("crop_size") not in (None, captioner.size):
-        contradicts("crop_size", given["crop_size"], captioner.size)
+
+    def __init__(self, config: ModelConfig, model: ModelSettings, data: DataSettings, typed_flags: dict):
+        self.config, self.model, self.data, self.typed_flags = config, model, data, typed_flags
+        self.encoders: dict[str, ImageEncoder] = {}
+
+    def build(self, dataset: CaptionDataset) -> Captioner:
+        """A new captioner, the one of --load_model, or one of paragraphs over that. Raises UserError."""
+        if not self.model.load_model:
+            return self.new(dataset)
+        file, known = self.model.load_model[0], self.data.vocabulary_file and Vocabulary.load(self.data.vocabulary_file)
+        captioner = load_captioner(file, weights=self.model.weights, photos=False, vocabulary=known)
+        if self.model.hierarchical_model and captioner.config.paragraphs is None:
+            return self.paragraphs_over(captioner, dataset)
+        captioner.model.finetune(self.config.finetune_encoder)
+        print(f"architecture and vocabulary from {file}")
+        if known and known.words != captioner.vocabulary.words:
+            print(f"--vocab {self.data.vocab}: not used, the loaded model has a vocabulary of its own")
+        adapt(captioner, self.typed_flags)
+        return captioner
+
+    def new(self, dataset: CaptionDataset) -> Captioner:
+        """A captioner with fresh weights."""
+        vocabulary = get_vocabulary(self.data, dataset)
+        features = {name: self.specs(getattr(self.model, name), dataset) for name in ("features", "persist_features")}
+        config = replace(self.config, **features)
+        if not config.specs:
+            raise UserError("--features names nothing: the decoder would see no image")
+        return self._captioner(config, vocabulary)
+
+    def paragraphs_over(self, flat: Captioner, dataset: CaptionDataset) -> Captioner:
+        """A captioner of paragraphs whose word decoder begins with the weights of `flat`.
+
+        Sizes and vocabulary are those of `flat`; its features too where none are asked for.
+        """
+        refuse_contradictions(flat.config, self.typed_flags, free=("encoder_non_lin", "rnn_hidden_init"))
+        changes = {"paragraphs": self.config.paragraphs, "rnn_hidden_init": None, "encoder_in_file": False}
+        changes["finetune_encoder"] = self.config.finetune_encoder
+        for name in ("features", "persist_features"):
+            names = self.typed_flags.get(name, ",".join(spec.name for spec in getattr(flat.config, name)))
+            changes[name] = self.specs(names, dataset)
+        for name in ("dropout", "encoder_dropout", "encoder_non_lin", "crop_size"):
+            changes[name] = self.typed_flags.get(name, getattr(flat.config, name))
+        captioner = self._captioner(replace(flat.config, **changes), flat.vocabulary)
+        file = self.model.load_model[0]
+        start_word_decoder(captioner.model.decoder, flat.model.decoder, file)
+        print(f"the word decoder begins with the weights of {file}, whose vocabulary it has")
+        return captioner
+
+    def specs(self, names: str, dataset: CaptionDataset) -> list[FeatureSpec]:
+        """What --features or --persist_features name; encoders are built and kept in `encoders`."""
+        transform = {"size": self.config.crop_size} if self.config.crop_size else None
+        specs = []
+        for name in [name.strip() for name in names.split(",") if name.strip()]:
+            if is_feature_file(name):
+                specs.append(file_spec(dataset, name))
+                continue
+            if name not in self.encoders:
+                self.encoders[name] = build_encoder(name, weights=self.model.weights, transform=transform)
+            specs.append(internal_spec(name, self.encoders[name]))
+        return specs
+
+    def _captioner(self, config: ModelConfig, vocabulary: Vocabulary) -> Captioner:
+        model = build_model(config, vocabulary, self.model.weights, extractors=self.encoders)
+        return Captioner(model, vocabulary, self.model.weights)
+
+
+def get_vocabulary(data: DataSettings, dataset: CaptionDataset) -> Vocabulary:
+    """The vocabulary file that --vocab names, or one made from the training captions and kept under --vocab_root."""
+    if data.vocabulary_file:
+        return Vocabulary.load(data.vocabulary_file)
+    tokenizer = "whitespace" if data.no_tokenize else "treebank"
+    name = data.dataset.replace(":", "-").replace("+", "_").replace("/", "-")
+    path = Path(data.vocab_root) / f"{name}-{tokenizer}-{data.vocab_threshold}.json"
+    if data.vocab == "AUTO" and path.exists():
+        print(f"vocabulary from {path} (--vocab REGEN makes it anew)")
+        return Vocabulary.load(path)
+    captions = (caption for item in dataset.items for caption in item.captions)
+    vocabulary = build_vocabulary(captions, data.vocab_threshold, tokenizer, dataset=data.dataset)
+    if is_main():
+        vocabulary.save(path)
+        print(f"vocabulary written to {path}")
+    return vocabulary
+
+
+# ---- a loaded model and the flags ----
+
+
+def adapt(captioner: Captioner, typed_flags: dict) -> None:
+    """Apply the flags typed with --load_model to the loaded captioner. typed_flags: their values, by name.
+
+    Dropout acts, and so do a paragraph's number of sentences and the weights of its losses; other feature files of the
+    same sizes are taken. Raises UserError for a flag that contradicts the file; flags that were not typed never do.
+    """
+    config, decoder = captioner.config, captioner.model.decoder
+    refuse_contradictions(config, typed_flags)
+    adapt_paragraphs(captioner, typed_flags)
+    if typed_flags.get("regularize_projection") and not config.projection:
+        contradicts("regularize_projection", typed_flags["regularize_projection"], "no projection")
+    if typed_flags.get("crop_size") not in (None, captioner.size):
+        contradicts("crop_size", typed_flags["crop_size"], captioner.size)
     for name, specs in (("features", config.features), ("persist_features", config.persist_features)):
-        if name in given:
-            take_features(name, given[name], specs)
-    if "dropout" in given:
-        config.dropout = given["dropout"]
-        captioner.model.decoder.set_dropout(config.dropout)
-    if "encoder_dropout" in given:
-        config.encoder_dropout = given["encoder_dropout"]
-        captioner.model.decoder.set_encoder_dropout(config.encoder_dropout)
+        if name in typed_flags:
+            take_features(name, typed_flags[name], specs)
+    if "dropout" in typed_flags:
+        config.dropout = typed_flags["dropout"]
+        decoder.set_dropout(config.dropout)
+    if "encoder_dropout" in typed_flags:
+        config.encoder_dropout = typed_flags["encoder_dropout"]
+        decoder.set_encoder_dropout(config.encoder_dropout)
 
 
-def adapt_paragraphs(captioner, given: dict) -> None:
-    """The part of `adapt` that is about paragraphs: most sentences, loss weights and dropout act."""
+def adapt_paragraphs(captioner: Captioner, typed_flags: dict) -> None:
+    """The part of `adapt` that is about paragraphs."""
     config, decoder = captioner.config.paragraphs, captioner.model.decoder
-    for name in FIXED_PARAGRAPHS + FREE_PARAGRAPHS:
-        if name not in given:
+    typed = [field.name for field in fields(ParagraphConfig) if field.name in typed_flags]
+    if config is None:
+        if typed:
+            raise UserError(f"--{typed[0]}: the loaded model writes sentences; add --hierarchical_model to build on it")
+        return
+    refuse_contradictions(config, typed_flags)
+    for name in ("self_critical_from_epoch", "distill"):
+        if typed_flags.get(name) not in (None, -1):
+            raise UserError(f"--{name}: a hierarchical model is trained by cross-entropy alone")
+    for name in typed:
+        setattr(config, name, typed_flags[name])
+    decoder.max_sentences = config.max_sentences
+    decoder.dropout_stopping.p, decoder.dropout_fc.p = config.dropout_stopping, config.dropout_fc
+
+
+def refuse_contradictions(config: ModelConfig | ParagraphConfig, typed_flags: dict, free: tuple[str, ...] = ()) -> None:
+    """Raises UserError where a typed flag has another value than a field of `config` that is fixed in a loaded model.
+
+    free: names of fields that may change all the same.
+    """
+    for field in fields(config):
+        fixed, own = field.metadata.get("fixed"), getattr(config, field.name)
+        if not fixed or field.name in free or (fixed is not True and not getattr(config, fixed)):
             continue
-        if config is None:
-            raise UserError(f"--{name}: the loaded model writes sentences; add --hierarchical_model to build on it")
-        if name in FIXED_PARAGRAPHS and given[name] != getattr(config, name):
-            contradicts(name, given[name], getattr(config, name))
-        setattr(config, name, given[name])
-    if config is not None:
-        for name in ("self_critical_from_epoch", "distill"):
-            if given.get(name) not in (None, -1):
-                raise UserError(f"--{name}: a hierarchical model is trained by cross-entropy alone")
-        decoder.max_sentences = config.max_sentences
-        decoder.dropout_stopping.p, decoder.dropout_fc.p = config.dropout_stopping, config.dropout_fc
-
-
-def check_word_decoder(config: ModelConfig, given: dict) -> None:
-    """Raises UserError where a flag contradicts the model of sentences that becomes a word decoder."""
-    fixed = ("embed_size", "hidden_size", "num_layers", "rnn_arch", "attention", "share_embedding_weights")
-    for name in fixed + ("skip_start_token",) + (FIXED_WITH_ATTENTION if config.attention else ()):
-        if name in given and given[name] != getattr(config, name):
-            contradicts(name, given[name], getattr(config, name))
+        if typed_flags.get(field.name, own) != own:
+            contradicts(field.name, typed_flags[field.name], own)
 
 
 def contradicts(name: str, value, own) -> None:
@@ -110,64 +209,20 @@ def start_word_decoder(decoder: HierarchicalDecoder, flat: nn.Module, source) ->
     decoder.word_decoder.load_state_dict(state)
 
 
-# ---- compiling ----
+def compile_encoders(captioner: Captioner) -> None:
+    """Compile the encoders with torch.compile and try them on blank pixels. Raises UserError where that fails.
 
-
-def compile_captioner(captioner: Captioner, backend: str = "inductor") -> str | None:
-    """Compile what can be compiled, and try it once. Returns why nothing was compiled, or None where it was.
-
-    A machine without a C++ compiler, or an encoder with operations that cannot be traced, are found out by the trial;
-    the captioner is then as before.
+    On a CPU nothing is compiled: encoders ran 0.95 to 1.1 times as fast there after a minute of compiling.
     """
-    model = captioner.model
-    if captioner.config.paragraphs is not None:
-        return "it writes paragraphs"
-    if not pays(captioner.device, backend):
-        return "on a CPU its convolutions are fused without it, and a minute of compiling is never saved again"
-    encoders = [extractor for extractor in model.extractors if not isinstance(extractor, nn.Identity)]
-    try:
-        for extractor in encoders:
-            extractor.compile(backend=backend)
-        # the number of tokens differs from batch to batch
-        model.decoder._logits = torch.compile(model.decoder._logits, dynamic=True, backend=backend)
-        try_step(captioner)
-    except Exception as error:  # noqa: BLE001 - compilers fail in many ways
-        for extractor in encoders:
-            extractor._compiled_call_impl = None
-        vars(model.decoder).pop("_logits", None)
-        model.zero_grad(set_to_none=True)
-        lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0][:150]}"
-    return None
-
-
-def pays(device: torch.device, backend: str) -> bool:
-    """Whether compiling can be worth its time.
-
-    Not on a CPU: encoders ran 0.95 to 1.1 times as fast there after 66 to 97 seconds of compiling (ResNet-152 and
-    EfficientNet-Lite0), beside fusing.py, which does the same by hand; plain training makes no logits as a whole.
-    """
-    return device.type != "cpu" or backend != "inductor"
-
-
-def try_step(captioner: Captioner) -> None:
-    """One forward and backward pass over two made-up images."""
-    model, device = captioner.model, captioner.device
-    inputs = []
-    for spec in captioner.config.specs:
-        shape = (spec.shape[1] * spec.shape[2], spec.shape[0]) if spec.spatial else spec.shape
-        inputs.append(torch.zeros(2, *shape, device=device) if spec.from_file else None)
-    pixels = None
-    if any(one is None for one in inputs):
-        pixels = torch.zeros(2, 3, captioner.size, captioner.size, dtype=torch.uint8, device=device)
-    captions = torch.tensor([[START, END], [START, END]], device=device)
-    statistics = [buffer.clone() for buffer in model.buffers()]  # batch norms would remember the made-up images
-    was_training = model.training
-    model.train()
-    logits, _, _, _ = model(pixels, inputs, captions, torch.tensor([2, 2]), torch.arange(2, device=device))
-    logits.sum().backward()
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
-    with torch.no_grad():
-        for buffer, before in zip(model.buffers(), statistics):
-            buffer.copy_(before)
+    if captioner.device.type == "cpu":
+        print("--compile is left out on a CPU, where it does not pay", file=sys.stderr)
+        return
+    for encoder in captioner.model.extractors:
+        if isinstance(encoder, ImageEncoder):
+            pixels = torch.zeros(2, 3, captioner.size, captioner.size, dtype=torch.uint8, device=captioner.device)
+            try:
+                encoder.compile()
+                with torch.no_grad():
+                    encoder(pixels)
+            except Exception as error:  # noqa: BLE001 - compilers fail in many ways
+                raise UserError(f"--compile: {encoder.name} cannot be compiled: {one_line(error)}") from error

@@ -2,7 +2,7 @@
 
     teachers = Teachers(["a/best.model", "b/best.model"], student, inputs, dataset)
     loader = get_loader(dataset, student.vocabulary, inputs + teachers.inputs)
-    loss = teachers.mixed(cross_entropy, logits, batch, weight=0.5, temperature=1.0)
+    objective = Distillation(settings, teachers)
 
 The teachers read the true captions, as the student does, and their probabilities are averaged. Their features come with
 the student's batch: those of the same names, and feature files of their own behind them.
@@ -21,6 +21,8 @@ from captioning.batches.inputs import Input, plan_inputs
 from captioning.datasets.base import CaptionDataset
 from captioning.errors import UserError
 from model import Captioner, load_captioner
+from training.losses import Objective, StepLoss, token_cross_entropy
+from training.settings import TrainSettings
 
 
 class Teachers:
@@ -75,14 +77,28 @@ class Teachers:
             total = soft if total is None else total + soft
         return total / len(self.captioners)
 
-    def mixed(self, loss: Tensor, logits: Tensor, batch, weight: float, temperature: float) -> Tensor:
-        """(1 - weight) * loss + weight * the cross-entropy to the teachers' probabilities.
 
-        loss: that of the true words; logits (M, V): the student's. The second part is multiplied by temperature^2, or
-        its gradient would shrink with it (Hinton et al. 2015, section 2).
-        """
-        soft = soft_cross_entropy(logits, self.probabilities(batch, temperature), temperature)
-        return (1 - weight) * loss + weight * temperature**2 * soft
+class Distillation(Objective):
+    """The cross-entropy of the true words, and that to the teachers' probabilities, whose share is `distill_weight`.
+
+    The second is multiplied by `distill_temperature`^2, or its gradient would shrink with the temperature (Hinton et
+    al. 2015, section 2). The first alone is reported.
+    """
+
+    def __init__(self, settings: TrainSettings, teachers: Teachers):
+        super().__init__(settings)
+        self.teachers = teachers
+
+    def __call__(self, captioner: Captioner, batch, step: int) -> StepLoss:
+        s = self.settings
+        logits, targets, weights, row = self.teacher_forced(captioner, batch, step)
+        loss = token_cross_entropy(logits, targets, s.label_smoothing)
+        probabilities = self.teachers.probabilities(batch, s.distill_temperature)
+        soft = soft_cross_entropy(logits, probabilities, s.distill_temperature)
+        total = (1 - s.distill_weight) * loss + s.distill_weight * s.distill_temperature**2 * soft
+        return StepLoss(
+            self.regularised(total, captioner, weights, row, len(batch.lengths)), loss.detach(), len(targets)
+        )
 
 
 def soft_cross_entropy(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:

@@ -1,13 +1,24 @@
-"""Training losses over the real tokens of a batch (padding is never computed).
+"""What a step minimises: the losses over the real tokens of a batch (padding is never computed), and cross-entropy.
+
+Every objective is called in the same way: `objective(captioner, batch, step)` returns a `StepLoss`. Cross-entropy is
+below; paragraphs, distillation and self-critical training have a module each.
 
 Shapes: M real tokens, V vocabulary, N rows, R regions, H hidden.
 """
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captioning.decoder.sentence import Memory
+from captioning.decoder.teacher_forcing import truth_probability
+from captioning.devices import autocast
 from captioning.fast.cross_entropy import output_cross_entropy
 from captioning.rows import Packing
+from model import Captioner, CaptionModel, batch_inputs
+from training.settings import TrainSettings
 
 
 def token_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -16,37 +27,23 @@ def token_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float 
 
 
 def caption_cross_entropy(
-    model, pixels, inputs: list, captions: Tensor, lengths: Tensor, row_image: Tensor, label_smoothing: float = 0.0
+    model: CaptionModel,
+    memory: Memory,
+    captions: Tensor,
+    lengths: Tensor,
+    row_image: Tensor,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, int, Tensor | None, Tensor]:
-    """token_cross_entropy of `model(...)`, a CaptionModel of sentences, without its logits; arguments as there.
+    """`token_cross_entropy` of `model.decode(memory, ...)` of a model of sentences, made without its logits.
 
+    captions, lengths and row_image as there.
     Returns the loss, the number of tokens M, attention weights (M, R) or None, the row of each token (M,).
     """
     packing = Packing.of(lengths - 1, captions.device)
-    outputs, weights = model.decoder.outputs(model.encode(pixels, inputs), captions, packing, row_image)
-    layer, targets = model.decoder.linear, captions[packing.row, packing.time + 1]
+    outputs, weights = model.decoder.outputs(memory, captions, packing, row_image)
+    layer, targets = model.decoder.linear, packing.targets(captions)
     loss = output_cross_entropy(outputs, layer.weight, layer.bias, targets, label_smoothing)
     return loss, len(targets), weights, packing.row
-
-
-def paragraph_loss(
-    logits: Tensor,
-    targets: Tensor,
-    stops: Tensor,
-    last: Tensor,
-    weight_sentence: float = 5.0,
-    weight_word: float = 1.0,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The objective of Krause et al. 2017 (eq. 2), which sums over sentences and words, divided by the words' number.
-
-    logits (M, V), targets (M,): words; stops (N, 2): logits of going on and stopping after each sentence, last (N,) 1
-    where the sentence is its paragraph's last, else 0. Smoothing is for words alone.
-    Returns the weighted sum, and its parts: mean nats per word, and per sentence of the decision to stop.
-    """
-    word = token_cross_entropy(logits, targets, label_smoothing)
-    stop = F.cross_entropy(stops.float(), last)
-    return weight_word * word + weight_sentence * stop * len(last) / len(targets), word, stop
 
 
 def attention_regularisation(weights: Tensor, row: Tensor, n_rows: int) -> Tensor:
@@ -65,3 +62,84 @@ def projection_regularisation(weight: Tensor) -> Tensor:
     The root of the sum of squares of all its numbers; the paper adds 0.15 times this to the loss.
     """
     return weight.float().norm()
+
+
+@dataclass
+class StepLoss:
+    """The loss of a batch, as an objective returns it.
+
+    total: what is minimised, a mean over the tokens. reported: what is shown, in nats per token, without gradients; on
+    the device, not waited for. tokens: M. reward: the mean CIDEr-D of captions that were drawn, else 0.
+    """
+
+    total: Tensor
+    reported: Tensor
+    tokens: int
+    reward: float = 0.0
+
+
+class Objective:
+    """What training minimises: called with a captioner, a batch and the step, it returns a `StepLoss`.
+
+    has_reward: whether its `StepLoss.reward` means something.
+    """
+
+    has_reward = False
+
+    def __init__(self, settings: TrainSettings):
+        self.settings = settings
+
+    def __call__(self, captioner: Captioner, batch, step: int) -> StepLoss:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict:
+        """What an exact resume needs of the objective, in plain types and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state_dict()` was taken."""
+
+    def forcing(self, step: int) -> tuple[str, float, torch.Generator] | None:
+        """How much of the true captions the decoder reads at `step`, as `CaptionModel.forward` takes it."""
+        s = self.settings
+        if s.teacher_forcing == "always":
+            return None
+        p = truth_probability(step, s.teacher_forcing_k, s.teacher_forcing_beta)
+        return s.teacher_forcing, p, torch.Generator().manual_seed(s.seed * 1_000_003 + step)
+
+    def teacher_forced(self, captioner: Captioner, batch, step: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Logits, targets, attention weights and rows of the batch's captions, as `CaptionModel.forward` gives them."""
+        with autocast(captioner.device, self.settings.amp):
+            captions = captions_of(batch, captioner.device)
+            return captioner.model(*batch_inputs(captioner, batch), *captions, self.forcing(step))
+
+    def regularised(self, loss: Tensor, captioner: Captioner, weights: Tensor | None, row: Tensor, rows: int) -> Tensor:
+        """`loss` with the penalties that the settings ask for; attention weights (M, R), the row of each, rows N."""
+        s = self.settings
+        if s.regularize_attn and weights is not None:
+            loss = loss + s.regularize_attn * attention_regularisation(weights, row, rows)
+        if s.regularize_projection and captioner.config.projection:
+            weight = captioner.model.sentence_decoder.projection.weight
+            loss = loss + s.regularize_projection * projection_regularisation(weight)
+        return loss
+
+
+class CrossEntropy(Objective):
+    """The cross-entropy of the true words of a model of sentences."""
+
+    def __call__(self, captioner: Captioner, batch, step: int) -> StepLoss:
+        s = self.settings
+        if s.teacher_forcing == "always" and s.amp == "off" and captioner.device.type == "cpu":
+            memory = captioner.model.encode(*batch_inputs(captioner, batch))  # no logits are needed beyond the loss
+            captions = captions_of(batch, captioner.device)
+            loss, tokens, weights, row = caption_cross_entropy(captioner.model, memory, *captions, s.label_smoothing)
+        else:
+            logits, targets, weights, row = self.teacher_forced(captioner, batch, step)
+            loss, tokens = token_cross_entropy(logits, targets, s.label_smoothing), len(targets)
+        return StepLoss(self.regularised(loss, captioner, weights, row, len(batch.lengths)), loss.detach(), tokens)
+
+
+def captions_of(batch, device) -> tuple[Tensor, Tensor, Tensor]:
+    """Captions, lengths (on the CPU) and rows' images of a batch, as `CaptionModel.forward` takes them."""
+    captions, row_image = (x.to(device, non_blocking=True) for x in (batch.captions, batch.row_image))
+    return captions, batch.lengths, row_image

@@ -1,19 +1,16 @@
 """Optimizers and learning rate schedules."""
 
 import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from captioning.errors import UserError
-from training.settings import Settings
-
-OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
-SCHEDULERS = ("ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine")
+from model import CaptionModel
+from training.settings import TrainSettings
 
 
-def learning_rate(settings: Settings, step: int, steps_per_epoch: int, num_epochs: int) -> float:
+def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int, num_epochs: int) -> float:
     """The learning rate of `step`, counted from 0 (ReduceLROnPlateau scales it further by what validation shows).
 
     cosine: from the top down to 0 over all steps (Loshchilov and Hutter 2017). StepLR: halved after every lr_step_size
@@ -34,33 +31,39 @@ def learning_rate(settings: Settings, step: int, steps_per_epoch: int, num_epoch
     return rate * min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else rate
 
 
-SELF_CRITICAL_RATE = 5e-5  # learning rate of a run that turns self-critical midway
+class ParameterGroups(NamedTuple):
+    """What is trained of a model. words: the word decoder of a hierarchical model, which `decoder` lacks then."""
+
+    decoder: list[nn.Parameter]
+    encoder: list[nn.Parameter]
+    words: list[nn.Parameter]
+
+    @classmethod
+    def of(cls, model: CaptionModel) -> "ParameterGroups":
+        encoder = [p for p in model.extractors.parameters() if p.requires_grad]
+        decoder = [p for p in model.decoder.parameters() if p.requires_grad]
+        if model.config.paragraphs is None:
+            return cls(decoder, encoder, [])
+        words = [p for p in model.decoder.word_decoder.parameters() if p.requires_grad]
+        apart = {id(p) for p in words}
+        return cls([p for p in decoder if id(p) not in apart], encoder, words)
 
 
-def make_optimizer(
-    settings: Settings, decoder: list[nn.Parameter], encoder: list[nn.Parameter], words: Sequence[nn.Parameter] = ()
-) -> torch.optim.Optimizer:
-    """The optimizer that `settings` names; each group's `share` is its part of the learning rate of a step.
-
-    words: the parameters of a hierarchical model's word decoder, which `decoder` lacks.
-    Raises UserError for an unknown optimizer.
-    """
+def make_optimizer(settings: TrainSettings, groups: ParameterGroups) -> torch.optim.Optimizer:
+    """The optimizer that `settings` names; each group's `share` is its part of the learning rate of a step."""
     kinds = {
         "rmsprop": torch.optim.RMSprop,
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
         "sgd": torch.optim.SGD,
     }
-    if settings.optimizer not in kinds:
-        raise UserError(f"--optimizer {settings.optimizer}: unknown; known are {', '.join(OPTIMIZERS)}")
-    groups = [{"params": decoder, "share": 1.0}]
-    if encoder:
-        own = settings.encoder_learning_rate or settings.learning_rate
-        groups.append({"params": encoder, "share": own / settings.learning_rate})
-    if words:
-        own = settings.learning_rate if settings.lr_word_decoder is None else settings.lr_word_decoder
-        groups.append({"params": words, "share": own / settings.learning_rate})
-    return kinds[settings.optimizer](groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    own = {"encoder": settings.encoder_learning_rate or None, "words": settings.lr_word_decoder}
+    parts = []
+    for name, parameters in groups._asdict().items():
+        if parameters:
+            share = 1.0 if own.get(name) is None else own[name] / settings.learning_rate
+            parts.append({"params": parameters, "share": share})
+    return kinds[settings.optimizer](parts, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 def make_plateau() -> torch.optim.lr_scheduler.ReduceLROnPlateau:

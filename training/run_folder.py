@@ -11,9 +11,12 @@ import math
 from pathlib import Path
 
 from captioning import checkpoint
+from captioning.config import ModelConfig
 from captioning.errors import UserError
+from captioning.features.factory import is_feature_file
 from captioning.files import atomic_write, read_json
 from model import Captioner, save_captioner
+from training.settings import ModelSettings
 from training.trainer import Trainer
 
 # What decides which epoch is best: the first of these that was measured, and whether higher is better.
@@ -27,6 +30,15 @@ CRITERIA = {
     "validation_loss": False,
     "training_loss": False,
 }
+
+
+def run_name(basename: str, model: ModelSettings, config: ModelConfig) -> str:
+    """A name for a run's folder, made of the settings that people vary."""
+    features = "-".join(Path(name).stem if is_feature_file(name) else name for name in model.features.split(","))
+    parts = [basename, features.replace(":", "-"), config.attention, config.rnn_arch.lower(), str(config.hidden_size)]
+    if config.paragraphs is not None:
+        parts.append("coherent" if config.paragraphs.coherent_sentences else "hierarchical")
+    return "-".join(part for part in parts if part)
 
 
 class RunFolder:
@@ -68,6 +80,31 @@ class RunFolder:
             file.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
         return None
+
+    def load_last(self, contents: dict, captioner: Captioner) -> None:
+        """Give `captioner` the weights of last.model, whose `contents` `prepare` returned.
+
+        Raises UserError where the run was started with another architecture or vocabulary.
+        """
+        saved, own = ModelConfig.from_dict(contents["config"]).to_dict(), captioner.config.to_dict()
+        for name in own:
+            if saved.get(name) != own[name]:
+                was = f"the run was started with {name} {saved.get(name)!r}"
+                raise UserError(f"--resume: {was}, now it is {own[name]!r}")
+        if contents["vocabulary"] != captioner.vocabulary.to_dict():
+            raise UserError("--resume: the run was started with another vocabulary")
+        captioner.model.load_trained_state(contents["state"], self.file("last.model"))
+
+    def load_best(self, captioner: Captioner, epoch: int) -> str:
+        """Give `captioner` the weights of the best epoch before `epoch`; a line about what it has now."""
+        best = self.best_epoch()
+        file = best and self.file(f"ep{best}.model")
+        if self.criterion() == "training_loss" or not file:
+            return f"epoch {epoch - 1}: nothing was validated, so no epoch is known to be the best"
+        if not file.exists():
+            return f"epoch {epoch - 1}: {file} of the best epoch is gone"
+        captioner.model.load_trained_state(checkpoint.load(file)["state"], file)
+        return f"epoch {best}, the best so far"
 
     def _read_stats(self, unfinished_epoch: int) -> None:
         """The statistics of the epochs before `unfinished_epoch`."""

@@ -10,7 +10,6 @@ Shapes: B images, N = B * samples rows, M real tokens, T time steps.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,31 +17,44 @@ from torch import Tensor
 
 from captioning.datasets.base import image_key
 from captioning.decoder.search import Search, generate_rows
+from captioning.devices import autocast, share_of_tokens
 from captioning.fast.steps import fast_decoder, ready
 from captioning.rows import Packing
 from captioning.text.tokens import PAD, START, upto_end
-from model import batch_inputs
+from model import Captioner, CaptionModel, batch_inputs
 from training.cider_reward import CiderReward
-from training.losses import token_cross_entropy
+from training.losses import Objective, StepLoss, token_cross_entropy
 from training.self_critical_terms import WordCounts, extra_term, face_loss
+from training.settings import TrainSettings
+
+MAX_LENGTH = 20  # words
 
 
-def sampled_captions(
-    model, memory, samples: int, max_length: int, temperature: float = 1.0, trigram_penalty_alpha: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Captions drawn from the model, `samples` for each of the B images of `memory`, without gradients.
+@torch.no_grad()
+def sampled_captions(model: CaptionModel, memory, settings: TrainSettings) -> tuple[Tensor, Tensor, Tensor]:
+    """Captions drawn from the model, `self_critical_samples` for each of the B images of `memory`, without gradients.
 
     Returns captions (N, T) from <start> to <end>, lengths (N,) on the CPU and row_image (N,), as a batch has them.
     """
-    row_image = torch.arange(len(memory), device=memory.device).repeat_interleave(samples)
+    row_image = torch.arange(len(memory), device=memory.device).repeat_interleave(settings.self_critical_samples)
     search = Search(
-        sample=True, max_length=max_length, temperature=temperature, trigram_penalty_alpha=trigram_penalty_alpha
+        sample=True,
+        max_length=MAX_LENGTH,
+        temperature=settings.self_critical_temperature,
+        trigram_penalty_alpha=settings.trigram_penalty_alpha,
     )
     decoder = fast_decoder(model.decoder)
     tokens = generate_rows(*ready(decoder, memory.select(row_image)), search).tokens[:, 0]
-    tokens = tokens[:, :max_length]  # an <end> after the longest caption was forced, not drawn: it has no gradient
+    tokens = tokens[:, :MAX_LENGTH]  # an <end> after the longest caption was forced, not drawn: it has no gradient
     captions = torch.cat([torch.full_like(tokens[:, :1], START), tokens], 1)
     return captions, (captions != PAD).sum(1).cpu(), row_image
+
+
+@torch.no_grad()
+def greedy_captions(model: CaptionModel, memory, settings: TrainSettings) -> list[list[int]]:
+    """The word ids of the greedy caption of each of the B images of `memory`."""
+    search = Search(max_length=MAX_LENGTH, trigram_penalty_alpha=settings.trigram_penalty_alpha)
+    return generate_rows(*ready(fast_decoder(model.decoder), memory), search).tokens[:, 0].tolist()
 
 
 def policy_logits(logits: Tensor, captions: Tensor, lengths: Tensor, alpha: float) -> Tensor:
@@ -69,22 +81,6 @@ def policy_logits(logits: Tensor, captions: Tensor, lengths: Tensor, alpha: floa
     return logits.index_put((token[real], word[real]), penalty, accumulate=True)
 
 
-def advantages(reward: CiderReward, keys: list, samples: Tensor, greedy: Tensor | None) -> tuple[Tensor, float]:
-    """Reward of each sample minus its baseline (N,), and the mean reward.
-
-    keys: of the B images; samples (N, T) ids; greedy (B, T) ids of greedy captions where N = B, else None.
-    """
-    per_image = len(samples) // len(keys)
-    owners = [key for key in keys for _ in range(per_image)]
-
-    def scored(owners: list, rows: list) -> np.ndarray:
-        return np.array([reward.score_ids(key, upto_end(row, keep_end=True)) for key, row in zip(owners, rows)])
-
-    scores = scored(owners, samples.tolist())
-    compared = None if greedy is None else scored(keys, greedy.tolist())
-    return torch.tensor(baselined(scores, len(keys), compared), dtype=torch.float32), float(scores.mean())
-
-
 def baselined(scores: np.ndarray, n_images: int, greedy: np.ndarray | None) -> np.ndarray:
     """Scores (N,) minus their baseline: that of the image's greedy caption (B,), else the mean of its other samples."""
     grouped = scores.reshape(n_images, -1)
@@ -100,67 +96,72 @@ def self_critical_loss(logits: Tensor, targets: Tensor, advantage: Tensor, tempe
     return -(log_prob * advantage).mean()
 
 
-MAX_LENGTH = 20  # words
+class SelfCritical(Objective):
+    """The rewarded captions that the model draws; mixed losses add the cross-entropy of the true captions.
 
-
-class SelfCritical:
-    """Reward, loss and settings of self-critical training; meanings and defaults are those of train.py's flags.
-
-    loss: one of `self_critical_losses.NAMES`. samples: captions drawn per image; with 1 the greedy caption is the
-    baseline. word_counts: how often each word was written, for mixed_with_face (None: begin at nothing).
+    settings: `self_critical_loss`, `self_critical_samples` per image (with 1 the greedy caption is the baseline),
+    `self_critical_temperature`, `gamma_ml_rl`, `trigram_penalty_alpha`. reward: CIDEr-D of the training images.
+    word_counts: how often each word was written, for mixed_with_face.
     """
 
-    def __init__(
-        self,
-        reward: CiderReward,
-        loss: str = "sc",
-        samples: int = 5,
-        temperature: float = 0.5,
-        gamma: float = 0.9995,
-        trigram_penalty_alpha: float = 0.0,
-        word_counts: Tensor | None = None,
-    ):
-        self.reward, self.loss, self.samples, self.temperature = reward, loss, samples, temperature
-        self.gamma, self.trigram_penalty_alpha = gamma, trigram_penalty_alpha
-        self.word_counts = None
-        if loss == "mixed_with_face":
-            self.word_counts = WordCounts(len(reward.words), "cpu")
-            if word_counts is not None:
-                self.word_counts.counts = word_counts.double().clone()
+    has_reward = True
 
-    @property
-    def mixed(self) -> bool:
-        return self.loss.startswith("mixed")
+    def __init__(self, settings: TrainSettings, reward: CiderReward):
+        super().__init__(settings)
+        self.reward, self.loss = reward, settings.self_critical_loss
+        self.mixed = self.loss.startswith("mixed")
+        self.word_counts = WordCounts(len(reward.words), "cpu") if self.loss == "mixed_with_face" else None
 
-    def losses(self, captioner, batch, autocast: Callable) -> tuple[Tensor, Tensor, int, float]:
-        """The loss that is reported, what is minimised, the number of drawn tokens, and the mean CIDEr-D.
+    def state_dict(self) -> dict:
+        return {"word_counts": self.word_counts and self.word_counts.counts}
 
-        autocast: gives the context that the model computes in. No dropout: the gradient must be that of what was drawn.
-        """
-        model, device, alpha = captioner.model, captioner.device, self.trigram_penalty_alpha
+    def load_state_dict(self, state: dict) -> None:
+        counts = state.get("word_counts")
+        if self.word_counts is not None and counts is not None:
+            self.word_counts.counts = counts.double().clone()
+
+    def __call__(self, captioner: Captioner, batch, step: int) -> StepLoss:
+        drawn = self._drawn_loss(captioner, batch)
+        return self._mixed(drawn, captioner, batch, step) if self.mixed else drawn
+
+    def _drawn_loss(self, captioner: Captioner, batch) -> StepLoss:
+        """The self-critical loss. No dropout: the gradient must be that of what was drawn."""
+        s, model, device = self.settings, captioner.model, captioner.device
         model.eval()
-        with autocast():
+        with autocast(device, s.amp):
             memory = model.encode(*batch_inputs(captioner, batch))  # once: for drawing and for the gradient
-        with torch.no_grad():
-            captions, lengths, row_image = sampled_captions(
-                model, memory, self.samples, MAX_LENGTH, self.temperature, alpha
-            )
-            greedy = None
-            if self.samples == 1:
-                search = Search(max_length=MAX_LENGTH, trigram_penalty_alpha=alpha)
-                greedy = generate_rows(*ready(fast_decoder(model.decoder), memory), search).tokens[:, 0].tolist()
+        captions, lengths, row_image = sampled_captions(model, memory, s)
         keys = [image_key(item) for item in batch.items]
+        greedy = greedy_captions(model, memory, s) if s.self_critical_samples == 1 else None
         wanted, reported, added, reward = self.advantages(keys, captions[:, 1:].tolist(), greedy)
-        with autocast():
+        with autocast(device, s.amp):
             logits, targets, _, row = model.decode(memory, captions, lengths, row_image)
-        logits = policy_logits(logits.float(), captions, lengths, alpha)
+        logits = policy_logits(logits.float(), captions, lengths, s.trigram_penalty_alpha)
         if self.word_counts is not None:
             self.word_counts.add(targets.cpu())
-        total = self_critical_loss(logits, targets, wanted.to(device)[row], self.temperature)
+        temperature = s.self_critical_temperature
+        total = self_critical_loss(logits, targets, wanted.to(device)[row], temperature)
         loss = total.detach()
         if added is not None:
-            loss = added + self_critical_loss(logits.detach(), targets, reported.to(device)[row], self.temperature)
-        return loss, total, len(targets), reward
+            loss = added + self_critical_loss(logits.detach(), targets, reported.to(device)[row], temperature)
+        return StepLoss(total, loss, len(targets), reward)
+
+    def _mixed(self, drawn: StepLoss, captioner: Captioner, batch, step: int) -> StepLoss:
+        """gamma * the self-critical loss + (1 - gamma) * the cross-entropy of the true captions, with dropout."""
+        gamma, device = self.settings.gamma_ml_rl, captioner.device
+        captioner.model.train()
+        logits, targets, _, _ = self.teacher_forced(captioner, batch, step)
+        truth = self._cross_entropy(logits, targets)
+        # the whole will be weighed by this process' share of the drawn tokens
+        share = share_of_tokens(len(targets), device) / share_of_tokens(drawn.tokens, device)
+        total = gamma * drawn.total + (1 - gamma) * truth * share
+        return StepLoss(total, gamma * drawn.reported + (1 - gamma) * truth.detach(), drawn.tokens, drawn.reward)
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The second part of the mixed losses, on the true captions: logits (M, V), targets (M,)."""
+        if self.word_counts is None:
+            return token_cross_entropy(logits, targets, self.settings.label_smoothing)
+        return face_loss(logits, targets, self.word_counts.weights().to(logits.device))
 
     def advantages(
         self, keys: list, rows: list[list[int]], greedy: list[list[int]] | None
@@ -192,12 +193,6 @@ class SelfCritical:
             return None
         kept = {key: self.reward.reference_tokens(key) for key in dict.fromkeys(keys)}
         return extra_term(self.loss, [self.reward.tokens(sample) for sample in samples], [kept[key] for key in keys])
-
-    def cross_entropy(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        """The second part of the mixed losses, on the true captions: logits (M, V), targets (M,)."""
-        if self.word_counts is None:
-            return token_cross_entropy(logits, targets, label_smoothing)
-        return face_loss(logits, targets, self.word_counts.weights().to(logits.device))
 
 
 def _to_tensor(values: np.ndarray) -> Tensor:

@@ -24,15 +24,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NAMES = (
-    "sc",
-    "sc_with_diversity",
-    "sc_with_relative_diversity",
-    "sc_with_bleu_diversity",
-    "sc_with_repetition",
-    "mixed",
-    "mixed_with_face",
-)
 ORDERS = 4
 RELATIVE_DIVERSITY, BLEU, UNIGRAM_REPETITION = 0.1, 0.15, 0.1  # weights, those of DeepCaption
 Tokens = Sequence[int]

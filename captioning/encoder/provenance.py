@@ -1,4 +1,4 @@
-"""Which encoder made a feature, and building that encoder again."""
+"""Which encoder made a feature, and building the same encoder again."""
 
 from captioning.config import FeatureSpec
 from captioning.encoder.encoder import ImageEncoder
@@ -12,7 +12,7 @@ def make_encoder(
 ) -> ImageEncoder | TenCropFeatures:
     """The encoder that makes `spec` from photos, checked against the weights it was made with.
 
-    Features of type avg and max come from the ten crops of photo_views.
+    Features of type avg and max come from ten crops of each photo.
 
     Raises UserError where a feature file does not say what made it, or where the weights at hand are other ones.
     """

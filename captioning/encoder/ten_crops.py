@@ -1,4 +1,4 @@
-"""Photos for models trained on features of ten crops: what each of their encoders is to see of a photo.
+"""Photos for models trained on features of ten crops: the views of a photo that each of their encoders needs.
 
     transform = PhotoViews(whole=image_transform(224, "bilinear"), crops=TenCrops(224, 256))
     pixels = transform(image)                       # (11, 3, 224, 224): the whole image, then its ten crops
@@ -57,18 +57,18 @@ def pooled_crops(extractor: ImageEncoder, pixels: Tensor, kind: str) -> Tensor:
 
 
 def ten_crop_size(transform: dict, provenance: dict) -> int:
-    """The side that photos are resized to before cropping, as the feature file says, else the usual 256 for 224."""
+    """The side that photos are resized to before cropping: the one in the feature file, else the usual 256 for 224."""
     return provenance.get("image_size") or round(transform["size"] * 256 / 224)
 
 
 def encode_views(extractor: nn.Module, pixels: Tensor) -> Tensor:
-    """What an encoder makes of pixels (B, 3, S, S) or views (B, W, 3, S, S); a plain one sees the whole image."""
+    """What an encoder makes of pixels (B, 3, S, S) or views (B, W, 3, S, S); a plain one encodes the whole image."""
     views = pixels.dim() == 5 and not isinstance(extractor, TenCropFeatures)
     return extractor(pixels[:, 0] if views else pixels)
 
 
 def photo_transform(extractors: list[nn.Module], plain: ImageTransform) -> ImageTransform | PhotoViews:
-    """The transform that all of `extractors` can see their photos through; `plain` is that of the whole image."""
+    """The transform that makes the views which `extractors` need; `plain` is that of the whole image."""
     sizes = {extractor.image_size for extractor in extractors if isinstance(extractor, TenCropFeatures)}
     if not sizes:
         return plain

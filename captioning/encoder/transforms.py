@@ -15,7 +15,7 @@ class ImageTransform:
 
     Without `train` the whole image is resized with antialiasing. With it the image is resized to a square of
     round(size * 256 / 224), cropped to `size` at a random place and, with `flip`, mirrored every other time; the same
-    `seed` gives the same crop. `size_hint` is for images.open_image().
+    `seed` gives the same crop. `size_hint` is for image_file.open_image().
     """
 
     FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -61,5 +61,5 @@ class TenCrops:
 
 
 def image_transform(size: int, interpolation: str, train: bool = False, flip: bool = True) -> ImageTransform:
-    """See ImageTransform. Raises UserError for an unknown interpolation."""
+    """An ImageTransform. Raises UserError for an unknown interpolation."""
     return ImageTransform(size, interpolation, train, flip)

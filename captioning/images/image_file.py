@@ -55,8 +55,8 @@ def image_error(path, reason) -> ImageError:
 def open_image(path, size_hint: int | None = None) -> Image.Image:
     """Read the first frame of the image file `path` as an upright 8-bit RGB image.
 
-    Palettes, greys, CMYK, 16-bit and float images are converted; transparent parts become white. The format is
-    told by the content, not by the extension. With `size_hint` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size
+    Palettes, greys, CMYK, 16-bit and float images are converted; transparent parts become white. The content
+    decides the format, not the extension. With `size_hint` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size
     (much faster) as long as its shorter side stays >= `size_hint` pixels.
     Raises ImageError for a file that is missing, no image, truncated, damaged or larger than MAX_PIXELS.
     """
@@ -170,7 +170,7 @@ def target_size(size: tuple[int, int], side: int, keep_aspect: bool = False) -> 
 
 
 def list_images(folder, recursive: bool = False) -> list[Path]:
-    """The image files of `folder` by their extension (any letter case), sorted; hidden files are passed over.
+    """The image files of `folder` by their extension (any letter case), sorted; hidden files are skipped.
 
     With `recursive` also those of its subfolders, links to folders included. `folder` may be a zip file. Raises
     UserError for a missing folder.

@@ -23,7 +23,7 @@ from captioning.rows import Packing
 from captioning.text.tokens import END, START
 from model import as_text, tidy_caption
 from training.build import start_word_decoder
-from training.losses import paragraph_loss
+from training.paragraph_losses import paragraph_loss
 from vocabulary import Vocabulary
 
 V, B, R, D, REGION, PERSIST = 12, 3, 4, 5, 6, 3
@@ -173,7 +173,7 @@ def test_the_objective_is_krauses():
     torch.manual_seed(0)
     logits, stops = torch.randn(7, V).double(), torch.randn(3, 2).double()
     targets, last = torch.randint(0, V, (7,)), torch.tensor([0, 1, 1])
-    total, word, stop = paragraph_loss(logits, targets, stops, last, 5.0, 1.0)
+    total, word, stop = paragraph_loss(logits, targets, stops, last, ParagraphConfig())
     p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
     p_stop = 1 / (1 + np.exp(stops[:, 0] - stops[:, 1]).numpy())  # a logistic classifier of the difference
     words = -np.log(p[np.arange(7), targets]).sum()
@@ -246,7 +246,7 @@ def test_only_coherent_sentences_look_back(coherent):
 def test_every_weight_is_trained():
     decoder = build("soft", coherent=True).train()
     done = decoder(remember(decoder), captions(), LENGTHS, ROW_IMAGE, SENTENCES)
-    paragraph_loss(done.logits, done.targets, done.stops, done.last)[0].backward()
+    paragraph_loss(done.logits, done.targets, done.stops, done.last, ParagraphConfig())[0].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters())
 
 

@@ -5,13 +5,15 @@ import html.parser
 import json
 import math
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from running import ROOT
 
-import infer
 from captioning.config import FeatureSpec, ModelConfig
 from captioning.decoder.search import Search
 from captioning.encoder import factory
@@ -21,6 +23,7 @@ from captioning.errors import UserError
 from captioning.features.writer import FeatureWriter
 from captioning.images.image_file import open_image
 from captioning.text.tokens import END, START
+from inference import captions, flags
 from inference.results import Result, ResultsFile, read_results
 from model import Caption, Captioner, build_model, load_captioner, save_captioner
 from vocabulary import Vocabulary
@@ -133,6 +136,14 @@ def test_through_the_command_line(world, script_alone, expected, tmp_path):
     assert (done.status, done.out) == (0, f"{world / 'images/p0.png'}: {expected[0][0].text}\n")
     done = script_alone("infer.py", "--help")
     assert done.status == 0 and "--beam_size" in done.out
+
+
+def test_through_a_link_in_another_folder(world, expected, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "caption").symlink_to(ROOT / "infer.py")
+    command = [sys.executable, tmp_path / "bin" / "caption", "--model", world / "pixels.model", "images/p0.png"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=world, timeout=300)
+    assert (done.returncode, done.stdout) == (0, f"images/p0.png: {expected[0][0].text}\n"), done.stderr
 
 
 def test_a_folder_with_a_broken_image(world, script, tmp_path):
@@ -304,19 +315,19 @@ def test_attention_output(infer_dataset, expected, tmp_path):
 def test_an_interrupted_run_is_resumed(infer_dataset, monkeypatch, tmp_path, form):
     whole, out = tmp_path / f"whole.{form}", tmp_path / f"out.{form}"
     assert infer_dataset("c:bare", "--output_file", whole).status == 0
-    loop = infer.caption_loader
+    loop = captions.caption_loader
 
     def interrupted(*arguments):
         yield next(iter(loop(*arguments)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(infer, "caption_loader", interrupted)
+    monkeypatch.setattr(captions, "caption_loader", interrupted)
     done = infer_dataset("c:bare", "--output_file", out, "--batch_size", 2)
     part = tmp_path / f"out.{form}.part"
     assert done.status == 130 and "--resume" in done.err and not out.exists()
     with open(part, "a") as file:  # as if killed in the middle of a line
         file.write('{"image_id": 12, "capt' if form == "jsonl" else "12,1,A do")
-    monkeypatch.setattr(infer, "caption_loader", loop)
+    monkeypatch.setattr(captions, "caption_loader", loop)
     done = infer_dataset("c:bare", "--output_file", out, "--resume", "--scoring", "bleu")
     assert done.status == 0 and "of 5 images are captioned already" in done.err and "5 captions" in done.out
     assert out.read_text() == whole.read_text() and not part.exists()
@@ -450,10 +461,10 @@ def test_mistakes_are_one_line(world, script, tmp_path, monkeypatch, arguments, 
 
 
 def test_without_a_bundled_model(world, script, monkeypatch, tmp_path):
-    monkeypatch.setattr(infer, "BUNDLED", tmp_path / "none.model")
+    monkeypatch.setattr(flags, "BUNDLED", tmp_path / "none.model")
     done = script("infer.py", world / "images/p0.png")
     assert done.status == 2 and "give a model file" in done.err
-    monkeypatch.setattr(infer, "BUNDLED", world / "pixels.model")
+    monkeypatch.setattr(flags, "BUNDLED", world / "pixels.model")
     assert script("infer.py", world / "images/p0.png").status == 0
 
 

@@ -195,7 +195,8 @@ def test_existing_run_is_not_overwritten(train):
     again = train("--features", "pooled.npy", "--num_epochs", 1)
     assert again.status == 2
     assert "--replace" in again.err and again.err.count("\n") == 1
-    assert train("--features", "pooled.npy", "--num_epochs", 1, "--replace").status == 0
+    for flag in ("--replace", "--force"):
+        assert train("--features", "pooled.npy", "--num_epochs", 1, flag).status == 0
 
 
 def test_load_model_goes_on_from_its_epoch(train):
@@ -289,15 +290,14 @@ def test_the_projection_is_in_what_is_minimised():
 
     from captioning.config import FeatureSpec, ModelConfig
     from model import Captioner, build_model
-    from training.settings import Settings
-    from training.trainer import Trainer
+    from training.losses import CrossEntropy
+    from training.settings import TrainSettings
     from vocabulary import Vocabulary
 
     vocabulary = Vocabulary(["<pad>", "<start>", "<end>", "<unk>", "a", "dog"])
     specs = [FeatureSpec("x.npy", (3,), True)]
     config = ModelConfig(specs, embed_size=5, hidden_size=4, share_embedding_weights=True, projection=True)
     captioner = Captioner(build_model(config, vocabulary), vocabulary)
-    trainer = Trainer(captioner, Settings(regularize_projection=0.4), 1, 1)
     batch = SimpleNamespace(
         pixels=None,
         inputs=[torch.randn(2, 3)],
@@ -305,6 +305,7 @@ def test_the_projection_is_in_what_is_minimised():
         lengths=torch.tensor([4, 3]),
         row_image=torch.tensor([0, 1]),
     )
-    loss, total, tokens, _ = trainer._losses(batch)
+    loss = CrossEntropy(TrainSettings(regularize_projection=0.4))(captioner, batch, 0)
     weight = captioner.model.decoder.projection.weight
-    assert (total - loss).item() == pytest.approx(0.4 * weight.square().sum().sqrt().item(), rel=1e-5) and tokens == 5
+    assert (loss.total - loss.reported).item() == pytest.approx(0.4 * weight.square().sum().sqrt().item(), rel=1e-5)
+    assert loss.tokens == 5

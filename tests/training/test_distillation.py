@@ -11,9 +11,8 @@ from toy import SMALL, feature_vector, file_inputs, make_coco, write_config, wri
 from captioning.datasets.factory import open_dataset
 from data_loader import LoaderSettings, get_loader
 from model import load_captioner
-from training.distillation import Teachers, soft_cross_entropy
-from training.settings import Settings
-from training.trainer import Trainer
+from training.distillation import Distillation, Teachers, soft_cross_entropy
+from training.settings import TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +51,8 @@ def test_loss_is_the_formula(toys, temperature, weight):
     assert teachers.inputs[0].source is own[0].source  # the file that both read is read once
     loader = get_loader(dataset, student.vocabulary, own + teachers.inputs, LoaderSettings(batch_size=40))
     batch = next(iter(loader))
-    trainer = Trainer(student, Settings(distill_weight=weight, distill_temperature=temperature), len(loader), 1)
-    trainer.teachers = teachers
-    loss, total, tokens, _ = trainer._losses(batch)
+    settings = TrainSettings(distill_weight=weight, distill_temperature=temperature)
+    loss = Distillation(settings, teachers)(student, batch, 0)
     inputs = [[batch.inputs[0]], [batch.inputs[2]]]
     mean = 0
     for path, features in zip(toys.paths, inputs):
@@ -66,9 +64,9 @@ def test_loss_is_the_formula(toys, temperature, weight):
     soft = -(mean * (own / temperature).log_softmax(1)).sum(1).mean()
     hard = -own.log_softmax(1)[range(len(targets)), targets].mean()
     expected = (1 - weight) * hard + weight * temperature**2 * soft
-    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert loss.item() == pytest.approx(hard.item(), rel=1e-5) and tokens == len(targets)
-    total.backward()
+    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.reported.item() == pytest.approx(hard.item(), rel=1e-5) and loss.tokens == len(targets)
+    loss.total.backward()
     assert all(p.grad is None for captioner in teachers.captioners for p in captioner.model.parameters())
 
 

@@ -8,9 +8,10 @@ import torch
 from toy import SENTENCES, document_frequencies, make_coco, scene, write_config, write_features
 
 from captioning.scoring.metrics import CiderD, tokenize
-from captioning.text.tokens import END, upto_end
+from captioning.text.tokens import END
 from training.cider_reward import CiderReward
-from training.self_critical import advantages, self_critical_loss
+from training.self_critical import SelfCritical, self_critical_loss
+from training.settings import TrainSettings
 from vocabulary import build_vocabulary
 
 
@@ -55,16 +56,13 @@ def test_advantages_by_hand(references, vocabulary):
     rows = [
         [*vocabulary.encode(text), END] for text in ("a red ball", "the ball is red", "one roof", "the roof is blue")
     ]
-    samples = torch.zeros(4, max(map(len, rows)), dtype=torch.long)
-    for row, ids in zip(samples, rows):
-        row[: len(ids)] = torch.tensor(ids)
-    scores = [reward.score_ids(key, upto_end(row, keep_end=True)) for key, row in zip((0, 0, 2, 2), samples.tolist())]
-    values, mean = advantages(reward, [0, 2], samples, None)
+    scores = [reward.score_ids(key, row) for key, row in zip((0, 0, 2, 2), rows)]
+    values, _, _, mean = SelfCritical(TrainSettings(self_critical_samples=2), reward).advantages([0, 2], rows, None)
     by_hand = [scores[0] - scores[1], scores[1] - scores[0], scores[2] - scores[3], scores[3] - scores[2]]
     assert values.tolist() == pytest.approx(by_hand, abs=1e-5)
     assert mean == pytest.approx(np.mean(scores))
-    greedy = samples[[1, 3]]
-    values, _ = advantages(reward, [0, 2], samples[[0, 2]], greedy)
+    objective = SelfCritical(TrainSettings(self_critical_samples=1), reward)
+    values, *_ = objective.advantages([0, 2], [rows[0], rows[2]], [rows[1], rows[3]])
     assert values.tolist() == pytest.approx([scores[0] - scores[1], scores[2] - scores[3]], abs=1e-5)
 
 

@@ -16,10 +16,10 @@ from captioning import checkpoint
 from captioning.decoder.search import Search, generate, generate_rows
 from captioning.rows import Packing
 from captioning.text.tokens import END, PAD, START
-from training import flags as train_flags
 from training.cider_reward import CiderReward
 from training.self_critical import SelfCritical, policy_logits, self_critical_loss
-from training.self_critical_terms import NAMES, WordCounts, extra_term, face_loss, sentence_bleu
+from training.self_critical_terms import WordCounts, extra_term, face_loss, sentence_bleu
+from training.settings import SELF_CRITICAL_LOSSES, TrainSettings
 from vocabulary import build_vocabulary
 
 SAMPLES = [[5, 6, 7, 5, 6, 7, 5, 6], [5, 5, 5, 5], [9], [5, 6, 7, 8], []]
@@ -33,10 +33,6 @@ def grams(tokens, n):
 def diversity(samples) -> float:
     tokens = sum(map(len, samples))
     return -sum(len({g for s in samples for g in grams(s, n)}) / tokens for n in (1, 2, 3, 4))
-
-
-def test_flags_offer_every_loss():
-    assert train_flags.SELF_CRITICAL_LOSSES == NAMES and len(NAMES) == 7
 
 
 def test_diversity_by_definition():
@@ -125,11 +121,12 @@ def reward():
     return CiderReward(references, build_vocabulary([c for texts in references.values() for c in texts], 1))
 
 
-@pytest.mark.parametrize("name", NAMES[:5])
+@pytest.mark.parametrize("name", SELF_CRITICAL_LOSSES[:5])
 @pytest.mark.parametrize("greedy", [False, True])
 def test_advantages_take_the_costs_from_the_reward(reward, name, greedy):
     rows = [[4, 5, 6, END, PAD], [7, 6, 8, 5, END], [9, 10, 9, 10, 11], [11, END, PAD, PAD, PAD]]
-    objective = SelfCritical(reward, name, samples=1 if greedy else 2)
+    settings = TrainSettings(self_critical_loss=name, self_critical_samples=1 if greedy else 2)
+    objective = SelfCritical(settings, reward)
     keys, owners = ([0, 0, 1, 1], [0, 0, 1, 1]) if greedy else ([0, 1], [0, 0, 1, 1])
     lines = [row[::-1] for row in rows] if greedy else None
     wanted, reported, value, mean = objective.advantages(keys, rows, lines)
@@ -237,7 +234,7 @@ def rows_of(trained, name) -> dict:
     return json.loads((trained.root / "models" / name / "train_stats.json").read_text())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SELF_CRITICAL_LOSSES)
 def test_every_loss_trains(trained, name):
     more = ["--load_model", trained.start, "--self_critical_from_epoch", 6, "--self_critical_loss", name]
     more += ["--num_epochs", 7, "--learning_rate", 0.003, "--model_name", name, "--trigram_penalty_alpha", 1]
@@ -258,7 +255,6 @@ def test_mixed_loss_is_the_weighted_sum(trained):
     from data_loader import LoaderSettings, get_loader
     from model import load_captioner
     from training.losses import token_cross_entropy
-    from training.settings import Settings
     from training.trainer import Trainer
 
     dataset = open_dataset("toy:train", trained.common[3])
@@ -267,21 +263,22 @@ def test_mixed_loss_is_the_weighted_sum(trained):
     def step(loss, gamma=0.3):
         captioner, other = (load_captioner(trained.start, photos=False) for _ in range(2))
         loader = get_loader(dataset, captioner.vocabulary, inputs, LoaderSettings(batch_size=40))
-        trainer = Trainer(captioner, Settings(learning_rate=1e-9), len(loader), 1)
         references = {image_key(item): item.captions for item in loader.items}
-        trainer.self_critical = SelfCritical(CiderReward(references, captioner.vocabulary), loss, gamma=gamma)
+        settings = TrainSettings(learning_rate=1e-9, self_critical_loss=loss, gamma_ml_rl=gamma)
+        objective = SelfCritical(settings, CiderReward(references, captioner.vocabulary))
+        trainer = Trainer(captioner, settings, objective)
         batch = next(iter(loader))
         other.model.train()  # as the step does it for the true captions
         memory = other.model.encode(None, batch.inputs)
         logits, targets, _, _ = other.model.decode(memory, batch.captions, batch.lengths, batch.row_image)
         truth = token_cross_entropy(logits, targets).item()
-        return trainer.train_step(batch)[0].item(), truth, logits.detach(), targets, trainer
+        return trainer.train_step(batch).reported.item(), truth, logits.detach(), targets, objective
 
     plain, truth, *_ = step("sc")
     mixed, *_ = step("mixed")
     assert mixed == pytest.approx(0.3 * plain + 0.7 * truth, abs=1e-5)
-    face, _, logits, targets, trainer = step("mixed_with_face")
-    weights = trainer.self_critical.word_counts.weights()
+    face, _, logits, targets, objective = step("mixed_with_face")
+    weights = objective.word_counts.weights()
     assert weights.min() == 0 and weights.mean().item() == pytest.approx(1, abs=1e-6)
     by_hand = (weights[targets] * -logits.log_softmax(1)[range(len(targets)), targets]).mean().item()
     assert face == pytest.approx(0.3 * plain + 0.7 * by_hand, abs=1e-5)

@@ -1,0 +1,125 @@
+"""The parser of every script's command line. A mistake is one line that names the remedy, with exit status 2.
+
+parser = Parser(__doc__)
+add = parser.group("model", ModelConfig)
+add("--embed_size", type=int, help="numbers of a word's embedding")    # the default is ModelConfig's
+args = parser.parse_args()
+args.embed_size        # 256
+args.typed_flags       # {} where nobody typed --embed_size, {"embed_size": 256} where somebody did
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that refuses abbreviated flags and knows which flags were typed.
+
+    description: what --help begins with. settings: dataclasses; a flag with the name of one of their fields has its
+    default, and the help shows it. first_use: names of the flags that --help lists; --help_all lists all. Without it
+    --help lists all. options: further arguments of argparse.ArgumentParser.
+    """
+
+    def __init__(self, description: str, settings: tuple = (), first_use: tuple[str, ...] = (), **options):
+        fields = [field for part in settings for field in dataclasses.fields(part)]
+        self.fields = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+        self.defaults: dict[str, object] = {}
+        self.first_use = first_use
+        options = {"formatter_class": argparse.RawDescriptionHelpFormatter, **options}
+        super().__init__(description=description, allow_abbrev=False, **options)
+        if first_use:
+            self.add_argument("--help_all", action=HelpAll, help="show all flags and exit")
+
+    def add_argument(self, *names, **options) -> argparse.Action:
+        return self._with_default(super().add_argument(*names, **options))
+
+    def group(self, title: str) -> Callable[..., argparse.Action]:
+        """A function like `add_argument` that adds flags under the heading `title`."""
+        add = self.add_argument_group(title).add_argument
+        return lambda *names, **options: self._with_default(add(*names, **options))
+
+    def _with_default(self, action: argparse.Action) -> argparse.Action:
+        if action.default is argparse.SUPPRESS:  # --help
+            return action
+        if action.dest in self.fields and not action.default:
+            action.default = self.fields[action.dest]
+            if action.default not in (None, "", False):
+                action.help += f" (default {shown(action.default)})"
+        repeated = action.nargs == "*" and not action.option_strings
+        self.defaults[action.dest] = [] if repeated and action.default is None else action.default
+        action.default = argparse.SUPPRESS  # parsing leaves in the namespace what was typed, and nothing else
+        return action
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """Every flag (`--name`) with its help text."""
+        return {option: action.help for option, action in self._option_string_actions.items()}
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """The flags by name, defaults filled in; `typed_flags` of it is a dict of those that were typed."""
+        words = list(sys.argv[1:] if args is None else args)
+        self._refuse_unknown_flags(words)
+        found, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            self.error(f"unexpected argument {unknown[0]} (--help shows what is expected)")
+        typed = vars(found)
+        return argparse.Namespace(**{**self.defaults, **typed}, typed_flags=typed)
+
+    def _refuse_unknown_flags(self, words: list[str]) -> None:
+        """Before argparse looks: it would rather complain that the flag which was meant is missing."""
+        for word in words:
+            if word == "--":
+                return
+            name = word.partition("=")[0]
+            if name.startswith("--") and " " not in name and name not in self.flags:
+                near = nearest(name, list(self.flags))
+                meant = f"; did you mean {near}?" if near else ""
+                self.error(
+                    f"unknown flag {name}{meant} ({'--help_all' if self.first_use else '--help'} lists the flags)"
+                )
+
+    def format_help(self) -> str:
+        if not self.first_use:
+            return super().format_help()
+        helps = {action: action.help for action in self._actions}
+        hidden = [action for action in helps if action.dest not in ("help", "help_all", *self.first_use)]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        text = super().format_help()
+        for action in hidden:
+            action.help = helps[action]
+        return f"{text}\n{len(hidden)} more flags: --help_all lists all of them\n"
+
+    def format_full_help(self) -> str:
+        """The help of all flags."""
+        return super().format_help()
+
+    def error(self, message: str):
+        """Print `message` as one line and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+class HelpAll(argparse.Action):
+    """--help_all: print the help of all flags and exit."""
+
+    def __init__(self, option_strings, dest, help=None):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        sys.stdout.write(parser.format_full_help())
+        parser.exit()
+
+
+def nearest(name: str, flags: list[str]) -> str | None:
+    """The flag that `name` abbreviates or misspells, or None where none is like it."""
+    longer = [flag for flag in flags if flag.startswith(name)]
+    found = difflib.get_close_matches(name, longer or flags, 1, 0.0 if longer else 0.6)
+    return found[0] if found else None
+
+
+def shown(value) -> str:
+    """A default as the help shows it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,90 @@
+"""The parser of the scripts' command lines."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from captioning.command_line import Parser
+
+
+@dataclass
+class Sizes:
+    embed_size: int = 256
+    rate: float = 0.001
+    name: str | None = None
+
+
+def make(**options) -> Parser:
+    parser = Parser("What it does.", settings=(Sizes,), prog="x.py", **options)
+    add = parser.group("model")
+    add("--embed_size", type=int, help="size of word embeddings")
+    add("--rate", type=float, help="step size")
+    add("--name", help="of the run (default: none)")
+    parser.add_argument("files", nargs="*", help="files")
+    parser.add_argument("--learning_rate", type=float, default=1.0, help="default 1")
+    parser.add_argument("--force", "--replace", action="store_true", help="write over")
+    return parser
+
+
+def test_defaults_are_filled_in_and_what_was_typed_is_known():
+    args = make().parse_args(["a", "--embed_size", "256", "--replace"])
+    assert (args.embed_size, args.rate, args.name, args.learning_rate, args.force) == (256, 0.001, None, 1.0, True)
+    assert args.typed_flags == {"files": ["a"], "embed_size": 256, "force": True}
+    args = make().parse_args([])
+    assert (args.files, args.force, args.typed_flags) == ([], False, {})
+
+
+def test_one_parser_parses_twice():
+    parser = make()
+    assert parser.parse_args(["--rate", "2"]).rate == 2
+    args = parser.parse_args([])
+    assert args.rate == 0.001 and args.typed_flags == {}
+
+
+def test_the_help_shows_the_defaults_of_the_settings():
+    text = " ".join(make().format_help().split())
+    assert "size of word embeddings (default 256)" in text and "step size (default 0.001)" in text
+    assert "None" not in text and "SUPPRESS" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--lerning_rate", "1"],
+            "unknown flag --lerning_rate; did you mean --learning_rate? (--help lists the flags)",
+        ),
+        (["--learn=1"], "unknown flag --learn; did you mean --learning_rate? (--help lists the flags)"),
+        (["--zzz"], "unknown flag --zzz (--help lists the flags)"),
+        (["-x"], "unexpected argument -x (--help shows what is expected)"),
+        (["--rate", "x"], "argument --rate: invalid float value: 'x'"),
+    ],
+)
+def test_a_mistake_is_one_line(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        make().parse_args(words)
+    assert stop.value.code == 2 and capsys.readouterr().err == f"x.py: error: {message}\n"
+
+
+def test_a_misspelt_flag_is_named_before_the_required_one_that_is_missing(capsys):
+    parser = Parser("", prog="x.py")
+    parser.add_argument("--output", required=True, help="file")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--ouput", "f"])
+    assert "did you mean --output?" in capsys.readouterr().err
+
+
+def test_after_two_dashes_all_is_a_file():
+    assert make().parse_args(["--", "--odd"]).files == ["--odd"]
+
+
+def test_help_lists_the_flags_of_first_use_and_help_all_lists_all(capsys):
+    texts = {}
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            make(first_use=("embed_size",)).parse_args([flag])
+        assert stop.value.code == 0
+        texts[flag] = capsys.readouterr().out
+    assert "--embed_size" in texts["--help"] and "--rate" not in texts["--help"]
+    assert texts["--help"].endswith("\n5 more flags: --help_all lists all of them\n")
+    assert "--embed_size" in texts["--help_all"] and "--rate" in texts["--help_all"]
