@@ -6,7 +6,7 @@ import io
 import re
 
 import pytest
-from running import ROOT, run_here
+from running import ROOT, flags_of, run_here
 from toy_documents import PAGES, as_run, blocks, commands, make_world, script_and_flags
 
 # Commands that are parsed but not run, by words that they contain.
@@ -97,13 +97,47 @@ def run(words: list[str], place: str) -> None:
 
 # ---- what the text names ----
 
-NOT_OURS = {"--nproc_per_node"}
-LEFT_OUT = "docs/deepcaption.md"  # names flags of DeepCaption that are not here
+FOLDERS = "captioning|training|inference|tests|benchmarks|recipes|datasets"
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "parse_args" in path.read_text(encoding="utf-8"))
+OF_OTHERS = {"help", "help_all", "nproc_per_node", "logdir"}
 
 
-def prose(page: str) -> str:
-    return re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def test_flags_named_in_the_text_exist(script):
-    helps = "".join(script(path.name, flag).out for path in ROOT.glob("*.py") for flag in ("--help", "--help_all"))
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", text_of(page))
+    lost = [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()]
+    assert not lost, f"{page}: {lost}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_files_exist(page):
+    named = re.findall(rf"`((?:{FOLDERS})/[\w./-]*\w(?:\.py|\.sh|\.md|\.conf|/))`", text_of(page))
+    lost = [name for name in named if not (ROOT / name).exists()]
+    assert not lost, f"{page}: {lost}"
+
+
+def test_the_page_on_the_code_names_what_is_there():
+    """The modules that its tables name, and the functions, classes and attributes."""
+    page = text_of("docs/layout.md")
+    code = [path for path in ROOT.glob("**/*.py") if path.relative_to(ROOT).parts[0] not in ("tests", ".venv")]
+    lost = set(re.findall(r"`(\w+\.py)`", page)) - {path.name for path in code}
+    words = {word for path in code for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+    lost |= {name for name in re.findall(r"`[\w.]*?(\w+)(?:\([\w, .]*\))?`", page) if name not in words}
+    assert not lost, lost
+
+
+def test_named_flags_exist(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    known = OF_OTHERS.union(*(flags_of(script) for script in [*SCRIPTS, "bench.py"]))
+    for page in PAGES:
+        text = re.sub(r"^\|.*left out.*\|$", "", text_of(page), flags=re.MULTILINE)  # rows of the table of flags
+        lost = {flag for flag in re.findall(r"(?<![\w-])--(\w+)", text) if flag not in known}
+        assert not lost, f"{page}: {lost}"
+
+
+def test_readme_is_short():
+    assert len(text_of("README.md").splitlines()) <= 150
