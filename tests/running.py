@@ -43,9 +43,12 @@ def flags_of(script: str) -> dict[str, str]:
     """The flags of a script without their dashes, and the help text of each, as the script prints them."""
     full = run_here(script, "--help_all")
     text = full.out if full.status == 0 else run_here(script, "--help").out
-    found = re.findall(r"^  (?:-\w, )?--(\w+)(.*?)(?=^  -|^\S|\Z)", text, flags=re.DOTALL | re.MULTILINE)
-    # a name of its value, then the help after two blanks or on the next line
-    return {flag: " ".join(re.split(r"\n +| {2,}", rest, maxsplit=1)[1:]).strip() for flag, rest in found}
+    flags = {}
+    for entry in re.findall(r"^  (-.*?)(?=^  -|^\S|\Z)", text, flags=re.DOTALL | re.MULTILINE):
+        # names and what the value is called, then the help after two blanks or on the next line
+        head, *help_text = re.split(r"\n +| {2,}", entry.strip(), maxsplit=1)
+        flags |= dict.fromkeys(re.findall(r"--(\w+)", head), "".join(help_text))
+    return flags
 
 
 def run_alone(script: str, *arguments, cwd=None, env=None, timeout=300) -> Result:
