@@ -7,7 +7,7 @@ import re
 
 import pytest
 from running import ROOT, flags_of, run_here
-from toy_documents import PAGES, as_run, blocks, commands, make_world, script_and_flags
+from toy_documents import PAGES, as_run, blocks, commands, commands_in_text, make_world, script_and_flags
 
 # Commands that are parsed but not run, by words that they contain.
 PARSED_ONLY = {
@@ -24,7 +24,7 @@ EVERY = [
     for block in blocks(page)
     if block.language == "bash"
     for words in commands(block)
-]
+] + [pytest.param(words, id=f"{page} {' '.join(words)[:60]}") for page in PAGES for words in commands_in_text(page)]
 
 
 def parse(script: str, flags: list[str], monkeypatch) -> None:

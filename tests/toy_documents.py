@@ -46,6 +46,12 @@ def commands(block: Block) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def commands_in_text(page: str) -> list[list[str]]:
+    """The words of each command that stands within a sentence or a table."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return [shlex.split(found) for found in re.findall(r"`((?:\./|benchmarks/)\w+\.py\s[^`]+)`", text)]
+
+
 def script_and_flags(words: list[str]) -> tuple[str, list[str]] | None:
     """The script that a command runs, relative to the root, and its flags; None where it runs something else."""
     words = [word for word in words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
