@@ -33,9 +33,11 @@ def parse(script: str, flags: list[str], monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / folder))
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
             importlib.import_module(name.removesuffix(".py")).parse_args(flags)
-    except SystemExit:
+    except SystemExit as stop:
+        if stop.code == 0:  # --help
+            return
         pytest.fail(f"{script} {' '.join(flags)}\n{errors.getvalue()}")
 
 
