@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Karpathy's split files (dataset_flickr8k.json, dataset_flickr30k.json, dataset_coco.json) as COCO annotations.
+"""Convert Karpathy's split files (dataset_flickr8k.json, dataset_flickr30k.json, dataset_coco.json) to COCO's format.
 
     python datasets/karpathy_split.py dataset_flickr8k.json annotations/
 
-Writes annotations/captions_train.json, captions_val.json, captions_test.json (and captions_restval.json for COCO; the
-usual training set is train + restval), which the dataset class CocoDataset reads.
+Writes annotations/captions_train.json, captions_val.json and captions_test.json, for COCO captions_restval.json too
+(the usual training set is train + restval). The dataset class CocoDataset reads these files.
 """
 
 import argparse
@@ -18,8 +18,15 @@ from captioning.errors import UserError, run
 from captioning.files import atomic_write, read_json
 
 
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("split_file", type=Path, help="the JSON file of the split")
+    parser.add_argument("output_dir", type=Path, help="folder for the annotations")
+    return parser.parse_args(argv)
+
+
 def convert(contents: dict, source) -> dict[str, dict]:
-    """COCO annotations of each split. Raises UserError, naming `source` and the place, for a file of another kind."""
+    """COCO annotations by the name of the split. Raises UserError, naming `source` and the place of a mistake."""
     splits: dict[str, dict] = {}
     if not isinstance(contents, dict) or not isinstance(contents.get("images"), list):
         raise UserError(f"{source}: no list under `images`: not a split file of Karpathy's")
@@ -48,7 +55,4 @@ def main(args) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("split_file", type=Path, help="the JSON file of the split")
-    parser.add_argument("output_dir", type=Path, help="folder for the annotations")
-    sys.exit(run(main, parser.parse_args()))
+    sys.exit(run(main, parse_args()))

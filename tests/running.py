@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -36,6 +37,18 @@ def run_here(script: str, *arguments) -> Result:
     finally:
         sys.argv = old_argv
     return Result(status, out.getvalue(), err.getvalue())
+
+
+def flags_of(script: str) -> dict[str, str]:
+    """The flags of a script without their dashes, and the help text of each, as the script prints them."""
+    full = run_here(script, "--help_all")
+    text = full.out if full.status == 0 else run_here(script, "--help").out
+    flags = {}
+    for entry in re.findall(r"^  (-.*?)(?=^  -|^\S|\Z)", text, flags=re.DOTALL | re.MULTILINE):
+        # names and what the value is called, then the help after two blanks or on the next line
+        head, *help_text = re.split(r"\n +| {2,}", entry.strip(), maxsplit=1)
+        flags |= dict.fromkeys(re.findall(r"--(\w+)", head), "".join(help_text))
+    return flags
 
 
 def run_alone(script: str, *arguments, cwd=None, env=None, timeout=300) -> Result:

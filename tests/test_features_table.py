@@ -1,12 +1,9 @@
-"""FEATURES.md's table of DeepCaption's flags against the parsers of the scripts."""
+"""The table of DeepCaption's flags in docs/deepcaption.md against the help of the scripts."""
 
-import importlib
 import re
 
 import pytest
-from running import ROOT
-
-from captioning.command_line import Parser
+from running import ROOT, flags_of
 
 DEEPCAPTION = {
     "resize.py": "image_dir output_dir image_size subset create_zip",
@@ -40,7 +37,7 @@ ROW = re.compile(r"^\| (\w+\.py) \| `--(\w+)` \| ([^|]*) \| ([^|]*) \|$")
 
 def table() -> dict[tuple[str, str], tuple[str, str]]:
     """(script, flag) -> (status, remark)."""
-    rows = [ROW.match(line) for line in (ROOT / "FEATURES.md").read_text(encoding="utf-8").splitlines()]
+    rows = [ROW.match(line) for line in (ROOT / "docs/deepcaption.md").read_text(encoding="utf-8").splitlines()]
     found = {(row[1], row[2]): (row[3].strip(), row[4].strip()) for row in rows if row}
     assert len(found) == len([row for row in rows if row]), "a flag stands in the table twice"
     return found
@@ -49,27 +46,13 @@ def table() -> dict[tuple[str, str], tuple[str, str]]:
 TABLE = table()
 
 
-class Asked(Exception):
-    """Raised in place of parsing, with the parser."""
-
-
-def flags_of(script: str, monkeypatch) -> dict[str, str]:
-    def caught(parser, *arguments, **named):
-        raise Asked(parser)
-
-    monkeypatch.setattr(Parser, "parse_args", caught)
-    with pytest.raises(Asked) as caught_one:
-        importlib.import_module(script.removesuffix(".py")).parse_args([])
-    return {flag.removeprefix("--"): text for flag, text in caught_one.value.args[0].flags.items()}
-
-
 def test_every_flag_of_deepcaption_is_in_the_table():
     assert set(TABLE) == {(script, flag) for script, flags in DEEPCAPTION.items() for flag in flags.split()}
 
 
 @pytest.mark.parametrize("script", sorted(DEEPCAPTION))
-def test_the_table_tells_what_the_parser_has(script, monkeypatch):
-    flags = flags_of(script, monkeypatch)
+def test_the_table_tells_what_the_parser_has(script):
+    flags = flags_of(script)
     wrong = []
     for (name, flag), (status, remark) in TABLE.items():
         if name != script:
@@ -87,6 +70,6 @@ def test_the_table_tells_what_the_parser_has(script, monkeypatch):
 
 
 @pytest.mark.parametrize("script", sorted(DEEPCAPTION))
-def test_every_flag_has_a_help_text(script, monkeypatch):
-    bare = [flag for flag, text in flags_of(script, monkeypatch).items() if not text]
+def test_every_flag_has_a_help_text(script):
+    bare = [flag for flag, text in flags_of(script).items() if not text]
     assert not bare, f"{script}: no help for {', '.join(bare)}"
