@@ -45,6 +45,8 @@ def count_words(
         with get_context().Pool(num_workers) as pool:
             for part in pool.imap(_count_chunk, _chunks(first, captions, tokenizer, lowercase)):
                 counter.update(part)
+            pool.close()
+            pool.join()  # workers that are done end by themselves, whatever they do with a signal
         return counter
     for chunk in _chunks([], captions, tokenizer, lowercase):
         counter.update(_count_chunk(chunk))

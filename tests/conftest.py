@@ -1,6 +1,6 @@
 """Fixtures of all tests: `script` runs a script in this process, `script_alone` in one of its own.
 
-`fast` and `plainly` turn the fast paths on and off.
+`fast` and `plainly` turn the fast paths on and off; `no_java` hides Java.
 """
 
 import pytest
@@ -35,3 +35,8 @@ def plainly(monkeypatch):
             return function(*args, **kwargs)
 
     return call
+
+
+@pytest.fixture
+def no_java(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))

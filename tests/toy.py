@@ -117,7 +117,20 @@ def stats(folder) -> dict:
     return json.loads((folder / "train_stats.json").read_text())
 
 
-# ---- document frequencies ----
+# ---- captions to score ----
+
+REFERENCES = {
+    1: ["A brown dog runs across the wet grass.", "The dog is running on a lawn.", "A dog's morning run"],
+    2: ["Two children play football in the park.", "Kids are playing with a ball.", "Children don't stop playing"],
+    "3": ["A red bus waits at the stop.", "A bus parked by a street sign."],
+    4: ["A man rides a horse on the beach.", "Someone on horseback near the sea."],
+}
+CANDIDATES = {
+    1: "a brown dog is running on the grass",
+    2: "two kids play with a ball",
+    "3": "a red bus parked at the stop",
+    4: "a man",
+}
 
 
 def document_frequencies(groups) -> dict:

@@ -57,24 +57,15 @@ class CachedWords:
     @classmethod
     def from_dict(cls, table: Mapping) -> "CachedWords":
         """From DeepCaption's layout, whose `ref_len` is the number of images or its logarithm. Raises UserError."""
-        try:
-            frequencies, images = table["document_frequency"], float(table["ref_len"])
-            counts = np.fromiter(frequencies.values(), float, len(frequencies))
-            ids: dict[str, int] = {}
-            grams = np.full((len(counts), ORDERS), -1, np.int32)
-            for row, ngram in enumerate(frequencies):
-                if not isinstance(ngram, tuple) or not 0 < len(ngram) <= ORDERS:
-                    raise ValueError(f"{ngram!r} is not a tuple of one to four words")
-                for place, token in enumerate(ngram):
-                    grams[row, place] = ids.setdefault(str(token), len(ids))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"these are not a 'document_frequency' of tuples and a 'ref_len': {error}") from error
-        if not len(counts):
-            raise UserError("there is no n-gram in 'document_frequency'")
-        # no n-gram is in more images than there are: a smaller number must be the logarithm
-        images = images if images >= counts.max() else float(np.exp(min(images, 700)))
-        if images < counts.max() * (1 - 1e-6):
-            raise UserError(f"'ref_len' is too small for an n-gram in {counts.max():g} images")
+        frequencies, images = check_table(table)
+        counts = np.fromiter(frequencies.values(), float, len(frequencies))
+        ids: dict[str, int] = {}
+        grams = np.full((len(counts), ORDERS), -1, np.int32)
+        for row, ngram in enumerate(frequencies):
+            if not isinstance(ngram, tuple) or not 0 < len(ngram) <= ORDERS:
+                raise UserError(f"'document_frequency' has {ngram!r}, which is not a tuple of one to four words")
+            for place, token in enumerate(ngram):
+                grams[row, place] = ids.setdefault(str(token), len(ids))
         return cls(list(ids), grams, counts, images)
 
     def save(self, path) -> None:
@@ -104,7 +95,7 @@ class CachedWords:
                 return cls._load_npz(path)
             if kind == ".json":
                 return cls._load_json(path)
-            return cls.from_dict(load_document_frequencies(path))
+            return cls.from_dict(_read_pickle(path))
         except UserError as error:
             if str(path) in str(error):
                 raise
@@ -235,17 +226,23 @@ def kept_words(references: Mapping[object, Sequence[str]], folder, name: str, wr
 
 
 def check_table(table: Mapping) -> tuple[Mapping, float]:
-    """(n-gram -> frequency, log of the number of images) of a cached-words table."""
+    """(n-gram -> frequency, number of images) of a table in DeepCaption's layout. Raises UserError where it is not one.
+
+    Tables in use hold the number of images or its logarithm.
+    """
     try:
         frequencies, images = table["document_frequency"], float(table["ref_len"])
-        largest = max(frequencies.values())
+        largest = float(max(frequencies.values(), default=0.0))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError("document frequencies must be a dict of 'document_frequency' and 'ref_len'") from error
-    # Tables in use hold either the number of images or its logarithm, and no n-gram is in more images than there are.
-    log_images = math.log(images) if images >= largest else images
-    if not math.exp(min(log_images, 700)) >= largest * (1 - 1e-6):
-        raise UserError(f"document frequencies: 'ref_len' {images:g} is too small for an n-gram in {largest:g} images")
-    return frequencies, log_images
+        message = "document frequencies must be a dict of 'document_frequency' and 'ref_len'"
+        raise UserError(f"{message}: {one_line(error)}") from error
+    if not largest > 0:
+        raise UserError("document frequencies: there is no n-gram in 'document_frequency'")
+    if images < largest:  # no n-gram is in more images than there are: it is the logarithm
+        images = math.exp(min(images, 700))
+    if not images >= largest * (1 - 1e-6):
+        raise UserError(f"document frequencies: 'ref_len' is too small for an n-gram in {largest:g} images")
+    return frequencies, images
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -261,16 +258,12 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def load_document_frequencies(path) -> dict:
-    """Read a "cached words" pickle (of DeepCaption, of Python 2 too). Raises UserError naming the file."""
+def _read_pickle(path):
+    """The plain object in a pickle (of Python 2 too). Raises UserError for one that is damaged or builds a class."""
     try:
         with open(path, "rb") as file:
-            table = _PlainUnpickler(file, encoding="latin1").load()
-        check_table(table)
+            return _PlainUnpickler(file, encoding="latin1").load()
     except OSError as error:
-        raise UserError(f"cached words: cannot read {path}: {error.strerror or error}") from error
-    except UserError as error:
-        raise UserError(f"cached words: {path}: {error}") from error
+        raise UserError(f"it cannot be read: {error.strerror or error}") from error
     except Exception as error:  # noqa: BLE001 - a damaged pickle raises nearly anything
-        raise UserError(f"cached words: {path} is not a pickle of document frequencies: {one_line(error)}") from error
-    return table
+        raise UserError(f"this is not a pickle of document frequencies: {one_line(error)}") from error

@@ -1,12 +1,12 @@
-"""Scores of captions by pycocoevalcap: BLEU, METEOR, ROUGE-L, CIDEr, CIDEr-D and SPICE, and the tokens they compare.
+"""Scores of captions by pycocoevalcap: BLEU, METEOR, ROUGE-L, CIDEr, CIDEr-D and SPICE.
 
     scores = score_captions({7: "a dog runs"}, {7: ["A dog is running.", "The dog runs!"]}, metrics=("bleu", "rouge"))
     scores.values    {"bleu_1": ..., "bleu_2": ..., "bleu_3": ..., "bleu_4": ..., "rouge_l": ...}
     scores.left_out  {} or {"meteor": "needs Java, which is not installed"}
 
-Each metric stands alone: one that cannot run is named in `left_out` with its reason and never appears as a 0.
-Java is needed for METEOR, for SPICE and for the tokens of Stanford's PTBTokenizer ("ptb"). `ptb_tokens` gives the
-same tokens without Java ("python").
+Each metric stands alone. One that cannot run is named in `left_out` with the reason; it never appears as a 0.
+METEOR, SPICE and the tokens of Stanford's PTBTokenizer ("ptb") need Java. `ptb_tokens` gives the same tokens without
+Java ("python").
 """
 
 import contextlib
@@ -20,15 +20,18 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.cider.cider_scorer import CiderScorer
+from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from captioning.errors import UserError, one_line
-from captioning.scoring.coco_scorers import BleuScorer, CiderScorer, Rouge, count_ngrams
 from captioning.scoring.document_frequencies import check_table
 from captioning.text.ptb import ptb_tokens
 
@@ -102,7 +105,6 @@ def java_note(metrics: Sequence[str], tokenizer: str = "auto") -> str | None:
     return f"Java is not installed: {'; '.join(effects)}" if effects else None
 
 
-# ---------------------------------------------------------------- tokens
 def tokenize(captions: Sequence[str], tokenizer: str = "auto") -> tuple[list[str], str]:
     """Tokens of each caption, joined by spaces, lower-cased and without punctuation; and the tokenizer used.
 
@@ -147,7 +149,6 @@ def _stanford(captions: Sequence[str]) -> list[str]:
     return [next(tokens) if line else "" for line in lines]
 
 
-# ---------------------------------------------------------------- metrics
 def score_captions(
     candidates: Mapping,
     references: Mapping,
@@ -158,9 +159,8 @@ def score_captions(
     """Score one caption per image against the image's references.
 
     `candidates` is id -> caption and `references` id -> list of captions (more images than in `candidates` are
-    ignored). `document_frequencies` is the table that "ciderd" needs: see `document_frequencies` and
-    `load_document_frequencies`. Raises UserError where there is nothing to score, an image has no reference, or a
-    metric or tokenizer is unknown.
+    ignored). `document_frequencies` is the table that "ciderd" needs, as `CachedWords.to_dict` gives it. Raises
+    UserError where there is nothing to score, an image has no reference, or a metric or tokenizer is unknown.
     """
     for name in metrics:
         if name not in METRICS:
@@ -183,43 +183,39 @@ def score_captions(
     targets = {i: [next(later) for _ in references[key]] for i, key in enumerate(candidates)}
 
     scores = Scores(tokenizer=used, num_images=len(candidates))
-    count = functools.cache(count_ngrams)
     for name in dict.fromkeys(metrics):
         try:
-            for key, (value, each) in _score(name, hypotheses, targets, document_frequencies, count).items():
+            for key, (value, each) in _score(name, hypotheses, targets, document_frequencies).items():
                 scores.values[key], scores.per_image[key] = float(value), [float(one) for one in each]
         except Exception as error:  # noqa: BLE001 - whatever breaks one metric must not cost the others
             scores.left_out[name] = one_line(error)
     return scores
 
 
-_COUNTING = {"bleu": BleuScorer, "cider": CiderScorer}
-
-
 class _CannotRun(Exception):
     """A metric that lacks what it needs; the message says what."""
 
 
-def _score(
-    name: str, hypotheses: dict, references: dict, frequencies: Mapping | None, count: Callable
-) -> dict[str, tuple]:
-    """Of each score that `name` stands for its value and those of the images."""
+def _score(name: str, hypotheses: dict, references: dict, frequencies: Mapping | None) -> dict[str, tuple]:
+    """Key of `Scores.values` -> (value, those of the images), for each score that the metric `name` gives."""
     if name in NEEDS_JAVA and java_missing():
         raise _CannotRun(NO_JAVA)
+    if name == "bleu":
+        values, each = Bleu(4).compute_score(references, hypotheses, verbose=0)
+        return {f"bleu_{n}": pair for n, pair in enumerate(zip(values, each), start=1)}
     if name == "rouge":
         return {"rouge_l": Rouge().compute_score(references, hypotheses)}
-    if name in ("bleu", "cider", "ciderd"):
-        if name == "cider" and len(references) < 2:
+    if name == "cider":
+        if len(references) < 2:
             raise _CannotRun("needs two images or more, because it counts in how many of them a phrase occurs")
-        if name == "ciderd" and frequencies is None:
+        return {"cider": Cider().compute_score(references, hypotheses)}
+    if name == "ciderd":
+        if frequencies is None:
             raise _CannotRun("needs document frequencies from a file (--cached_words)")
-        scorer = CiderD(frequencies, count=count) if name == "ciderd" else _COUNTING[name](count=count)
+        scorer = CiderD(frequencies)
         for key, captions in references.items():
             scorer += (hypotheses[key][0], captions)
-        if name == "bleu":
-            values, each = scorer.compute_score("closest", verbose=0)
-            return {f"bleu_{n}": pair for n, pair in enumerate(zip(values, each), start=1)}
-        return {name: scorer.compute_score()}
+        return {"ciderd": scorer.compute_score()}
     value, each = {"meteor": _meteor, "spice": _spice}[name](references, hypotheses)
     if math.isnan(value):
         raise _CannotRun("gave no number")
@@ -296,28 +292,27 @@ def _telling_line(said: str) -> str:
     return one_line(lines[0]) if lines else ""
 
 
-# ---------------------------------------------------------------- CIDEr-D with given document frequencies
-class _Frequencies:
-    """A table of document frequencies that answers 0 for an unknown n-gram and does not grow by being asked."""
+class _Frequencies(dict):
+    """n-gram -> frequency, 0 for an unknown one."""
 
-    def __init__(self, table: Mapping):
-        self.get = table.get
-
-    def __getitem__(self, ngram: tuple) -> float:
-        return self.get(ngram, 0.0)
+    def __missing__(self, ngram: tuple) -> float:
+        return 0.0
 
 
 class CiderD(CiderScorer):
-    """pycocoevalcap's CIDEr-D formula (Vedantam et al. 2015, arXiv 1411.5726) with frequencies of a larger corpus.
+    """pycocoevalcap's CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726) with the document frequencies of another corpus.
 
-    Use as CiderScorer: `scorer += (candidate, [reference, ...])` with tokenised text, then `compute_score()` ->
-    (mean, array of one score per image). `table` is as `document_frequencies` gives it. Raises UserError if it is not.
+        scorer = CiderD(words.to_dict())                          # words: CachedWords
+        scorer += ("a dog runs", ["a dog is running", ...])       # tokens, joined by blanks
+        mean, each = scorer.compute_score()                       # each: one score per image
+
+    Raises UserError where the table is malformed.
     """
 
-    def __init__(self, table: Mapping, n: int = 4, sigma: float = 6.0, count: Callable = count_ngrams):
-        frequencies, self._log_images = check_table(table)
-        super().__init__(n=n, sigma=sigma, count=count)
-        self.document_frequency = _Frequencies(frequencies)
+    def __init__(self, table: Mapping):
+        super().__init__()
+        frequencies, images = check_table(table)
+        self.document_frequency, self._log_images = _Frequencies(frequencies), math.log(images)
 
     @property
     def ref_len(self) -> float:
@@ -326,17 +321,19 @@ class CiderD(CiderScorer):
 
     @ref_len.setter
     def ref_len(self, value) -> None:
-        """CiderScorer sets it to the images at hand, which do not matter here."""
+        """Does nothing: CiderScorer sets it to the number of images that are scored."""
 
-    def compute_score(self, option=None, verbose=0):
+    def compute_score(self, option=None, verbose=0) -> tuple[float, np.ndarray]:
         scores = np.array(self.compute_cider())
         return scores.mean(), scores
 
 
-# ---------------------------------------------------------------- signs of collapse
 def caption_statistics(captions: Iterable[str]) -> dict[str, float]:
-    """Signs of a model that says the same everywhere: share of `distinct` captions, `mean_length` in words and
-    `unk_share`, the share of words that are <unk>. All are 0 where there are no captions."""
+    """Three figures that show a model which writes the same caption for every image, or short or unknown words.
+
+    `distinct`: share of captions that differ; `mean_length`: in words; `unk_share`: share of words that are <unk>.
+    All are 0 where there are no captions.
+    """
     sentences = [caption.split() for caption in captions]
     words = sum(map(len, sentences))
     unknown = sum(word.strip(".,").lower() == "<unk>" for sentence in sentences for word in sentence)

@@ -49,7 +49,8 @@ def right(captions: dict, scene_of) -> float:
 def test_msrvtt_and_trecvid(tmp_path, toolkit):
     make_msrvtt(tmp_path)
     make_trecvid(tmp_path)
-    rows = toolkit.train("msrvtt:train", "msrvtt:validate", "--features", "pooled.lmdb", "--num_epochs", 24)
+    flags = ["--features", "pooled.lmdb", "--num_epochs", 24, "--validation_step", 24]
+    rows = toolkit.train("msrvtt:train", "msrvtt:validate", *flags)
     assert rows["24"]["validation_cider"] > 1
     captions = toolkit.infer("msrvtt:validate", "--scoring", "bleu,cider")
     assert list(captions) == list(range(24, 36))
@@ -59,21 +60,23 @@ def test_msrvtt_and_trecvid(tmp_path, toolkit):
     assert right(captions, int) > 0.8
 
 
-@pytest.mark.parametrize("file", ["pooled.bin", "pooled.lmdb"])
-def test_picsom(tmp_path, toolkit, file):
+def test_picsom(tmp_path, toolkit):
     make_picsom(tmp_path)
-    rows = toolkit.train("picsom:toy:train", "picsom:toy:val", "--features", file, "--num_epochs", 24)
+    flags = ["--features", "pooled.bin", "--num_epochs", 24, "--validation_step", 24]
+    rows = toolkit.train("picsom:toy:train", "picsom:toy:val", *flags)
     assert rows["24"]["validation_cider"] > 1
     captions = toolkit.infer("picsom:toy:val")
     assert list(captions) == [f"toy_{n:05}" for n in range(24, 36)]
     assert right(captions, lambda label: int(label[4:])) > 0.8
+    assert toolkit.infer("picsom:toy:val", "--ext_features", "pooled.lmdb") == captions
 
 
 def test_regions(tmp_path, toolkit):
     make_regions(tmp_path, 10, 3)
     sets = ("visualgenome:regions:train", "visualgenome:regions:val")
-    rows = toolkit.train(*sets, "--features", "pooled.npy", "--num_epochs", 20)
-    assert rows["20"]["validation_loss"] < 0.6 * rows["1"]["validation_loss"]
+    flags = ["--features", "pooled.npy", "--num_epochs", 10, "--learning_rate", 0.02, "--validation_scoring", "none"]
+    rows = toolkit.train(*sets, *flags)
+    assert rows["10"]["validation_loss"] < 0.6 * rows["1"]["validation_loss"]
     captions = toolkit.infer("visualgenome:regions:val")
     assert len(captions) == 24
     assert right(captions, lambda region: region // 10) > 0.8
@@ -81,14 +84,15 @@ def test_regions(tmp_path, toolkit):
 
 def test_vist(tmp_path, toolkit):
     make_vist(tmp_path)
-    rows = toolkit.train("vist:train", "vist:val", "--features", "pooled.lmdb", "--num_epochs", 12)
+    flags = ["--features", "pooled.lmdb", "--num_epochs", 12, "--validation_scoring", "none"]
+    rows = toolkit.train("vist:train", "vist:val", *flags)
     assert rows["12"]["validation_loss"] < 0.5 * rows["1"]["validation_loss"]
     captions = toolkit.infer("vist:val", "--max_seq_length", 60)
     assert list(captions) == [str(40_024 + n) for n in range(12)]
     assert all(len(text.split()) > 20 for text in captions.values())
 
 
-# ---------------------------------------------------------------- from pixels
+# ---- from pixels ----
 
 
 @pytest.fixture(scope="module")

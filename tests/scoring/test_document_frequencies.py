@@ -89,27 +89,37 @@ def test_a_pickle_of_deepcaption_with_the_logarithm(tmp_path):
         assert words.images == pytest.approx(100) and words.to_dict()["document_frequency"] == dict(table)
 
 
+@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
+def test_pickles_of_every_protocol(tmp_path, protocol):
+    table = count_documents(tokenized(REFERENCES).values()).to_dict()
+    (tmp_path / "words.p").write_bytes(pickle.dumps(table, protocol=protocol))
+    assert CachedWords.load(tmp_path / "words.p").to_dict() == table
+
+
 class Evil:
     def __reduce__(self):
         return print, ("code was run",)
 
 
 @pytest.mark.parametrize(
-    "name, content",
+    ("name", "content", "message"),
     [
-        ("words.npz", b"PK not really"),
-        ("words.json", b'{"document_frequency": {"a": 2}}'),
-        ("words.json", b'{"document_frequency": [1]}'),
-        ("words.json", b'{"document_frequency": {"a b c d e": 2}, "ref_len": 5}'),
-        ("words.pkl", pickle.dumps({"document_frequency": {("a",): 9.0}, "ref_len": 0.5})),
-        ("words.pkl", pickle.dumps({"document_frequency": Evil(), "ref_len": 5})),
-        ("words.pkl", pickle.dumps({"document_frequency": {}, "ref_len": 5})),
-        ("words.pkl", b"nothing"),
+        ("words.npz", b"PK not really", "damaged"),
+        ("words.json", b'{"document_frequency": {"a": 2}}', "'document_frequency' and 'ref_len'"),
+        ("words.json", b'{"document_frequency": [1]}', "no table 'document_frequency'"),
+        ("words.json", b'{"document_frequency": {"a b c d e": 2}, "ref_len": 5}', "one to four words"),
+        ("words.pkl", pickle.dumps({"words": 1}), "'document_frequency' and 'ref_len'"),
+        ("words.pkl", pickle.dumps({"document_frequency": {("a",): "9"}, "ref_len": "x"}), "'ref_len'"),
+        ("words.pkl", pickle.dumps({"document_frequency": {("a",): 9.0}, "ref_len": 0.5}), "too small"),
+        ("words.pkl", pickle.dumps({"document_frequency": {("a",): 50}, "ref_len": float("nan")}), "too small"),
+        ("words.pkl", pickle.dumps({"document_frequency": Evil(), "ref_len": 5}), "it asks for .*print"),
+        ("words.pkl", pickle.dumps({"document_frequency": {}, "ref_len": 5}), "no n-gram"),
+        ("words.pkl", b"nothing", "not a pickle"),
     ],
 )
-def test_bad_files_are_one_line(tmp_path, capsys, name, content):
+def test_bad_files_are_one_line(tmp_path, capsys, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(UserError, match=f"{name}.*{message}"):
         CachedWords.load(tmp_path / name)
     assert "code was run" not in capsys.readouterr().out
 
