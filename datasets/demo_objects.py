@@ -1,4 +1,4 @@
-"""The objects of the demo scenes: how each is built, and the light on it.
+"""The objects of the demo scenes: the shape of each, and the light on it.
 
 An object is modelled as a relief: its parts are painted into a colour map and a height map, and the light falls on
 the slopes of the height map.

@@ -1,4 +1,4 @@
-"""Draws the scenes of demo_scenes.py: shaded objects with shadows on textured grounds, finished like a snapshot.
+"""Draw the scenes of demo_scenes.py: shaded objects with shadows on textured grounds, with the flaws of a snapshot.
 
 `render(scene, rng)` is the one entry; the objects themselves are in demo_objects.py.
 """
@@ -23,7 +23,7 @@ def render(scene: dict, rng: np.random.Generator) -> Image.Image:
 
 
 def develop(picture: Image.Image, scene: dict, light: float, rng: np.random.Generator) -> Image.Image:
-    """What a camera does: tilt, uneven light, a tint, noise; cropped to the size of the scene."""
+    """The picture with the flaws of a camera: tilt, uneven light, a tint, noise; cropped to the size of the scene."""
     canvas_width, canvas_height = picture.size
     picture = picture.rotate(rng.uniform(-2.2, 2.2), Image.Resampling.BILINEAR)
     left, top = (canvas_width - scene["width"]) // 2, (canvas_height - scene["height"]) // 2

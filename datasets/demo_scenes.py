@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A small captioned picture set, made on the spot: the data of `make demo`, and the judge of its captions.
+"""Make the pictures and captions of `make demo`, and check the captions that its model writes.
 
     python datasets/demo_scenes.py make demo/data
     python datasets/demo_scenes.py check demo/results.json demo/data
@@ -12,8 +12,8 @@ and describes it in sentences of a small grammar. It writes
     datasets.conf                             demo:train, demo:val, demo:test; their image_dir is resized/SPLIT
     scenes.json                               what each picture shows, and a sixth sentence
 
-`check` compares captions of the test pictures (a COCO results list) with the scenes: their CIDEr beside that of the
-sixth sentences, and how many name the main object, its colour and more. Status 1 below the targets.
+`check` compares captions of the test pictures (a COCO results list) with the scenes. It prints their CIDEr, that of the
+sixth sentences, and how many captions name the main object, its colour and more. It ends with status 1 below the targets.
 """
 
 import argparse
@@ -143,12 +143,12 @@ SHAPES = ((320, 240), (360, 240), (320, 240), (300, 300), (240, 320))  # width, 
 
 
 def pick(rng, options, usual: float = 0.0):
-    """One of `options`; the first of them with probability `usual` more than its share."""
+    """One of `options` at random; `usual` is added to the probability of the first."""
     return options[0] if rng.random() < usual else options[int(rng.integers(len(options)))]
 
 
 def imagine(seed: int, index: int) -> dict:
-    """Scene number `index`: what it shows, in plain types. Objects take turns, so that all are met equally often."""
+    """Scene number `index` in plain types. Objects take turns, so that all are equally frequent."""
     rng = np.random.default_rng((seed, index, 0))
     names = list(NOUNS)
     name = names[(index + index // len(names)) % len(names)]
@@ -252,7 +252,7 @@ def describe(scene: dict, rng) -> str:
 
 
 def sentences_of(scene: dict, seed: int, index: int) -> tuple[list[str], str]:
-    """Five different captions, and a sixth that is drawn like any of them and may repeat one."""
+    """Five different captions, and a sixth that is drawn in the same way and may repeat one."""
     rng = np.random.default_rng((seed, index, 1))
     sixth, captions = describe(scene, rng), []
     while len(captions) < 5:
@@ -345,7 +345,7 @@ def names(sentence: str, name: str, color: str | None = None) -> bool:
 
 
 def right_number(sentence: str, scene: dict) -> bool:
-    """Whether the main object is in the plural as it should be, with the right numeral."""
+    """Whether the main object has the right number: singular, or plural with the right numeral."""
     plural = "|".join(words[1] for words in NOUNS[scene["object"]])
     has_plural = re.search(rf"\b(?:{plural})\b", sentence.lower()) is not None
     if scene["count"] == 1:
@@ -359,7 +359,7 @@ def right_place(sentence: str, scene: dict) -> bool:
 
 
 def shares(sentences: dict[str, str], scenes: dict[str, dict]) -> dict[str, float]:
-    """How many of the sentences, by image id, are right in each respect: shares of those it applies to."""
+    """The share of sentences, by image id, that are right in each respect, of those that it applies to."""
     counted = {}
     for key, scene in scenes.items():
         sentence, second = sentences[key], scene["second"]
