@@ -13,7 +13,7 @@ and describes it in sentences of a small grammar. It writes
     scenes.json                               what each picture shows, and a sixth sentence
 
 `check` compares captions of the test pictures (a COCO results list) with the scenes. It prints their CIDEr, that of the
-sixth sentences, and how many captions name the main object, its colour and more. It ends with status 1 below the targets.
+sixth sentences, and how many captions name the main object, its colour and more. Status 1: below the targets.
 """
 
 import argparse
