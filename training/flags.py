@@ -12,6 +12,7 @@ from training.settings import (
     OPTIMIZERS,
     SCHEDULES,
     SELF_CRITICAL_LOSSES,
+    TEACHER_FORCING,
     DataSettings,
     ModelSettings,
     RunSettings,
@@ -30,42 +31,16 @@ def add_data(add) -> None:
     add("--dataset_config_file", metavar="FILE", help="the datasets.conf to use (default: see README)")
     add("--validate", metavar="NAME", help="validation data, like --dataset (default: no validation)")
     add("--validation_step", type=int, metavar="EPOCHS", help="epochs from one validation to the next")
-    add(
-        "--validation_scoring",
-        metavar="METRICS",
-        help="metrics at validation: cider,bleu,rouge,meteor,spice, or none",
-    )
+    add("--validation_scoring", metavar="METRICS", help="metrics at validation: cider,bleu,rouge,meteor,spice, or none")
     add("--validation_beam_size", type=int, metavar="K", help="beams at validation; 1 is greedy search")
-    add(
-        "--validate_only",
-        action="store_true",
-        help="only validate the models of --load_model; figures go to train_stats-DATASET.json beside each",
-    )
-    add(
-        "--skip_existing_validations",
-        action="store_true",
-        help="--validate_only: pass over models whose figures are there already",
-    )
-    add(
-        "--num_workers",
-        type=int,
-        metavar="N",
-        help="processes that load images (default: all cores; none for feature files)",
-    )
+    add("--validate_only", action="store_true", help="only validate --load_model; writes train_stats-DATASET.json")
+    add("--skip_existing_validations", action="store_true", help="--validate_only: skip models that have their figures")
+    add("--num_workers", type=int, metavar="N", help="processes that load images (default: all cores)")
     add("--batch_size", type=int, metavar="N", help="captions in a batch")
-    add(
-        "--captions_per_image",
-        type=int,
-        metavar="C",
-        help="captions that share an image in a batch; 1 gives independent pairs",
-    )
+    add("--captions_per_image", type=int, metavar="C", help="captions that share an image in a batch")
     add("--num_batches", type=int, metavar="N", help="end each epoch after N batches (default: never)")
     add("--crop_size", type=int, metavar="PIXELS", help="width and height of an image (default: the encoder's own)")
-    add(
-        "--no_augment",
-        action="store_true",
-        help="train on whole images instead of random crops and mirror images (captions that say left and right)",
-    )
+    add("--no_augment", action="store_true", help="train on whole images, without random crops and mirror images")
     add(
         "--cache_features",
         metavar="DIR",
@@ -146,12 +121,7 @@ def add_paragraphs(add) -> None:
     add("--weight_word_loss", type=float, metavar="W", help="weight of the loss of the words")
     add("--dropout_stopping", type=float, metavar="P", help="before the stop classifier (default 0)")
     add("--dropout_fc", type=float, metavar="P", help="on the topics (default 0)")
-    add(
-        "--lr_word_decoder",
-        type=float,
-        metavar="RATE",
-        help="learning rate of the word RNN; 0 keeps it as it is (default: --learning_rate)",
-    )
+    add("--lr_word_decoder", type=float, metavar="RATE", help="of the word RNN; 0 keeps it (default: --learning_rate)")
     add(
         "--coherent_sentences",
         action="store_true",
@@ -184,20 +154,11 @@ def add_optimiser(add) -> None:
     add("--lr_cyclical_max", type=float, metavar="RATE", help="CyclicalLR: highest rate")
     add("--warmup_steps", type=int, metavar="STEPS", help="steps of linear warm-up (default 0)")
     add("--label_smoothing", type=float, metavar="P", help="probability spread over all words (default 0)")
-    add(
-        "--ema",
-        type=float,
-        metavar="DECAY",
-        help="validate and save an exponential moving average of the weights, for example 0.999 (default: off)",
-    )
+    add("--ema", type=float, metavar="DECAY", help="validate and save averaged weights, such as 0.999 (default: off)")
 
 
 def add_teacher_forcing(add) -> None:
-    add(
-        "--teacher_forcing",
-        choices=["always", "sampled", "additive", "additive_sampled"],
-        help="when the decoder reads the true previous word",
-    )
+    add("--teacher_forcing", choices=TEACHER_FORCING, help="when the decoder reads the true previous word")
     add("--teacher_forcing_k", type=float, metavar="K", help="at step i with probability k / (k + exp(i * beta / k))")
     add("--teacher_forcing_beta", type=float, metavar="BETA", help="the beta in it")
 
@@ -215,18 +176,8 @@ def add_self_critical_training(add) -> None:
         choices=SELF_CRITICAL_LOSSES,
         help="sc, with a term against repetition or for diversity, or mixed with cross-entropy",
     )
-    add(
-        "--gamma_ml_rl",
-        type=float,
-        metavar="G",
-        help="mixed losses: G * self-critical + (1 - G) * cross-entropy",
-    )
-    add(
-        "--self_critical_learning_rate",
-        type=float,
-        metavar="RATE",
-        help="of a run that turns self-critical midway, by Adam",
-    )
+    add("--gamma_ml_rl", type=float, metavar="G", help="mixed losses: G * self-critical + (1 - G) * cross-entropy")
+    add("--self_critical_learning_rate", type=float, metavar="RATE", help="learning rate of a run that turns midway")
     add(
         "--cached_words",
         metavar="FILE",
@@ -240,18 +191,8 @@ def add_self_critical_training(add) -> None:
         help="a word that would repeat a trigram loses A * ln 2 of log-probability per earlier time, in samples and in "
         "captions of the validation (default: off)",
     )
-    add(
-        "--self_critical_samples",
-        type=int,
-        metavar="N",
-        help="captions drawn per image; the baseline is the mean of the others, with 1 the greedy one",
-    )
-    add(
-        "--self_critical_temperature",
-        type=float,
-        metavar="T",
-        help="the policy is softmax(logits / T); below 1 fewer of the captions drawn are noise",
-    )
+    add("--self_critical_samples", type=int, metavar="N", help="captions drawn per image (1: a greedy baseline)")
+    add("--self_critical_temperature", type=float, metavar="T", help="captions are drawn from softmax(logits / T)")
 
 
 def add_distillation(add) -> None:
@@ -262,12 +203,7 @@ def add_distillation(add) -> None:
         help="learn the mean word probabilities of these trained models too; the same vocabulary (default: none)",
     )
     add("--distill_weight", type=float, metavar="W", help="the teachers' share of the loss")
-    add(
-        "--distill_temperature",
-        type=float,
-        metavar="T",
-        help="soften all probabilities by T; above 1 the unlikely words count more",
-    )
+    add("--distill_temperature", type=float, metavar="T", help="divide logits by T; above 1 unlikely words count more")
 
 
 def add_run(add) -> None:
@@ -282,28 +218,15 @@ def add_run(add) -> None:
     add("--resume", action="store_true", help="go on from the run's last.model, exactly, if there is one")
     add("--num_epochs", type=int, metavar="N", help="the last epoch")
     add("--save_every", type=int, metavar="STEPS", help="write last.model every STEPS too (default: after each epoch)")
-    add(
-        "--early_stopping",
-        type=int,
-        metavar="EPOCHS",
-        help="stop when validation has not improved for so many epochs (default: never)",
-    )
+    add("--early_stopping", type=int, metavar="EPOCHS", help="epochs without improvement that end the run (0: never)")
     add("--log_step", type=int, metavar="STEPS", help="steps between updates of the loss shown")
     add("--verbose", action="store_true", help="also print the model and its parameters")
     add("--seed", type=int, metavar="N", help="seed of the random numbers")
     add("--deterministic", action="store_true", help="only deterministic algorithms (slower on a GPU)")
     add("--amp", choices=["off", "bf16"], help="mixed precision")
     add("--compile", action="store_true", help="compile the encoder with torch.compile, on a GPU (default: no)")
-    add(
-        "--tensorboard",
-        action="store_true",
-        help="write scalars and histograms for TensorBoard into the run's folder tensorboard/ (default: no)",
-    )
-    add(
-        "--profiler",
-        action="store_true",
-        help="profile ten steps into the run's profile.txt and trace.json (default: no)",
-    )
+    add("--tensorboard", action="store_true", help="write scalars and histograms into the run's folder tensorboard/")
+    add("--profiler", action="store_true", help="profile ten steps: profile.txt and trace.json in the run's folder")
     add("--cpu", action="store_true", help="do not use a GPU")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
 

@@ -6,6 +6,7 @@ from captioning.config import Settings
 
 OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
 SCHEDULES = ("ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine")
+TEACHER_FORCING = ("always", "sampled", "additive", "additive_sampled")
 # what each of them adds to the reward stands in training/self_critical_terms.py
 SELF_CRITICAL_LOSSES = ("sc", "sc_with_diversity", "sc_with_relative_diversity", "sc_with_bleu_diversity",
     "sc_with_repetition", "mixed", "mixed_with_face")  # fmt: skip
