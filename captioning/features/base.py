@@ -14,7 +14,7 @@ from captioning.features.handles import naming
 
 
 class FeatureReader:
-    """Common to all formats.
+    """Reads records from a feature file; each format has a class of its own.
 
     path: the file; shape: of one record, (D,), (D, h, w) or any other; dtype: of the records; provenance: what made
     them (`extractor`, `weights_sha256`, `transform`, `feature_type`) or None where the file does not say.
