@@ -18,6 +18,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,90 +31,32 @@ from captioning.devices import process, wait_for_all
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.transforms import ImageTransform
 from captioning.errors import UserError
-from captioning.features.handles import forget, naming
-from captioning.features.lmdb_file import lmdb_key
-from data_loader import LoaderSettings, get_eval_loader
+from captioning.features.lmdb_file import SharedLmdbFile
+from data_loader import Loader, LoaderSettings, get_eval_loader
 from model import Captioner, as_regions
 
+BATCH_SIZE = 32  # images
 FLUSH_BYTES, FLUSH_SECONDS = 2**25, 5.0  # what is encoded but not yet written: lost when the run is killed
-PAGE = 4096  # bytes
 
 
-class CacheFile:
-    """The lmdb file of one encoder, open only while it is written to: an open one must not live through a fork."""
+class CacheFile(SharedLmdbFile):
+    """The lmdb file of what an encoder makes of images that `transform` has prepared."""
 
     def __init__(self, folder, extractor: ImageEncoder, transform: ImageTransform):
         regions = extractor.grid and extractor.grid[0] * extractor.grid[1]
-        self.shape = (regions, extractor.dim) if regions else (extractor.dim,)
-        self.dtype = np.dtype("<f2" if regions else "<f4")
         pixels = {"size": transform.size, "interpolation": transform.interpolation}
-        self.provenance = {
+        provenance = {
             "extractor": extractor.name,
             "weights_sha256": extractor.weights_sha256,
             "transform": {**extractor.transform, **pixels},
             "feature_type": "plain",
             "layout": "regions" if regions else "vector",
         }
-        self.provenance = json.loads(json.dumps(self.provenance))  # as it will be read
-        mark = hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = Path(folder) / f"{re.sub('[^A-Za-z0-9_.-]', '-', extractor.name)}-{mark}.lmdb"
-        self.bytes = int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of `keys` that have no record. Raises UserError where the file is damaged or says it is another's."""
-        forget(self.path / "data.mdb")
-        if not (self.path / "data.mdb").exists():
-            return list(keys)
-        with self._begin() as transaction:
-            made = transaction.get(b"@extractor")
-            if made is not None and json.loads(made) != self.provenance:
-                raise UserError(f"--cache_features: {self.path} holds features of something else: remove it")
-            return [key for key in keys if transaction.get(lmdb_key(key)) is None]
-
-    def add(self, records: dict[str, np.ndarray]) -> None:
-        """Write `records` in one transaction, on the disk when this returns."""
-        with self._begin(write=True, more=len(records)) as transaction:
-            transaction.put(b"@vdim", np.array(self.shape, "<i4").tobytes())
-            transaction.put(b"@dtype", self.dtype.name.encode())
-            transaction.put(b"@extractor", json.dumps(self.provenance).encode())
-            for key, record in records.items():
-                transaction.put(lmdb_key(key), record.tobytes())
-
-    def _begin(self, write: bool = False, more: int = 0) -> "_Transaction":
-        # a record takes whole pages once it does not fit in a quarter of one
-        room = more * (self.bytes // PAGE + 2) * PAGE + 2**26
-        return _Transaction(self.path, write, room)
-
-
-class _Transaction:
-    """One lmdb transaction in an environment of its own."""
-
-    def __init__(self, path: Path, write: bool, room: int):
-        self.path, self.write, self.room = path, write, room
-
-    def __enter__(self):
-        import lmdb
-
-        self.naming = naming(self.path, "write" if self.write else "read", errors=(lmdb.Error,))
-        self.naming.__enter__()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            data = self.path / "data.mdb"
-            used = data.stat().st_size if data.exists() else 0
-            # others may add as well: the map has room for several times what this one adds
-            self.environment = lmdb.open(str(self.path), map_size=2 * used + 4 * self.room)
-            self.transaction = self.environment.begin(write=self.write)
-            return self.transaction.__enter__()
-        except BaseException as error:
-            self.naming.__exit__(type(error), error, error.__traceback__)
-            raise
-
-    def __exit__(self, *error):
-        try:
-            self.transaction.__exit__(*error)
-        finally:
-            self.environment.close()
-        return self.naming.__exit__(*error)
+        provenance = json.loads(json.dumps(provenance))  # as it will be read
+        mark = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
+        path = Path(folder) / f"{re.sub('[^A-Za-z0-9_.-]', '-', extractor.name)}-{mark}.lmdb"
+        shape, dtype = ((regions, extractor.dim), "<f2") if regions else ((extractor.dim,), "<f4")
+        super().__init__(path, shape, np.dtype(dtype), provenance)
 
 
 def image_keys(items: Iterable[ImageItem]) -> dict[tuple, str]:
@@ -157,7 +100,6 @@ def cache_features(
     datasets: Sequence[CaptionDataset],
     *,
     num_workers: int | None = None,
-    batch_size: int = 32,
     tell: Callable[[str], None] = print,
 ) -> tuple[dict[str, CachedFeatures], list[str]]:
     """What the encoders make of the datasets' images, by the encoder's name; what `folder` lacks of it is made now.
@@ -174,17 +116,18 @@ def cache_features(
     every = list({pixels_of(item): item for dataset in datasets for item in dataset.items}.values())
     whole.items, bad = with_files(whole, every)
     keys = image_keys(whole.items)
+    load = partial(get_eval_loader, settings=LoaderSettings(BATCH_SIZE, num_workers=num_workers))
+    load = partial(load, transform=captioner.transform)
     rank, world = process()
     for name, extractor in extractors.items():
         file = CacheFile(folder, extractor, captioner.transform)
         todo = without_record(file, whole.items, keys)
         tell(f"{name}: {len(keys) - len(todo):,} of {len(every):,} images are in {file.path}")
-        settings = {"num_workers": num_workers, "batch_size": batch_size, "tell": tell}
-        bad += fill(file, extractor, captioner, copied(whole, todo[rank::world]), keys, **settings)
+        bad += fill(file, extractor, load(copied(whole, todo[rank::world])), keys, tell)
         if world > 1:
             wait_for_all()
             # what is lacking now: images that cannot be read, or another machine's where the folder is not shared
-            bad += fill(file, extractor, captioner, copied(whole, without_record(file, todo, keys)), keys, **settings)
+            bad += fill(file, extractor, load(copied(whole, without_record(file, todo, keys))), keys, tell)
         lost = {pixels_of(item) for item in without_record(file, todo, keys)}
         kept = {pixels: key for pixels, key in keys.items() if pixels not in lost}
         if not kept:
@@ -217,28 +160,18 @@ def without_record(file: CacheFile, items: list[ImageItem], keys: dict[tuple, st
 
 
 def fill(
-    file: CacheFile,
-    extractor: ImageEncoder,
-    captioner: Captioner,
-    dataset: CaptionDataset,
-    keys: dict[tuple, str],
-    *,
-    num_workers: int | None,
-    batch_size: int,
-    tell: Callable[[str], None],
+    file: CacheFile, extractor: ImageEncoder, loader: Loader, keys: dict[tuple, str], tell: Callable[[str], None]
 ) -> list[str]:
-    """Encode the images of `dataset` into `file`; a message for each that could not be read."""
-    if not dataset.items:
+    """Encode the images of `loader` into `file`; a message for each that could not be read."""
+    if not loader.items:
         return []
-    settings = LoaderSettings(batch_size=batch_size, num_workers=num_workers)
-    loader = get_eval_loader(dataset, settings=settings, transform=captioner.transform)
     records: dict[str, np.ndarray] = {}
     written = spoke = time.monotonic()
     done = 0
     try:
         for batch in loader:
             with torch.inference_mode():
-                features = as_regions(encoded(extractor, batch.pixels.to(captioner.device, non_blocking=True)))
+                features = as_regions(encoded(extractor, batch.pixels.to(extractor.mean.device, non_blocking=True)))
             for item, row in zip(batch.items, as_stored(features, file, batch.items)):
                 records[keys[pixels_of(item)]] = row
             done += len(batch.items)
@@ -247,7 +180,7 @@ def fill(
                 file.add(records)
                 records, written = {}, now
             if now - spoke > 60:
-                tell(f"{extractor.name}: {done:,} of {len(dataset):,} images encoded")
+                tell(f"{extractor.name}: {done:,} of {len(loader.items):,} images encoded")
                 spoke = now
     finally:
         loader.close()

@@ -17,6 +17,7 @@ from captioning.config import FeatureSpec, ModelConfig
 from captioning.datasets.base import CaptionDataset, warn
 from captioning.errors import UserError
 from captioning.features.factory import is_feature_file
+from captioning.features.joined import is_there
 
 GROUPS = ("features", "persist_features")  # of a ModelConfig, in the order of its specs
 
@@ -130,11 +131,6 @@ def with_other_files(specs: list[FeatureSpec], group: str, files: str, dataset: 
         for name in names
     )
     return [replace(spec, name=next(found)) if spec.from_file else spec for spec in specs]
-
-
-def is_there(path: Path) -> bool:
-    """Whether a feature file exists, or the mean file that stands in for it."""
-    return path.exists() or path.with_name(f"{path.stem}-mean{path.suffix}").exists()
 
 
 def with_single_sizes(inputs: list[Input]) -> list[Input]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from captioning.features.handles import naming
 
 
 class FeatureReader:
-    """Common to all formats.
+    """Reads records from a feature file; each format has a class of its own.
 
     path: the file; shape: of one record, (D,), (D, h, w) or any other; dtype: of the records; provenance: what made
     them (`extractor`, `weights_sha256`, `transform`, `feature_type`) or None where the file does not say.
@@ -77,9 +78,14 @@ class RowReader(FeatureReader):
         named = self._index.values() if self._index else [-1]
         self._all_there = min(named) >= 0 and max(named) < self.count
 
+    @cached_property
+    def mapped(self) -> np.ndarray | None:
+        """All records, (count, *shape), as an array over the file; None where the file cannot be mapped into memory."""
+        raise NotImplementedError
+
     def _rows(self):
         """All records as something array-like, (count, *shape)."""
-        raise NotImplementedError
+        return self.mapped
 
     def _provenance(self) -> dict | None:
         beside = self.path.with_suffix(".json")
@@ -111,7 +117,7 @@ class RowReader(FeatureReader):
         return iter(self._index) if self._index is not None else map(str, range(self.count))
 
     def _find(self, keys: Sequence) -> np.ndarray:
-        """Row numbers, -1 where there is no record."""
+        """Row numbers, -1 where there is no record; a format may have rows that hold none."""
         return self._numbers(keys)
 
     def _numbers(self, keys: Sequence) -> np.ndarray:
@@ -156,14 +162,16 @@ class RowReader(FeatureReader):
 
     def __getstate__(self):
         # A memory map would be sent to a spawned worker as a copy of the whole file; the worker maps it itself.
-        return {name: value for name, value in self.__dict__.items() if name != "_mapped"}
+        return {name: value for name, value in self.__dict__.items() if name != "mapped"}
 
 
 def first_present(keys: tuple, absent: set):
+    """The first of `keys` that is not `absent`, or the first of all."""
     return next((key for key in keys if key not in absent), keys[0])
 
 
 def read_key_lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises UserError where it cannot be read or is no UTF-8."""
     try:
         return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.stat().st_size else []
     except UnicodeDecodeError as error:
@@ -184,9 +192,13 @@ def parse_provenance(path: Path, text: str | bytes | None) -> dict | None:
 
 
 class RowStore:
-    """Rows in the order of writing, behind a header; their names in keys.txt."""
+    """What a FeatureWriter writes rows with, one after the other behind a header; their names go to keys.txt.
 
-    beside = True
+    A store has keys() that an interrupted run has written, check() a key, add() a record; then finish(), complete() and
+    place() put the file where it belongs.
+    """
+
+    beside = True  # names and provenance are files beside the feature file
 
     def __init__(self, writer, resume: bool):
         self.writer = writer

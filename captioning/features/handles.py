@@ -1,7 +1,7 @@
 """Open feature files of this process, each opened once and shared by all who read it; errors that name the file.
 
     with handles_lock, naming(path):
-        environment = handle(path, opener)      # opener() where the file is not open yet, or another took its place
+        opened = handle(path, opener)           # opener() where the file is not open yet, or another took its place
 
 Handles are closed before a fork: lmdb refuses to open a file twice in a process, and counts what was open at the fork.
 """
@@ -35,6 +35,7 @@ def handle(path: Path, opener):
 
 
 def forget(path) -> None:
+    """Close the handle of `path`, if there is one."""
     with handles_lock:
         _recent.clear()
         entry = _handles.pop(os.path.realpath(path), None)

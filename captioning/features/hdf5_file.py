@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import cached_property
 
 import numpy as np
 
@@ -13,16 +14,20 @@ from captioning.features.handles import handle, handles_lock
 class H5Reader(RowReader):
     """HDF5, dataset `data`, rows as in .npy. It is mapped into memory where it lies in the file in one piece."""
 
-    def _rows(self):
-        if "_mapped" in self.__dict__:
-            return self._mapped
+    @cached_property
+    def mapped(self) -> np.ndarray | None:
         with handles_lock:
-            data = handle(self.path, self._open)["data"]
-            mapped = self._map(data)
-        if mapped is not None:
-            self._mapped = mapped
-            return mapped
-        return data
+            return self._map(self._data())
+
+    def _rows(self):
+        if self.mapped is not None:
+            return self.mapped
+        with handles_lock:
+            return self._data()
+
+    def _data(self):
+        """The HDF5 dataset. Call under handles_lock."""
+        return handle(self.path, self._open)["data"]
 
     def _map(self, data) -> np.ndarray | None:
         """Dataset `data` as an array over the file; None where it is in chunks, packed or elsewhere."""
@@ -49,11 +54,11 @@ class H5Reader(RowReader):
         return parse_provenance(self.path, attributes.get("extractor"))
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
-        if "_mapped" in self.__dict__:
+        if self.mapped is not None:
             return super()._take(rows)
         ordered, back = np.unique(rows, return_inverse=True)  # h5py wants them ascending, each once
         with handles_lock:
-            return self._rows()[ordered][back] if len(rows) else np.empty((0, *self.shape), self.dtype)
+            return self._data()[ordered][back] if len(rows) else np.empty((0, *self.shape), self.dtype)
 
 
 def h5py():

@@ -10,13 +10,22 @@ from captioning.features.base import FeatureReader, RowReader, read_key_lines
 from captioning.features.picsom_file import BinReader
 
 
+def mean_path(path: Path) -> Path:
+    """The mean file that stands in for a feature file that does not exist."""
+    return path.with_name(f"{path.stem}-mean{path.suffix}")
+
+
+def is_there(path: Path) -> bool:
+    """Whether a feature file, or its mean file, exists."""
+    return path.exists() or mean_path(path).exists()
+
+
 def open_or_mean(path: Path, kind: Callable[..., FeatureReader], *arguments) -> FeatureReader:
     """`kind(path, *arguments)`, or the mean file beside it, of the same kind. Raises UserError where neither exists."""
     if path.exists():
         return kind(path, *arguments)
-    mean = path.with_name(f"{path.stem}-mean{path.suffix}")
-    if mean.exists():
-        return MeanReader(kind(mean, None))
+    if is_there(path):
+        return MeanReader(kind(mean_path(path), None))
     raise UserError(f"no such feature file: {path}")
 
 

@@ -1,4 +1,8 @@
-"""Feature files in LMDB: a key for each image, raw little-endian numbers as its value."""
+"""Feature files in LMDB: a key for each image, raw little-endian numbers as its value.
+
+LmdbReader reads a finished file, LmdbStore writes one for FeatureWriter. Several runs may add to one file while others
+read it: SharedLmdbFile and SharedLmdbReader.
+"""
 
 import contextlib
 import json
@@ -12,10 +16,12 @@ import numpy as np
 
 from captioning.errors import UserError
 from captioning.features.base import FeatureReader, parse_provenance
-from captioning.features.handles import handle, handles_lock, naming
+from captioning.features.handles import forget, handle, handles_lock, naming
 
 LMDB_OWN_KEYS = (b"@vdim", b"@dtype", b"@extractor")
 LMDB_LONGEST_KEY = 511  # bytes, a limit of lmdb's
+LMDB_PAGE = 4096  # bytes
+SPARE_BYTES = 2**26  # room in the map of a file beyond its records
 _WALK = """import lmdb, os, sys
 with lmdb.open(sys.argv[1], subdir=os.path.isdir(sys.argv[1]), readonly=True, lock=False).begin(buffers=True) as t:
     for key, value in t.cursor():
@@ -113,7 +119,7 @@ class LmdbReader(FeatureReader):
 
 
 class SharedLmdbReader(LmdbReader):
-    """Registers with lmdb as a reader: another run may be adding records, and must not reuse the pages read here."""
+    """A reader of a file to which another run may be adding: lmdb must not reuse the pages that are read here."""
 
     lock = True
 
@@ -124,11 +130,76 @@ def lmdb_key(key) -> bytes:
     return encoded if 0 < len(encoded) <= LMDB_LONGEST_KEY else b"@none"
 
 
-class LmdbStore:
-    """A folder with data.mdb, as DeepCaption and lmdb's own default have it. Records go in by batches.
+def own_records(shape: tuple[int, ...], dtype: np.dtype, provenance: dict | None) -> list[tuple[bytes, bytes]]:
+    """What the file says of itself; what is the usual goes without saying."""
+    records = []
+    if len(shape) > 1:
+        records.append((b"@vdim", np.array(shape, "<i4").tobytes()))
+    if dtype != np.float32:
+        records.append((b"@dtype", dtype.name.encode()))
+    if provenance is not None:
+        records.append((b"@extractor", json.dumps(provenance).encode()))
+    return records
 
-    The environment is open only while a batch is written: an open one must not be carried through the fork of workers.
+
+@contextlib.contextmanager
+def environment(folder: Path, named: Path, doing: str, room: int = 0, shared: bool = False) -> Iterator:
+    """lmdb's environment of a folder, open during the block only: workers must not be forked while one is open.
+
+    named: the file that errors name; doing: "read" or "write"; room: bytes that are to be added; shared: other
+    processes may read and write the folder meanwhile, which takes a lock file.
     """
+    import lmdb
+
+    with naming(named, doing, errors=(lmdb.Error,)):
+        folder.mkdir(parents=True, exist_ok=True)
+        data = folder / "data.mdb"
+        forget(data)  # lmdb refuses to open a file twice in a process
+        used = data.stat().st_size if data.exists() else 0
+        # others may add as well: the map has room for several times what this process adds
+        size = 2 * used + 4 * (room + SPARE_BYTES)
+        with contextlib.closing(lmdb.open(str(folder), map_size=size, lock=shared)) as opened:
+            yield opened
+
+
+def put_records(folder: Path, records: list[tuple[bytes, bytes]], named: Path, shared: bool = False) -> None:
+    """Add records to the lmdb file in `folder` in one transaction, which is on the disk when this returns."""
+    # a record takes whole pages once it does not fit in a quarter of one
+    room = sum(len(value) // LMDB_PAGE + 2 for _, value in records) * LMDB_PAGE
+    with environment(folder, named, "write", room, shared) as opened, opened.begin(write=True) as transaction:
+        for key, value in records:
+            transaction.put(key, value)
+
+
+class SharedLmdbFile:
+    """An lmdb file, a folder, that several runs add records to at the same time: a transaction is seen whole or not.
+
+    shape, dtype: of a record, little-endian; provenance: what made the records.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype, provenance: dict):
+        self.path, self.shape, self.dtype, self.provenance = path, shape, dtype, provenance
+        self.bytes = int(np.prod(shape)) * dtype.itemsize
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that have no record. Raises UserError where the file is damaged, or has other features."""
+        if not (self.path / "data.mdb").exists():
+            return list(keys)
+        with environment(self.path, self.path, "read", shared=True) as opened, opened.begin() as transaction:
+            made = transaction.get(b"@extractor")
+            if made is not None and json.loads(made) != self.provenance:
+                raise UserError(f"feature file {self.path} holds features of something else: remove it")
+            return [key for key in keys if transaction.get(lmdb_key(key)) is None]
+
+    def add(self, records: dict[str, np.ndarray]) -> None:
+        """Write `records` in one transaction, on the disk when this returns."""
+        named = [(lmdb_key(key), record.tobytes()) for key, record in records.items()]
+        own = own_records(self.shape, self.dtype, self.provenance)
+        put_records(self.path, own + named, self.path, shared=True)
+
+
+class LmdbStore:
+    """A folder with data.mdb, as DeepCaption and lmdb's own default have it. Records go in by batches."""
 
     beside = False
     batch_bytes = 2**25
@@ -137,29 +208,11 @@ class LmdbStore:
         self.writer, self.folder = writer, writer.partial / "lmdb"
         self.pending: list[tuple[bytes, bytes]] = []
         self.size = 0
-        self.map_size = 2**30
         self.found: list[str] = []
         if resume and (self.folder / "data.mdb").exists():
-            with self._environment() as environment, environment.begin() as transaction:
+            with environment(self.folder, writer.path, "read") as opened, opened.begin() as transaction:
                 names = transaction.cursor().iternext(values=False)
                 self.found = [name.decode() for name in names if name not in LMDB_OWN_KEYS]
-
-    @contextlib.contextmanager
-    def _environment(self):
-        import lmdb
-
-        self.folder.mkdir(exist_ok=True)
-        data = self.folder / "data.mdb"
-        while data.exists() and self.map_size < 2 * data.stat().st_size + 2 * self.batch_bytes:
-            self.map_size *= 2
-        # No lock file: this process alone knows the folder. No fsync for each batch: finish() does one.
-        with naming(self.writer.path, "write", errors=(lmdb.Error,)):
-            environment = lmdb.open(str(self.folder), map_size=self.map_size, lock=False, sync=False)
-            try:
-                yield environment
-                environment.sync(True)
-            finally:
-                environment.close()
 
     def keys(self) -> list[str]:
         return self.found
@@ -178,19 +231,12 @@ class LmdbStore:
             self._flush()
 
     def _flush(self) -> None:
-        with self._environment() as environment, environment.begin(write=True) as transaction:
-            for key, value in self.pending:
-                transaction.put(key, value)
+        put_records(self.folder, self.pending, self.writer.path)
         self.pending, self.size = [], 0
 
     def finish(self) -> None:
         writer = self.writer
-        if len(writer.shape) > 1:
-            self.pending.append((b"@vdim", np.array(writer.shape, "<i4").tobytes()))
-        if writer.dtype != np.float32:
-            self.pending.append((b"@dtype", writer.dtype.name.encode()))
-        if writer.provenance is not None:
-            self.pending.append((b"@extractor", json.dumps(writer.provenance).encode()))
+        self.pending += own_records(writer.shape, writer.dtype, writer.provenance)
         self._flush()
 
     def complete(self) -> None:

@@ -1,6 +1,7 @@
 """Feature files in NumPy's format: `.npy`, one row for each image."""
 
 import struct
+from functools import cached_property
 
 import numpy as np
 
@@ -10,18 +11,19 @@ from captioning.features.base import RowReader, RowStore
 class NpyReader(RowReader):
     """NumPy's own format, (N, *shape), mapped into memory."""
 
-    def _rows(self) -> np.ndarray:
-        if "_mapped" not in self.__dict__:
-            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            if not isinstance(array, np.ndarray):
-                raise ValueError("an archive of several arrays; save one with numpy.save()")
-            if array.ndim == 1 and self.path.stem.endswith("-mean"):
-                array = array[None]
-            self._mapped = array.view(np.ndarray)  # np.memmap makes every slice a memmap, which is slow
-        return self._mapped
+    @cached_property
+    def mapped(self) -> np.ndarray:
+        array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of several arrays; save one with numpy.save()")
+        if array.ndim == 1 and self.path.stem.endswith("-mean"):
+            array = array[None]
+        return array.view(np.ndarray)  # np.memmap makes every slice a memmap, which is slow
 
 
 class NpyStore(RowStore):
+    """Writes .npy; numpy.load() reads it, also from other programs."""
+
     def header(self, count: int) -> bytes:
         # As numpy.lib.format writes it, but padded to a length that holds any count.
         shape = (count, *self.writer.shape)

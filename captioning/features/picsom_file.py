@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,8 @@ class BinReader(RowReader):
         self._labels = labels
         super().__init__(path, keys)
 
-    def _rows(self) -> np.ndarray:
-        if "_mapped" in self.__dict__:
-            return self._mapped
+    @cached_property
+    def mapped(self) -> np.ndarray:
         size = self.path.stat().st_size
         if size < PICSOM_HEADER.size:
             raise ValueError(f"{size} bytes are too few for a PicSOM header")
@@ -42,8 +42,7 @@ class BinReader(RowReader):
             raise ValueError(f"damaged header: header size {start}, record length {stride}, dimension {dim}")
         self.cut = (size - start) % stride != 0
         shape = ((size - start) // stride, dim)
-        self._mapped = np.ndarray(shape, dtype, buffer=mapped, offset=start, strides=(stride, dtype.itemsize))
-        return self._mapped
+        return np.ndarray(shape, dtype, buffer=mapped, offset=start, strides=(stride, dtype.itemsize))
 
     def _names(self, keys: Sequence[str] | None) -> dict[str, int] | None:
         labels = self.path.with_name("labels.txt")
@@ -64,7 +63,7 @@ class BinReader(RowReader):
     def _find(self, keys: Sequence) -> np.ndarray:
         rows = self._numbers(keys)
         there = np.flatnonzero(rows >= 0)
-        first = self._rows()[rows[there], 0]
+        first = self.mapped[rows[there], 0]
         rows[there[first != first]] = -1  # NaN
         return rows
 
@@ -78,6 +77,8 @@ class BinReader(RowReader):
 
 
 class BinStore(RowStore):
+    """Writes a PicSOM file of float32 vectors; their names go to keys.txt."""
+
     def __init__(self, writer, resume: bool):
         if writer.dtype != np.float32:
             raise UserError(f"feature file {writer.path}: PicSOM files hold float32 only, not {writer.dtype}")

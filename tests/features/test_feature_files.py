@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from captioning.errors import UserError
+from captioning.features import lmdb_file
 from captioning.features.factory import open_features
-from captioning.features.lmdb_file import LmdbStore
 from captioning.features.writer import FeatureWriter
 
 KEYS = [f"COCO_{n:03}.jpg" for n in range(7)]
@@ -209,7 +209,7 @@ def test_every_layout_of_h5_reads_the_same(tmp_path, monkeypatch, layout, block)
     got = reader.get_many([KEYS[i] for i in (5, 0, 5, 6)])
     assert got.dtype == options.get("dtype", "f4").replace("i4", "f4") and got.flags.writeable
     assert np.array_equal(got, rows[[5, 0, 5, 6]].astype(options.get("dtype", "f4")), equal_nan=True)
-    assert isinstance(reader._rows(), np.ndarray) == mapped
+    assert (reader.mapped is not None) == mapped
 
 
 def test_h5_whose_data_are_in_another_file(tmp_path):
@@ -412,11 +412,10 @@ def test_an_interrupted_file_is_not_there_and_can_be_resumed(tmp_path, name):
 
 
 def test_lmdb_grows_beyond_a_batch_and_its_map(tmp_path, monkeypatch):
-
-    monkeypatch.setattr(LmdbStore, "batch_bytes", 2**18)
+    monkeypatch.setattr(lmdb_file.LmdbStore, "batch_bytes", 2**18)
+    monkeypatch.setattr(lmdb_file, "SPARE_BYTES", 2**16)
     rows = np.random.default_rng(2).standard_normal((300, 2000)).astype("f4")
     with FeatureWriter(tmp_path / "x.lmdb", (2000,)) as writer:
-        writer.store.map_size = 2**20
         for n, row in enumerate(rows):
             writer.write(str(n), row)
     assert np.array_equal(open_features(tmp_path / "x.lmdb").get_many([str(n) for n in range(300)]), rows)

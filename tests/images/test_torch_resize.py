@@ -8,9 +8,6 @@ from PIL import Image
 
 from captioning.images.torch_resize import tensor_resize
 
-# torch_resize.py silences it, and pytest brings it back
-pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
-
 
 def picture(width, height, seed=0):
     random = np.random.default_rng(seed)

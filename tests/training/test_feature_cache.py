@@ -162,11 +162,8 @@ def test_killed_while_encoding_it_goes_on(data, encoded, train, monkeypatch):
     arguments += ["--vocab_root", data / "vocab", "--model_name", "dead"]
     slow = (
         "import sys, time, runpy; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]\n"
-        "import data_loader\nfrom dataclasses import replace\nfrom training import feature_cache\n"
-        "feature_cache.FLUSH_BYTES = 1\n"
-        "get = data_loader.get_eval_loader\n"
-        "feature_cache.get_eval_loader = lambda *a, settings, **k: get(\n"
-        "    *a, settings=replace(settings, batch_size=2), **k)\n"
+        "from training import feature_cache\n"
+        "feature_cache.FLUSH_BYTES, feature_cache.BATCH_SIZE = 1, 2\n"
         "add = feature_cache.CacheFile.add\n"
         "feature_cache.CacheFile.add = lambda *a: (add(*a), time.sleep(1))\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
