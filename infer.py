@@ -63,9 +63,8 @@ class InferRun:
     # ---- without torch ----
 
     def prepare(self) -> None:
-        """Raises UserError for mistakes in the flags, the images, the outputs and the paths of other files."""
+        """Raises UserError for mistakes in the images, the outputs and the paths of other files."""
         args = self.args
-        flags.check(args)
         self.dataset = self.open_images()
         self.model = flags.model_path(args.model)
         self.metrics = ()

@@ -146,35 +146,35 @@ GROUPS = {
 
 
 def parse_args(doc: str, argv=None) -> Namespace:
-    """The flags of `argv` (default: the command line's); `doc` is what --help begins with."""
+    """The flags of `argv` (default: the command line's); `doc` is what --help begins with.
+
+    Ends the script for values out of range and for flags that exclude each other.
+    """
     parser = Parser(doc)
     for title, add_flags in GROUPS.items():
         add_flags(parser.group(title))
-    return parser.parse_args(argv)
-
-
-def check(args) -> None:
-    """Raises UserError for values out of range and flags that exclude each other."""
+    args = parser.parse_args(argv)
     for name in ("batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives"):
         if (value := getattr(args, name)) is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
+            parser.error(f"--{name} {value}: must be at least 1")
     if args.num_workers is not None and args.num_workers < 0:
-        raise UserError(f"--num_workers {args.num_workers}: must be 0 or more")
+        parser.error(f"--num_workers {args.num_workers}: must be 0 or more")
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not args.sample:
-            raise UserError(f"--{name} is for sampling: add --sample")
+            parser.error(f"--{name} is for sampling: add --sample")
     if args.temperature is not None and not 0 < args.temperature < math.inf:
-        raise UserError(f"--temperature {args.temperature}: must be above 0")
+        parser.error(f"--temperature {args.temperature}: must be above 0")
     if args.top_p is not None and not 0 < args.top_p <= 1:
-        raise UserError(f"--top_p {args.top_p}: must be above 0 and at most 1")
+        parser.error(f"--top_p {args.top_p}: must be above 0 and at most 1")
     for name in ("length_penalty", "trigram_penalty_alpha"):
         if not math.isfinite(getattr(args, name) or 0.0):
-            raise UserError(f"--{name} {getattr(args, name)}: must be a number")
+            parser.error(f"--{name} {getattr(args, name)}: must be a number")
     if args.sample and (args.beam_size or 1) > 1:
-        raise UserError("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
+        parser.error("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
     if args.beam_size and args.n_best > args.beam_size and not args.sample:
-        raise UserError(f"--n_best {args.n_best} needs as many beams, not --beam_size {args.beam_size}")
+        parser.error(f"--n_best {args.n_best} needs as many beams, not --beam_size {args.beam_size}")
     if args.cpu and args.device not in (None, "cpu"):
-        raise UserError(f"--cpu and --device {args.device} exclude each other")
+        parser.error(f"--cpu and --device {args.device} exclude each other")
     if args.recursive and not args.image_dir:
-        raise UserError("--recursive is for --image_dir")
+        parser.error("--recursive is for --image_dir")
+    return args
