@@ -227,7 +227,7 @@ def convert(old: dict, path, vocabulary: dict | None = None) -> dict:
 
 
 def split_paragraphs(decoder: dict, path) -> tuple[dict, dict[str, Tensor]]:
-    """The tensors of the word decoder, under DeepCaption's names, and the others of a hierarchical decoder under ours."""
+    """The word decoder's tensors, under DeepCaption's names, and the others of a hierarchical decoder, under ours."""
     words = {name[len(WORD_DECODER) :]: value for name, value in decoder.items() if name.startswith(WORD_DECODER)}
     return words, renamed(without(decoder, WORD_DECODER), HIERARCHICAL_NAMES, path)
 
