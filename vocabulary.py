@@ -25,8 +25,8 @@ from captioning.text.tokens import END, PAD, SPECIALS, START, UNK
 
 EXTENSIONS = (".json", ".pkl", ".txt")
 FORMAT = 1
-_CHUNK = 10_000  # captions sent to a worker at a time
-_PARALLEL_FROM = 100_000  # fewer captions than this are counted sooner than a pool starts
+CHUNK = 10_000  # captions sent to a worker at a time
+PARALLEL_FROM = 100_000  # fewer captions than this are counted sooner than a pool starts
 
 
 def count_words(
@@ -37,8 +37,8 @@ def count_words(
     captions = iter(captions)
     counter: Counter = Counter()
     if num_workers > 1:
-        first = list(islice(captions, _PARALLEL_FROM))
-        if len(first) < _PARALLEL_FROM:
+        first = list(islice(captions, PARALLEL_FROM))
+        if len(first) < PARALLEL_FROM:
             return _count_chunk((first, tokenizer, lowercase))
         if tokenizer == "treebank":
             load_treebank()  # once here instead of once in each forked worker
@@ -54,9 +54,9 @@ def count_words(
 
 
 def _chunks(first: list[str], rest: Iterable[str], tokenizer: str, lowercase: bool):
-    for start in range(0, len(first), _CHUNK):
-        yield first[start : start + _CHUNK], tokenizer, lowercase
-    while chunk := list(islice(rest, _CHUNK)):
+    for start in range(0, len(first), CHUNK):
+        yield first[start : start + CHUNK], tokenizer, lowercase
+    while chunk := list(islice(rest, CHUNK)):
         yield chunk, tokenizer, lowercase
 
 
