@@ -1,4 +1,4 @@
-"""Words and their ids: tokenising captions, counting words, vocabulary files, ids back to a sentence.
+"""The vocabulary: words and their ids, counting the words of captions, vocabulary files.
 
     vocabulary = build_vocabulary(captions, threshold=4)
     ids = vocabulary.encode("A dog runs.")         # no <start>, no <end>
@@ -25,8 +25,8 @@ from captioning.text.tokens import END, PAD, SPECIALS, START, UNK
 
 EXTENSIONS = (".json", ".pkl", ".txt")
 FORMAT = 1
-_CHUNK = 10_000  # captions sent to a worker at a time
-_PARALLEL_FROM = 100_000  # fewer captions than this are counted sooner than a pool starts
+CHUNK = 10_000  # captions sent to a worker at a time
+PARALLEL_FROM = 100_000  # fewer captions than this are counted sooner than a pool starts
 
 
 def count_words(
@@ -37,8 +37,8 @@ def count_words(
     captions = iter(captions)
     counter: Counter = Counter()
     if num_workers > 1:
-        first = list(islice(captions, _PARALLEL_FROM))
-        if len(first) < _PARALLEL_FROM:
+        first = list(islice(captions, PARALLEL_FROM))
+        if len(first) < PARALLEL_FROM:
             return _count_chunk((first, tokenizer, lowercase))
         if tokenizer == "treebank":
             load_treebank()  # once here instead of once in each forked worker
@@ -54,9 +54,9 @@ def count_words(
 
 
 def _chunks(first: list[str], rest: Iterable[str], tokenizer: str, lowercase: bool):
-    for start in range(0, len(first), _CHUNK):
-        yield first[start : start + _CHUNK], tokenizer, lowercase
-    while chunk := list(islice(rest, _CHUNK)):
+    for start in range(0, len(first), CHUNK):
+        yield first[start : start + CHUNK], tokenizer, lowercase
+    while chunk := list(islice(rest, CHUNK)):
         yield chunk, tokenizer, lowercase
 
 
@@ -88,7 +88,7 @@ def build_vocabulary(
 def vocabulary_from_counts(
     counter: Counter, threshold: int, tokenizer: str = "treebank", lowercase: bool = True, dataset: str = ""
 ) -> "Vocabulary":
-    """As build_vocabulary(), from the result of count_words(). The count of `<unk>` is that of all words left out."""
+    """build_vocabulary() from the result of count_words(). The count of `<unk>` is that of all words left out."""
     kept = {word: count for word, count in counter.items() if count >= threshold and word not in SPECIALS}
     left_out = sum(counter.values()) - sum(kept.values())
     return Vocabulary(
@@ -104,8 +104,9 @@ def vocabulary_from_counts(
 class Vocabulary:
     """Words and ids, with the tokenizer that they belong to.
 
-    `words[i]` is the word of id i, `counts` the occurrences of each in the training captions or None. Raises UserError
-    where `words` do not start with the four special tokens, repeat themselves, or `counts` are of another length.
+    `words[i]` is the word of id i; `counts[i]` is how often it occurs in the training captions, where known.
+    Raises UserError where `words` do not start with the four special tokens or a word stands there twice, and where
+    there are not as many `counts` as words.
     """
 
     def __init__(
@@ -173,13 +174,10 @@ class Vocabulary:
     def sentence(self, ids: Iterable[int], capitalize: bool = True) -> str:
         """`ids` as a sentence to print: "A man in a red shirt."
 
-        The first letter is capital, commas and periods follow their word, and a missing last period is added. With
-        `capitalize=False` it is what decode() gives. No words give the empty string.
+        With `capitalize=False` it is what decode() gives. No words give the empty string.
         """
         text = self.decode(ids)
         return as_sentence(text) if capitalize else text
-
-    # ------------------------------------------------------------ files
 
     def to_dict(self) -> dict:
         """The vocabulary as plain types; from_dict() is the way back."""
@@ -213,7 +211,7 @@ class Vocabulary:
 
     @classmethod
     def from_deepcaption(cls, state: "DeepCaptionVocabulary") -> "Vocabulary":
-        """The vocabulary whose attributes `state` took. Raises UserError where they are not as DeepCaption's."""
+        """The vocabulary in a pickle of DeepCaption. Raises UserError where its attributes are other ones."""
         return cls(**from_deepcaption(state))
 
     def save(self, path) -> None:

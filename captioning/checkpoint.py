@@ -3,8 +3,8 @@
     save({"config": ..., "state": ..., "vocabulary": ...}, "models/run/best.model")
     contents = load("models/run/best.model")
 
-A file is what `torch.save` writes (a zip archive), read with `weights_only=True`: nothing in it can run code. Every
-member's CRC is checked before a tensor is believed.
+`torch.save` writes a file, a zip archive. It is read with `weights_only=True`, so that nothing in it can run code. The
+CRC of every member is checked before any tensor is used.
 """
 
 import contextlib

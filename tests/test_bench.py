@@ -172,7 +172,7 @@ def test_quick_run_of_some_rows(tmp_path, script_alone):
     assert "train_lstm: " in done.out.split("torch's operators")[1]
     assert 0 < sum(found["rows"]["greedy_attention"]["parts"]["operators"].values()) <= 1
     assert "2 x (E+H) x 4H = 2 x 768 x 2048 x 3 (training) = 9.437 M" in done.out
-    assert found["rows"]["train_lstm"]["parts"]["tokens_per_caption"] == pytest.approx(12.8, abs=0.4)
+    assert found["rows"]["train_lstm"]["parts"]["tokens_per_caption"] == pytest.approx(12.8, abs=0.6)  # of few captions
 
 
 HELP = """

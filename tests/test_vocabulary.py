@@ -1,18 +1,14 @@
-"""vocabulary.py: tokens against nltk, counts against a plain count, files there and back, and files that are wrong."""
+"""vocabulary.py: counts against a plain count, files there and back, and files that are wrong."""
 
 import json
 import pickle
-import random
 import sys
 import types
 
 import pytest
-from nltk.tokenize.treebank import TreebankWordTokenizer
 
 import vocabulary
 from captioning.errors import UserError
-from captioning.text import tokenizers
-from captioning.text.tokenizers import tokenize
 from captioning.text.tokens import SPECIALS, UNK
 from vocabulary import Vocabulary, build_vocabulary, count_words
 
@@ -22,45 +18,6 @@ CAPTIONS = ["A dog runs.", "A dog's ball, red and round.", "Two dogs run.", "a d
 @pytest.fixture
 def small():
     return build_vocabulary(CAPTIONS, threshold=2, dataset="pets:train")
-
-
-def test_treebank_equals_nltk_also_where_nltk_is_spared():
-    pieces = [
-        "a",
-        "dog",
-        "b-c",
-        "--",
-        ".",
-        ", ",
-        ",",
-        "'s",
-        "n't",
-        "cannot",
-        "gonna",
-        "1,000",
-        " ",
-        "  ",
-        '"',
-        "(",
-        "?",
-    ]
-    pieces += ['"', "(", "?", "end. ", "'tis", "wanna", "A", "\t", "..", "é", "\u212a", "\u0131"]
-    reference, chance, spared = TreebankWordTokenizer(), random.Random(0), 0
-    for _ in range(5000):
-        text = "".join(chance.choice(pieces) + chance.choice(["", " "]) for _ in range(chance.randint(0, 7)))
-        for lowercase in (True, False):
-            expected = reference.tokenize(text.lower() if lowercase else text)
-            assert tokenize(text, "treebank", lowercase) == expected, text
-        spared += tokenizers._PLAIN.fullmatch(text) is not None
-    assert spared > 500
-
-
-def test_other_tokenizers():
-    assert tokenize("A dog's  ball.", "whitespace") == ["a", "dog's", "ball."]
-    assert tokenize("A  b", "char", lowercase=False) == ["A", " ", "b"]
-    assert tokenize("A dog's well-known ball, red!", "regex") == ["a", "dog's", "well-known", "ball", ",", "red", "!"]
-    with pytest.raises(UserError, match="unknown tokenizer 'ptb'.*treebank"):
-        tokenize("a", "ptb")
 
 
 def test_words_in_order_of_first_appearance(small):
@@ -99,8 +56,8 @@ def test_special_tokens_in_a_caption_do_not_repeat_them():
 
 
 def test_workers_do_not_change_the_count(monkeypatch):
-    monkeypatch.setattr(vocabulary, "_PARALLEL_FROM", 50)
-    monkeypatch.setattr(vocabulary, "_CHUNK", 7)
+    monkeypatch.setattr(vocabulary, "PARALLEL_FROM", 50)
+    monkeypatch.setattr(vocabulary, "CHUNK", 7)
     captions = [f"word{i % 37} and word{i % 11}." for i in range(120)]
     alone = count_words(captions, num_workers=1)
     together = count_words(iter(captions), num_workers=2)

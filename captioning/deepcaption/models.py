@@ -1,11 +1,11 @@
 """Model files of DeepCaption, read as they are and turned into this toolkit's.
 
     if is_deepcaption_file(path):
-        contents = load(path)       # config, vocabulary, state, epoch, history: what checkpoint.load gives of our files
+        contents = load(path)       # config, vocabulary, state, epoch, history: the keys of our own files
 
-A DeepCaption file is a pickle of state dicts, settings and a vocabulary object. It is read by torch's weights-only
-unpickler, to which the two classes expected in it are added as empty shells: a file that asks for anything else is
-refused, and nothing in it can run.
+A DeepCaption file is a pickle of state dicts, settings and a vocabulary object. torch's weights-only unpickler reads
+it. The two classes that such a file names are given to the unpickler as empty shells. A file that names any other
+class is refused, and nothing in a file can run.
 
 Shapes: V vocabulary, E embedding, H hidden, D feature size.
 """
@@ -123,7 +123,7 @@ LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's files befo
 
 
 def is_deepcaption_file(path) -> bool:
-    """Whether `path` looks like a model file of DeepCaption: cheap, and never wrong about our own files."""
+    """Whether `path` looks like a model file of DeepCaption. Reads little, and never takes our own files for one."""
     try:
         with open(path, "rb") as file:
             if file.read(len(LEGACY_START)) == LEGACY_START:
@@ -138,7 +138,7 @@ def is_deepcaption_file(path) -> bool:
 
 
 def read(path) -> dict:
-    """What is in the file: DeepCaption's own names, tensors on the CPU. Raises UserError where it is damaged."""
+    """The contents under DeepCaption's own names, tensors on the CPU. Raises UserError where the file is damaged."""
     if zipfile.is_zipfile(path):
         checkpoint.verify(path)
     try:
@@ -184,9 +184,9 @@ def convert(old: dict, path, vocabulary: dict | None = None) -> dict:
         raise UserError(
             f"model file {path} of DeepCaption holds no vocabulary: name the one it was trained with (--vocab)"
         )
-    words, over_them = old["decoder"], {}
+    words, paragraph_state = old["decoder"], {}
     if old.get("hierarchical_model"):
-        words, over_them = split_paragraphs(old["decoder"], path)
+        words, paragraph_state = split_paragraphs(old["decoder"], path)
     state = renamed(words, DECODER_NAMES, path)
     image = renamed(old["encoder"], ENCODER_NAMES, path)
     size, embed_size = state["embed.weight"].shape
@@ -208,9 +208,9 @@ def convert(old: dict, path, vocabulary: dict | None = None) -> dict:
         state |= image | {"image.bn.num_batches_tracked": image.get("image.bn.num_batches_tracked", torch.tensor(0))}
     persist.fold(state, "rnn.weight_ih_l0", "rnn.bias_ih_l0", start=embed_size)
     config = config_of(old, state, initial, persist, shared=share_embeddings(state))
-    if over_them:
-        config.paragraphs = paragraphs_of(old, state, over_them)
-        state = {paragraph_name(name): value for name, value in state.items()} | over_them
+    if paragraph_state:
+        config.paragraphs = paragraphs_of(old, state, paragraph_state)
+        state = {paragraph_name(name): value for name, value in state.items()} | paragraph_state
     state = {f"decoder.{name}": value.contiguous() for name, value in state.items()}
     for index, extractor in enumerate(initial.extractors + persist.extractors):
         if extractor is not None:
@@ -227,25 +227,25 @@ def convert(old: dict, path, vocabulary: dict | None = None) -> dict:
 
 
 def split_paragraphs(decoder: dict, path) -> tuple[dict, dict[str, Tensor]]:
-    """The tensors of a hierarchical decoder: those of its word decoder by their own names, and the others by ours."""
+    """The word decoder's tensors, under DeepCaption's names, and the others of a hierarchical decoder, under ours."""
     words = {name[len(WORD_DECODER) :]: value for name, value in decoder.items() if name.startswith(WORD_DECODER)}
     return words, renamed(without(decoder, WORD_DECODER), HIERARCHICAL_NAMES, path)
 
 
 def paragraph_name(name: str) -> str:
-    """Where a tensor of a flat decoder stands in a hierarchical one, whose sentence RNN reads the image."""
+    """The name in a hierarchical decoder of a tensor of the word decoder, or of the layer that reads the image."""
     return f"pooling.{name[len('image.') :]}" if name.startswith("image.") else WORD_DECODER + name
 
 
-def paragraphs_of(old: dict, state: dict[str, Tensor], over_them: dict[str, Tensor]) -> ParagraphConfig:
-    """`pooling_size` is not in the file: the layer that reads the image has it."""
+def paragraphs_of(old: dict, state: dict[str, Tensor], paragraph_state: dict[str, Tensor]) -> ParagraphConfig:
+    """The settings of the paragraph decoder. Sizes that the file does not name are those of its weights."""
     return ParagraphConfig(
         pooling_size=state["image.linear.weight"].shape[0],
-        fc_size=over_them["linear1.weight"].shape[0],
+        fc_size=paragraph_state["linear1.weight"].shape[0],
         max_sentences=int(old.get("max_sentences") or 6),
         dropout_stopping=float(old.get("dropout_stopping") or 0),
         dropout_fc=float(old.get("dropout_fc") or 0),
-        coherent_sentences=any(name.startswith("coupling_unit.") for name in over_them),
+        coherent_sentences=any(name.startswith("coupling_unit.") for name in paragraph_state),
         coupling_alpha=float(old.get("coupling_alpha", 1.0)),
         coupling_beta=float(old.get("coupling_beta", 1.5)),
     )
@@ -254,7 +254,7 @@ def paragraphs_of(old: dict, state: dict[str, Tensor], over_them: dict[str, Tens
 def config_of(
     old: dict, state: dict[str, Tensor], initial: "FeatureGroup", persist: "FeatureGroup", shared: bool
 ) -> ModelConfig:
-    """Sizes as the weights have them, the rest as the file says; oldest files say little."""
+    """The config of the model: sizes from the weights, the rest from the file. The oldest files hold few settings."""
     return ModelConfig(
         features=initial.specs,
         persist_features=persist.specs,
@@ -295,10 +295,10 @@ def without(tensors: dict[str, Tensor], begin: str) -> dict[str, Tensor]:
 
 
 def share_embeddings(state: dict[str, Tensor]) -> bool:
-    """Bring the output layer of shared embeddings, if there is one, into our form; whether it is still shared.
+    """Whether the output layer shares the embeddings' weights; `state` gets that layer under our names.
 
-    On a GPU DeepCaption's two matrices came apart in training, each learning for itself: then the layers behind the
-    hidden state are a single linear one, and become that.
+    On a GPU DeepCaption's two matrices came apart, because each was trained by itself. The layers behind the hidden
+    state are then linear one after the other, and become a single layer.
     """
     if "embed_output.weight" not in state:
         return False

@@ -8,7 +8,7 @@ from captioning.text.tokens import SPECIALS
 
 
 class DeepCaptionVocabulary:
-    """Takes the attributes of DeepCaption's pickled vocabulary.Vocabulary; has no behaviour of its own."""
+    """Stands in for DeepCaption's class vocabulary.Vocabulary: holds the attributes of the pickle and does nothing."""
 
 
 class _Reader(pickle.Unpickler):
@@ -31,7 +31,10 @@ def read_pickle(data: bytes):
 
 
 def from_deepcaption(state: DeepCaptionVocabulary) -> dict:
-    """Arguments of Vocabulary() from `word2idx`, and `metadata` and `freq` (by word or id) where they are there."""
+    """The arguments of Vocabulary(), from `word2idx` and, where they are there, `metadata` and `freq` (by word or id).
+
+    Raises UserError where `word2idx` is malformed.
+    """
     ids, metadata, freq = (getattr(state, name, None) or {} for name in ("word2idx", "metadata", "freq"))
     if not all(isinstance(table, dict) for table in (ids, metadata, freq)):
         raise UserError("vocabulary: the DeepCaption pickle has no readable word table")

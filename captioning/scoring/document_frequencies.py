@@ -1,11 +1,11 @@
-"""Document frequencies of n-grams ("cached words"), which CIDEr-D weighs words by: counted, written, read, kept.
+"""Document frequencies of n-grams ("cached words"), by which CIDEr-D weighs words: counting them, and their files.
 
     words = count_documents(tokenized({7: ["A dog runs."]}).values())
     words.save("coco-train2014.npz")
     words = CachedWords.load("coco-train2014.npz")        # or .json, or a .pkl or .p of DeepCaption
 
-Files: .npz and .json are this toolkit's own; .pkl holds the dict of `document_frequency` and `ref_len` that DeepCaption
-and other programs read, and is read by an unpickler that builds plain values only.
+.npz and .json are this toolkit's own formats. .pkl holds the dict of `document_frequency` and `ref_len` that
+DeepCaption and other programs read. Pickles are read by an unpickler that builds plain values only.
 
 Shapes: G n-grams.
 """
@@ -26,7 +26,7 @@ from captioning.errors import UserError, one_line
 from captioning.files import atomic_write, read_json
 from captioning.text.ptb import ptb_tokens
 
-END_TOKEN = "<end>"  # scored like a word in sample and references, or a caption could stop in the middle unpunished
+END_TOKEN = "<end>"  # counted like a word, so that a caption that stops in the middle scores less
 ORDERS = 4  # n-grams of one to four tokens
 EXTENSIONS = (".npz", ".json", ".pkl", ".p")
 
@@ -56,7 +56,7 @@ class CachedWords:
 
     @classmethod
     def from_dict(cls, table: Mapping) -> "CachedWords":
-        """From DeepCaption's layout, whose `ref_len` is the number of images or its logarithm. Raises UserError."""
+        """The words of a table in DeepCaption's layout. Raises UserError where it is not one."""
         frequencies, images = check_table(table)
         counts = np.fromiter(frequencies.values(), float, len(frequencies))
         ids: dict[str, int] = {}
@@ -162,7 +162,7 @@ def count_documents(captions: Iterable[Sequence[Sequence[str]]], known: set[str]
 
 
 def pack_size(tokens: int) -> int:
-    """The base in which n-grams of that many tokens, numbered from 1, are written as one number."""
+    """The base in which an n-gram is written as one number, where that many tokens are numbered from 1."""
     return 1 << (tokens + 1).bit_length()
 
 
@@ -184,7 +184,7 @@ def unpack(packed: np.ndarray, size: int) -> np.ndarray:
 
 
 def pack(ngrams: np.ndarray, size: int) -> np.ndarray:
-    """The way back: ids (G, 4) from 1, 0 behind the last, as one number each; object dtype where int64 is too small."""
+    """Packed n-grams (G,) of ids (G, 4), from 1, with 0 behind the last; of dtype object where int64 is too small."""
     packed = np.zeros(len(ngrams), np.int64 if size**ORDERS < 2**63 else object)
     for column in ngrams.T.astype(packed.dtype):
         packed = np.where(column > 0, packed * size + column, packed)
@@ -192,7 +192,7 @@ def pack(ngrams: np.ndarray, size: int) -> np.ndarray:
 
 
 def caption_hash(references: Mapping[object, Sequence[str]]) -> str:
-    """A hash of all captions, which are the same images' in the same order."""
+    """A hash of the captions of all images, in the order of the images."""
     digest = hashlib.sha256(b"cached words 1\n")
     for texts in references.values():
         digest.update(json.dumps(list(texts), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
@@ -202,8 +202,8 @@ def caption_hash(references: Mapping[object, Sequence[str]]) -> str:
 def kept_words(references: Mapping[object, Sequence[str]], folder, name: str, write: bool = True) -> CachedWords:
     """The document frequencies of training captions: from `folder`/`name`-HASH.words.npz, or counted and kept there.
 
-    The hash is that of the captions, so a file of other captions is never taken. Where the folder cannot be written the
-    words are counted each time. write False: never write (the other processes of a run).
+    HASH is that of the captions, so that a file of other captions is never taken. Where the folder cannot be written,
+    the words are counted each time. write=False never writes: for all processes of a run but the first.
     """
     origin = caption_hash(references)
     path = Path(folder) / f"{name}-{origin[:12]}.words.npz"

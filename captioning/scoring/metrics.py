@@ -48,16 +48,15 @@ LABELS = {f"bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)} | {
 
 @dataclass
 class Scores:
-    """What `score_captions` found. `values` has the keys bleu_1 .. bleu_4, meteor, rouge_l, cider, ciderd, spice.
+    """Scores of captions. `values` has the keys bleu_1 .. bleu_4, meteor, rouge_l, cider, ciderd, spice.
 
-    per_image: of the same keys a value for each candidate, in their order; those of BLEU and METEOR do not average to
-    the score of all.
+    left_out: metric -> why it could not run. per_image: under the same keys as `values` a score for each candidate, in
+    their order. The mean of those of BLEU and METEOR is not the score of all.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     tokenizer: str = ""  # the one that was used: "ptb" or "python"
-    num_images: int = 0
     per_image: dict[str, list[float]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -80,7 +79,7 @@ def parse_metrics(text: str) -> tuple[str, ...]:
 
 
 def java_missing() -> bool:
-    """True where no working `java` is on the PATH (macOS has a stub that only tells one to install it)."""
+    """Whether there is no working `java` on the PATH. macOS has one that only asks to install Java."""
     path = shutil.which("java")
     return path is None or not _starts(path)
 
@@ -127,10 +126,10 @@ def tokenize(captions: Sequence[str], tokenizer: str = "auto") -> tuple[list[str
 
 
 def _stanford(captions: Sequence[str]) -> list[str]:
-    """One run of PTBTokenizer over all captions, a line each. Raises RuntimeError with what Java said.
+    """The tokens of all captions by one run of PTBTokenizer. Raises RuntimeError with Java's message where it fails.
 
     pycocoevalcap's own wrapper writes into its installation folder, depends on the locale, and shifts all captions
-    that follow one with a line break of an unusual kind; hence only its jar and its punctuation list are used.
+    behind one with an unusual line break. So only its jar and its punctuation list are used.
     """
     lines = [" ".join(caption.split()) for caption in captions]
     filled = [line for line in lines if line]
@@ -182,7 +181,7 @@ def score_captions(
     hypotheses = {i: [tokens[i]] for i in range(len(candidates))}
     targets = {i: [next(later) for _ in references[key]] for i, key in enumerate(candidates)}
 
-    scores = Scores(tokenizer=used, num_images=len(candidates))
+    scores = Scores(tokenizer=used)
     for name in dict.fromkeys(metrics):
         try:
             for key, (value, each) in _score(name, hypotheses, targets, document_frequencies).items():

@@ -1,12 +1,14 @@
 """The tokens of Stanford's PTBTokenizer on captions, without Java.
 
-Captions are scored on the tokens that pycocoevalcap takes from Stanford CoreNLP 3.4.1 (`-preserveLines -lowerCase`,
-then its list of punctuation marks removed). `ptb_tokens` gives the same ones. It was written by watching what the
-original does to words, not from its source; tests/test_scoring.py holds what the original says to tricky sentences.
+    ptb_tokens("The dogs don't run.")        # ["the", "dogs", "do", "n't", "run"]
 
-Like the original it takes, at each place, the longest token that any rule allows. Two of its habits surprise:
-brackets stay, as "-lrb-" and the like, because the list of marks to remove spells them in capitals; and a full stop
-stays with a word before a comma ("etc.,", but also "dog.,").
+Captions are scored on the tokens that pycocoevalcap takes from Stanford CoreNLP 3.4.1 (`-preserveLines -lowerCase`,
+then punctuation marks are removed). `ptb_tokens` gives the same tokens. It was written by watching the output of the
+original, not from its source. tests/text/test_ptb.py holds the original's tokens of difficult sentences.
+
+At each place the longest token that any rule allows is taken, as in the original. Two results may surprise. Brackets
+stay, as "-lrb-" and so on, because the list of marks to remove has them in capitals. A full stop stays with a word
+before a comma ("etc.,", but also "dog.,").
 """
 
 import html
@@ -115,7 +117,7 @@ def ptb_tokens(caption: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def _word_tokens(text: str, closes: bool = False) -> tuple[str, ...]:
-    """Tokens of what stands between two spaces; `closes` says that a sentence ends after it."""
+    """Tokens of a text without spaces; `closes`: a sentence ends after it."""
     text = re.sub("(?<!-)-{3,4}(?!-)", "--", text)
     tokens, place = [], 0
     while place < len(text):

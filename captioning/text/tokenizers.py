@@ -1,4 +1,8 @@
-"""Tokenisers: text to words, and words to a sentence."""
+"""Tokenizers: a caption to its words, and words to a sentence.
+
+tokenize("A dog's bone.")            # ["a", "dog", "'s", "bone", "."]
+as_sentence("a dog runs .")          # "A dog runs."
+"""
 
 import re
 from collections.abc import Callable
@@ -6,9 +10,9 @@ from collections.abc import Callable
 from captioning.errors import UserError
 
 TOKENIZERS = ("treebank", "whitespace", "char", "regex")
-# Captions of letters, digits, blanks, single hyphens, ", " and a final period: on these the Treebank rules come down to
-# setting the comma and the period apart. 98 captions of 100 are such, and they need neither the 40 regular expressions
-# of nltk nor its import, which takes over a second.
+# Captions of letters, digits, blanks, single hyphens, ", " and a final period: on these the Treebank rules only set the
+# comma and the period apart. 98 captions of 100 are such. They need neither the 40 regular expressions of nltk nor its
+# import, which takes over a second.
 _PLAIN = re.compile(r"(?:[a-z0-9 ]|-(?!-)|, )*[a-z0-9 ]\.?\s*", re.IGNORECASE)
 _CONTRACTION = re.compile(r"cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
 _WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
@@ -57,6 +61,7 @@ def tokenize(text: str, tokenizer: str = "treebank", lowercase: bool = True) -> 
 
 
 def tokenize_function(tokenizer: str) -> Callable[[str], list[str]]:
+    """The function from a text to its tokens, in the case of the text. Raises UserError for an unknown tokenizer."""
     try:
         return _FUNCTIONS[tokenizer]
     except (KeyError, TypeError):
@@ -64,7 +69,10 @@ def tokenize_function(tokenizer: str) -> Callable[[str], list[str]]:
 
 
 def as_sentence(text: str) -> str:
-    """Words joined by blanks, as a sentence to print. See Vocabulary.sentence."""
+    """A sentence to print, from words joined by blanks.
+
+    The first letter is capital, commas and periods follow their word, and a missing last period is added.
+    """
     if not text:
         return text
     text = re.sub(r"\s+([.,!?](?:\s|$))", r"\1", text).strip()

@@ -1,4 +1,4 @@
-"""The four special tokens of every vocabulary."""
+"""The four special tokens of every vocabulary: their ids, and their words in the order of the ids."""
 
 PAD, START, END, UNK = range(4)
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")

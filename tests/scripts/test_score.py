@@ -93,7 +93,6 @@ def test_score_refuses(script, files, tmp_path):
 def test_score_alone(script_alone, files):
     done = script_alone("score.py", *files(), "--scoring", "bleu", "--tokenizer", "python")
     assert done.status == 0 and "BLEU-4" in done.out and done.err == ""
-    assert script_alone("score.py", "--help").status == 0
 
 
 def test_score_several_files_to_csv(script, files, tmp_path):
