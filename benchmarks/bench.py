@@ -149,7 +149,7 @@ def machine_line(bench: Bench) -> str:
     kind = "bfloat16" if bench.amp == "bf16" else "float32"
     return (
         f"the machine, measured between the runs: {kind} products of {bench.probe.size}x{bench.probe.size} "
-        f"{figures(products, 'GFLOP/s')} by torch.mm (the limits above), {figures(own, 'GFLOP/s')} by products.py; "
+        f"{figures(products, 'GFLOP/s')} by torch.mm (the limits above), {figures(own, 'GFLOP/s')} by fast/linear.py; "
         f"copies {figures(copies, 'GB/s')}"
     )
 

@@ -34,8 +34,8 @@ def synchronize(device: torch.device) -> None:
 
 @dataclass
 class Speed:
-    """gflops: 10^9 multiplications and additions a second, by torch.mm, and by the toolkit's own products.py; gbytes:
-    10^9 bytes read and written a second.
+    """gflops: 10^9 multiplications and additions a second, by torch.mm; own_gflops: by fast/linear.py; gbytes: 10^9
+    bytes read and written a second.
     """
 
     gflops: float
