@@ -1,8 +1,9 @@
 """The parser of every script's command line. A mistake is one line that names the remedy, with exit status 2.
 
-parser = Parser(__doc__)
-add = parser.group("model", ModelConfig)
-add("--embed_size", type=int, help="numbers of a word's embedding")    # the default is ModelConfig's
+parser = Parser(__doc__, settings=(ModelConfig,))
+add = parser.group("model")
+add("--embed_size", help="numbers of a word's embedding")    # type and default are those of ModelConfig.embed_size
+add("--batch_size", default=32, help="images in a batch")    # no setting: the type is that of the default
 args = parser.parse_args()
 args.embed_size        # 256
 args.typed_flags       # {} where nobody typed --embed_size, {"embed_size": 256} where somebody did
@@ -12,20 +13,23 @@ import argparse
 import dataclasses
 import difflib
 import sys
+import typing
 from collections.abc import Callable
+from functools import partial
 
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser that refuses abbreviated flags and knows which flags were typed.
 
     description: what --help begins with. settings: dataclasses; a flag with the name of one of their fields has its
-    default, and the help shows it. first_use: names of the flags that --help lists; --help_all lists all. Without it
-    --help lists all. options: further arguments of argparse.ArgumentParser.
+    default and its type. The help shows defaults, unless its text speaks of a default itself. first_use: names of the
+    flags that --help lists; --help_all lists all. Without it --help lists all. options: further arguments of
+    argparse.ArgumentParser.
     """
 
     def __init__(self, description: str, settings: tuple = (), first_use: tuple[str, ...] = (), **options):
         fields = [field for part in settings for field in dataclasses.fields(part)]
-        self.fields = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+        self.fields = {field.name: field for field in fields if field.default is not dataclasses.MISSING}
         self.defaults: dict[str, object] = {}
         self.first_use = first_use
         options = {"formatter_class": argparse.RawDescriptionHelpFormatter, **options}
@@ -34,20 +38,23 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--help_all", action=HelpAll, help="show all flags and exit")
 
     def add_argument(self, *names, **options) -> argparse.Action:
-        return self._with_default(super().add_argument(*names, **options))
+        return self._add(super().add_argument, *names, **options)
 
     def group(self, title: str) -> Callable[..., argparse.Action]:
         """A function like `add_argument` that adds flags under the heading `title`."""
-        add = self.add_argument_group(title).add_argument
-        return lambda *names, **options: self._with_default(add(*names, **options))
+        return partial(self._add, self.add_argument_group(title).add_argument)
 
-    def _with_default(self, action: argparse.Action) -> argparse.Action:
+    def _add(self, add, *names, **options) -> argparse.Action:
+        field = self.fields.get(names[0].lstrip("-"))
+        if field is not None:
+            options = {"default": field.default, **of_type(field.type), **options}
+        elif type(options.get("default")) in (int, float) and "action" not in options:
+            options = {**of_type(type(options["default"])), **options}
+        action = add(*names, **options)
         if action.default is argparse.SUPPRESS:  # --help
             return action
-        if action.dest in self.fields and not action.default:
-            action.default = self.fields[action.dest]
-            if action.default not in (None, "", False):
-                action.help += f" (default {shown(action.default)})"
+        if action.default and action.default is not True and action.help and "default" not in action.help:
+            action.help += f" (default: {shown(action.default)})"
         repeated = action.nargs == "*" and not action.option_strings
         self.defaults[action.dest] = [] if repeated and action.default is None else action.default
         action.default = argparse.SUPPRESS  # parsing leaves in the namespace what was typed, and nothing else
@@ -118,6 +125,19 @@ def nearest(name: str, flags: list[str]) -> str | None:
     longer = [flag for flag in flags if flag.startswith(name)]
     found = difflib.get_close_matches(name, longer or flags, 1, 0.0 if longer else 0.6)
     return found[0] if found else None
+
+
+def of_type(kind) -> dict:
+    """What argparse must know of values of type `kind`: `int | None`, `bool`, `list[str]`, `Literal["a", "b"]`."""
+    if type(None) in typing.get_args(kind):
+        kind = typing.get_args(kind)[0]
+    if kind is bool:
+        return {"action": "store_true"}
+    if typing.get_origin(kind) is typing.Literal:
+        return {"choices": typing.get_args(kind)}
+    if typing.get_origin(kind) is list:
+        return {"nargs": "+"}
+    return {"type": kind, "metavar": "N" if kind is int else "X"} if kind in (int, float) else {}
 
 
 def shown(value) -> str:

@@ -1,6 +1,7 @@
 """The parser of the scripts' command lines."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -18,7 +19,7 @@ def make(**options) -> Parser:
     parser = Parser("What it does.", settings=(Sizes,), prog="x.py", **options)
     add = parser.group("model")
     add("--embed_size", type=int, help="size of word embeddings")
-    add("--rate", type=float, help="step size")
+    add("--rate", metavar="R", help="step size")
     add("--name", help="of the run (default: none)")
     parser.add_argument("files", nargs="*", help="files")
     parser.add_argument("--learning_rate", type=float, default=1.0, help="default 1")
@@ -43,7 +44,7 @@ def test_one_parser_parses_twice():
 
 def test_the_help_shows_the_defaults_of_the_settings():
     text = " ".join(make().format_help().split())
-    assert "size of word embeddings (default 256)" in text and "step size (default 0.001)" in text
+    assert "size of word embeddings (default: 256)" in text and "step size (default: 0.001)" in text
     assert "None" not in text and "SUPPRESS" not in text
 
 
@@ -64,6 +65,31 @@ def test_a_mistake_is_one_line(words, message, capsys):
     with pytest.raises(SystemExit) as stop:
         make().parse_args(words)
     assert stop.value.code == 2 and capsys.readouterr().err == f"x.py: error: {message}\n"
+
+
+@dataclass
+class Kinds:
+    number: int = 3
+    share: float | None = None
+    name: str = "x"
+    quiet: bool = False
+    files: list[str] | None = None
+    kind: Literal["a", "b"] | None = None
+
+
+def test_a_flag_has_the_type_of_its_setting(capsys):
+    parser = Parser("", settings=(Kinds,), prog="x.py")
+    for name in ("number", "share", "name", "quiet", "files", "kind"):
+        parser.add_argument(f"--{name}", help=name)
+    parser.add_argument("--half", default=0.5, help="without a setting")
+    words = "--number 4 --share 2 --name 5 --quiet --files a b --kind b --half 1".split()
+    found = {"number": 4, "share": 2.0, "name": "5", "quiet": True, "files": ["a", "b"], "kind": "b", "half": 1.0}
+    assert parser.parse_args(words).typed_flags == found
+    text = parser.format_help()
+    assert "number (default: 3)" in text and "without a setting (default: 0.5)" in text and "--kind {a,b}" in text
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--kind", "c"])
+    assert "invalid choice: 'c'" in capsys.readouterr().err
 
 
 def test_a_misspelt_flag_is_named_before_the_required_one_that_is_missing(capsys):
