@@ -3,8 +3,8 @@
 
     ./train.py --dataset coco:train2014 --vocab vocab.pkl --model_name mymodel
     ./train.py --dataset coco:train2014 --validate coco:val2014 --validation_scoring cider --model_name mymodel
-    ./train.py --dataset coco:train2014 --features lite0-conv.lmdb --attention soft --dropout 0.5 --model_name attentive
-    ./train.py --dataset vg:train --hierarchical_model --features lite0-conv.lmdb --model_name paragraphs
+    ./train.py --dataset coco:train2014 --features conv.lmdb --attention soft --dropout 0.5 --model_name attentive
+    ./train.py --dataset visualgenome:im2p:train --hierarchical_model --features conv.lmdb --model_name paragraphs
     ./train.py --dataset coco:train2014 --model_name mymodel --resume            # after an interruption, exactly
     ./train.py --validate coco:val2014 --validate_only --load_model models/mymodel/ep*.model
     torchrun --nproc_per_node 4 train.py ...                                     # several GPUs or machines
@@ -16,6 +16,7 @@ train_stats.json, which plot_stats.py draws.
 import re
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from captioning.errors import UserError, run
@@ -28,6 +29,8 @@ def parse_args(argv=None):
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
+    if status := run(train_flags.check_paths, ARGS):
+        sys.exit(status)
 
 import torch
 
@@ -60,12 +63,17 @@ from training.validation import Validation, validate_models, validation_loader
 
 
 class Stop:
-    """SIGTERM (a cluster's queue) and a first Ctrl-C end the run after the step at hand, with last.model written."""
+    """Within it SIGTERM (a cluster's queue) and a first Ctrl-C are noted: the run ends after the step at hand."""
 
-    def __init__(self):
-        self.signal = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.note)
+    signal: int | None = None
+
+    def __enter__(self) -> "Stop":
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def note(self, number, frame) -> None:
         if self.signal is not None:
@@ -232,7 +240,15 @@ class TrainRun:
                 print(self.captioner.model)
         if s.compile:
             compile_encoders(self.captioner)
-        self.stop = Stop()
+        with Stop() as self.stop:
+            status = self.run_epochs()
+        if status == 0 and is_main():
+            report_end(self.folder, self.loader.bad_items)
+        return status or int(bool(self.loader.bad_items))
+
+    def run_epochs(self) -> int:
+        """All epochs from the first on. Returns 0, or 128 and the number of the signal that stopped them."""
+        s = self.settings
         for epoch in range(self.first, s.num_epochs + 1):
             if self.is_self_critical(epoch) and not self.trainer.objective.has_reward:
                 self.turn_self_critical(epoch)
@@ -243,13 +259,11 @@ class TrainRun:
                 return 128 + self.stop.signal
             self.end_epoch(epoch, progress)
             if self.stops_early(epoch):
-                break
+                return 0
             if self.stop.signal:
                 print(f"stopped after epoch {epoch}; go on with --resume")
                 return 128 + self.stop.signal
-        if is_main():
-            report_end(self.folder, self.loader.bad_items)
-        return 1 if self.loader.bad_items else 0
+        return 0
 
     def train_epoch(self, epoch: int) -> Progress | None:
         """The epoch's Progress, or None where the run was stopped within it; last.model says where."""
@@ -334,22 +348,19 @@ def make_validation(settings: RunSettings, training: TrainSettings) -> Validatio
 
 def main(args) -> int:
     flags = vars(args)
-    data, model, training, settings = (
-        kind.of(flags) for kind in (DataSettings, ModelSettings, TrainSettings, RunSettings)
-    )
+    kinds = DataSettings, ModelSettings, TrainSettings, RunSettings
+    data, model, training, settings = (kind.of(flags) for kind in kinds)
     validation = make_validation(settings, training)
-    if args.validate_only:
+    if settings.validate_only:
         device = choose_device(settings.device, settings.cpu)
-        return validate_models(model, data, validation, device, args.skip_existing_validations)
+        return validate_models(model, data, validation, device, settings.skip_existing_validations)
     paragraphs = ParagraphConfig.of(flags) if model.hierarchical_model else None
     projection = args.share_embedding_weights and training.regularize_projection > 0
     config = ModelConfig.of(flags, features=[], persist_features=[], paragraphs=paragraphs, projection=projection)
-    run = TrainRun(settings, data, training, CaptionerBuilder(config, model, data, args.typed_flags), validation)
-    try:
+    builder = CaptionerBuilder(config, model, data, args.typed_flags)
+    with closing(TrainRun(settings, data, training, builder, validation)) as run:
         run.prepare()
         return run.run()
-    finally:
-        run.close()
 
 
 if __name__ == "__main__":

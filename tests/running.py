@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import io
 import re
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ def run_here(script: str, *arguments) -> Result:
     module = importlib.import_module(script.removesuffix(".py"))
     out, err = io.StringIO(), io.StringIO()
     old_argv, sys.argv = sys.argv, [script, *map(str, arguments)]
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -38,8 +36,6 @@ def run_here(script: str, *arguments) -> Result:
                 status = stop.code if isinstance(stop.code, int) else 2
     finally:
         sys.argv = old_argv
-        for number, handler in handlers.items():  # train.py's would be inherited by the processes of later tests
-            signal.signal(number, handler)
     return Result(status, out.getvalue(), err.getvalue())
 
 

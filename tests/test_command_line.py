@@ -82,9 +82,9 @@ def test_a_flag_has_the_type_of_its_setting(capsys):
     for name in ("number", "share", "name", "quiet", "files", "kind"):
         parser.add_argument(f"--{name}", help=name)
     parser.add_argument("--half", default=0.5, help="without a setting")
-    words = "--number 4 --share 2 --name 5 --quiet --files a b --kind b --half 1".split()
+    words = "--number 4 --share 2 --name 5 --quiet --files a b --kind b --half 1"
     found = {"number": 4, "share": 2.0, "name": "5", "quiet": True, "files": ["a", "b"], "kind": "b", "half": 1.0}
-    assert parser.parse_args(words).typed_flags == found
+    assert parser.parse_args(words.split()).typed_flags == found
     text = parser.format_help()
     assert "number (default: 3)" in text and "without a setting (default: 0.5)" in text and "--kind {a,b}" in text
     with pytest.raises(SystemExit):

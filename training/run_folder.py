@@ -14,7 +14,7 @@ from captioning import checkpoint
 from captioning.config import ModelConfig
 from captioning.errors import UserError
 from captioning.features.factory import is_feature_file
-from captioning.files import atomic_write, read_json
+from captioning.files import atomic_write, check_writable, read_json, remove_leftovers
 from model import Captioner, save_captioner
 from training.settings import ModelSettings
 from training.trainer import Trainer
@@ -61,6 +61,8 @@ class RunFolder:
         writes False: only read, as the other processes of a run do. Raises UserError where a run of
         this name exists and neither was asked for.
         """
+        if writes:
+            remove_leftovers(self.path)
         last = self.file("last.model")
         if resume and last.exists():
             contents = checkpoint.load(last)
@@ -78,7 +80,7 @@ class RunFolder:
             )
         for file in old:
             file.unlink()
-        self.path.mkdir(parents=True, exist_ok=True)
+        check_writable("--model_path", last)  # makes the folder
         return None
 
     def load_last(self, contents: dict, captioner: Captioner) -> None:

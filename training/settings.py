@@ -1,15 +1,16 @@
 """The settings that train.py's flags fill. Every default of a flag stands here or in captioning/config.py."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from captioning.config import Settings
 
-OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
-SCHEDULES = ("ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine")
-TEACHER_FORCING = ("always", "sampled", "additive", "additive_sampled")
+Optimizer = Literal["rmsprop", "adam", "adamw", "sgd"]
+Schedule = Literal["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine"]
+TeacherForcing = Literal["always", "sampled", "additive", "additive_sampled"]
 # what each of them adds to the reward stands in training/self_critical_terms.py
-SELF_CRITICAL_LOSSES = ("sc", "sc_with_diversity", "sc_with_relative_diversity", "sc_with_bleu_diversity",
-    "sc_with_repetition", "mixed", "mixed_with_face")  # fmt: skip
+SelfCriticalLoss = Literal["sc", "sc_with_diversity", "sc_with_relative_diversity", "sc_with_bleu_diversity",
+    "sc_with_repetition", "mixed", "mixed_with_face"]  # fmt: skip
 
 
 @dataclass
@@ -51,13 +52,13 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """How to train; meanings and units are those of train.py's flags."""
 
-    optimizer: str = "rmsprop"
+    optimizer: Optimizer = "rmsprop"
     learning_rate: float = 1e-3
     encoder_learning_rate: float | None = None
     lr_word_decoder: float | None = None
     weight_decay: float = 1e-6
     grad_clip: float | None = None
-    lr_scheduler: str | None = None
+    lr_scheduler: Schedule | None = None
     lr_step_size: int = 5
     lr_cyclical_min: float = 1e-5
     lr_cyclical_max: float = 1e-3
@@ -65,11 +66,11 @@ class TrainSettings(Settings):
     label_smoothing: float = 0.0
     regularize_attn: float = 0.0
     regularize_projection: float = 0.15
-    teacher_forcing: str = "always"
+    teacher_forcing: TeacherForcing = "always"
     teacher_forcing_k: float = 6500.0
     teacher_forcing_beta: float = 0.3
     ema: float = 0.0
-    self_critical_loss: str = "sc"
+    self_critical_loss: SelfCriticalLoss = "sc"
     self_critical_samples: int = 5
     self_critical_temperature: float = 0.5
     self_critical_learning_rate: float = 5e-5  # of a run that turns self-critical midway
@@ -77,7 +78,7 @@ class TrainSettings(Settings):
     trigram_penalty_alpha: float = 0.0
     distill_weight: float = 0.5
     distill_temperature: float = 1.0
-    amp: str = "off"
+    amp: Literal["off", "bf16"] = "off"
     seed: int = 42
 
 
@@ -89,6 +90,8 @@ class RunSettings(Settings):
     validation_step: int = 1
     validation_scoring: str = "cider,bleu"
     validation_beam_size: int = 1
+    validate_only: bool = False
+    skip_existing_validations: bool = False
     self_critical_from_epoch: int = -1  # -1: never
     cached_words: str | None = None
     distill: list[str] | None = None

@@ -20,6 +20,7 @@ from pathlib import Path
 from captioning.errors import UserError
 
 DEFAULT_FILE = "datasets/datasets.conf"
+CONFIG_HELP = f"file of the datasets (default: {DEFAULT_FILE}, or the one in ~/.config/image_captioning)"
 GENERIC = "generic"
 PATH_KEYS = ("image_dir", "caption_path", "features_path")
 CODE_DIR = Path(__file__).resolve().parents[2]  # the folder of the scripts

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from captioning.text.tokens import END, PAD, START
 from training.cider_reward import CiderReward
 from training.self_critical import SelfCritical, policy_logits, self_critical_loss
 from training.self_critical_terms import WordCounts, extra_term, face_loss, sentence_bleu
-from training.settings import SELF_CRITICAL_LOSSES, TrainSettings
+from training.settings import SelfCriticalLoss, TrainSettings
 from vocabulary import build_vocabulary
 
 SAMPLES = [[5, 6, 7, 5, 6, 7, 5, 6], [5, 5, 5, 5], [9], [5, 6, 7, 8], []]
@@ -121,7 +122,7 @@ def reward():
     return CiderReward(references, build_vocabulary([c for texts in references.values() for c in texts], 1))
 
 
-@pytest.mark.parametrize("name", SELF_CRITICAL_LOSSES[:5])
+@pytest.mark.parametrize("name", get_args(SelfCriticalLoss)[:5])
 @pytest.mark.parametrize("greedy", [False, True])
 def test_advantages_take_the_costs_from_the_reward(reward, name, greedy):
     rows = [[4, 5, 6, END, PAD], [7, 6, 8, 5, END], [9, 10, 9, 10, 11], [11, END, PAD, PAD, PAD]]
@@ -234,7 +235,7 @@ def rows_of(trained, name) -> dict:
     return json.loads((trained.root / "models" / name / "train_stats.json").read_text())
 
 
-@pytest.mark.parametrize("name", SELF_CRITICAL_LOSSES)
+@pytest.mark.parametrize("name", get_args(SelfCriticalLoss))
 def test_every_loss_trains(trained, name):
     more = ["--load_model", trained.start, "--self_critical_from_epoch", 6, "--self_critical_loss", name]
     more += ["--num_epochs", 7, "--learning_rate", 0.003, "--model_name", name, "--trigram_penalty_alpha", 1]
