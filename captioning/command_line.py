@@ -2,7 +2,7 @@
 
 parser = Parser(__doc__, settings=(ModelConfig,))
 add = parser.group("model")
-add("--embed_size", help="numbers of a word's embedding")    # type and default are those of ModelConfig.embed_size
+add("--embed_size")                                          # type, default and help are those of the setting
 add("--batch_size", default=32, help="images in a batch")    # no setting: the type is that of the default
 args = parser.parse_args()
 args.embed_size        # 256
@@ -22,9 +22,9 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser that refuses abbreviated flags and knows which flags were typed.
 
     description: what --help begins with. settings: dataclasses; a flag with the name of one of their fields has its
-    default and its type. The help shows defaults, unless its text speaks of a default itself. first_use: names of the
-    flags that --help lists; --help_all lists all. Without it --help lists all. options: further arguments of
-    argparse.ArgumentParser.
+    default, its type and what its metadata has for argparse under "flag". The help shows defaults, unless its text
+    speaks of one. first_use: names of the flags that --help lists, while --help_all lists all; without it --help does.
+    options: further arguments of argparse.ArgumentParser.
     """
 
     def __init__(self, description: str, settings: tuple = (), first_use: tuple[str, ...] = (), **options):
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
     def _add(self, add, *names, **options) -> argparse.Action:
         field = self.fields.get(names[0].lstrip("-"))
         if field is not None:
-            options = {"default": field.default, **of_type(field.type), **options}
+            options = {"default": field.default, **of_type(field.type), **field.metadata.get("flag", {}), **options}
         elif type(options.get("default")) in (int, float) and "action" not in options:
             options = {**of_type(type(options["default"])), **options}
         action = add(*names, **options)

@@ -1,6 +1,7 @@
 """What a captioner is made of, in plain types: its features and its sizes, as they travel in a model file."""
 
 from dataclasses import asdict, dataclass, field, fields
+from typing import Literal
 
 from captioning.errors import UserError
 
@@ -32,12 +33,14 @@ class FeatureSpec:
         return cls(state["name"], tuple(state["shape"]), state["external"], state.get("maker"))
 
 
-def fixed(default, when: bool | str = True):
-    """A field that a loaded model has once and for all: it decides the shape or the meaning of weights.
+def setting(default, help: str, metavar: str | None = None, fixed: bool | str = False, **flag):
+    """A field of `Settings` with the flag of the same name; help, metavar, flag: as argparse takes them.
 
-    when: "attention" where that holds only for a model with attention. It stands in the field's metadata, as "fixed".
+    fixed: a loaded model has the value once and for all, since it decides the shape or the meaning of weights;
+    "attention" where that holds only for a model with attention.
     """
-    return field(default=default, metadata={"fixed": when})
+    flag |= {"help": help} | ({"metavar": metavar} if metavar else {})
+    return field(default=default, metadata={"flag": flag, "fixed": fixed})
 
 
 class Settings:
@@ -54,16 +57,16 @@ class Settings:
 class ParagraphConfig(Settings):
     """What a hierarchical model has besides its word decoder. Meanings and defaults are those of train.py's flags."""
 
-    pooling_size: int = fixed(1024)
-    fc_size: int | None = fixed(None)  # None: pooling_size
-    max_sentences: int = 6
-    dropout_stopping: float = 0.0
-    dropout_fc: float = 0.0
-    weight_sentence_loss: float = 5.0
-    weight_word_loss: float = 1.0
-    coherent_sentences: bool = fixed(False)
-    coupling_alpha: float = fixed(1.0)
-    coupling_beta: float = fixed(1.5)
+    pooling_size: int = setting(1024, "size that regions are pooled to", fixed=True)
+    fc_size: int | None = setting(None, "hidden layer before the topics (default: --pooling_size)", fixed=True)
+    max_sentences: int = setting(6, "most sentences of a paragraph")
+    dropout_stopping: float = setting(0.0, "before the stop classifier (default: 0)", "P")
+    dropout_fc: float = setting(0.0, "on the topics (default: 0)", "P")
+    weight_sentence_loss: float = setting(5.0, "weight of the loss of the decision to stop")
+    weight_word_loss: float = setting(1.0, "weight of the loss of the words")
+    coherent_sentences: bool = setting(False, "couple each topic to the last sentence and a global topic", fixed=True)
+    coupling_alpha: float = setting(1.0, "--coherent_sentences: weight of the topic", fixed=True)
+    coupling_beta: float = setting(1.5, "--coherent_sentences: weight of the sentence before", fixed=True)
 
 
 @dataclass
@@ -72,22 +75,22 @@ class ModelConfig(Settings):
 
     features: list[FeatureSpec] = field(default_factory=list)
     persist_features: list[FeatureSpec] = field(default_factory=list)
-    embed_size: int = fixed(256)
-    hidden_size: int = fixed(512)
-    num_layers: int = fixed(1)
-    rnn_arch: str = fixed("LSTM")
-    rnn_hidden_init: str | None = fixed(None)
-    dropout: float = 0.0
-    encoder_dropout: float = 0.0
-    encoder_non_lin: bool = fixed(False)
-    attention: str | None = fixed(None)
-    attention_size: int = fixed(256, "attention")
-    value_size: int = fixed(512, "attention")
-    share_embedding_weights: bool = fixed(False)
+    embed_size: int = setting(256, "size of word embeddings", fixed=True)
+    hidden_size: int = setting(512, "size of the RNN's state", fixed=True)
+    num_layers: int = setting(1, "layers of the RNN", fixed=True)
+    rnn_arch: Literal["LSTM", "GRU"] = setting("LSTM", "kind of RNN", fixed=True)
+    rnn_hidden_init: Literal["from_features"] | None = setting(None, "initial state (default: 0)", fixed=True)
+    dropout: float = setting(0.0, "on embeddings, between layers and before the output (default: 0)", "P")
+    encoder_dropout: float = setting(0.0, "on the projected image or the map (default: 0)", "P")
+    encoder_non_lin: bool = setting(False, "SELU after projecting the image", fixed=True)
+    attention: Literal["soft", "spatial"] | None = setting(None, "attend to the -conv map (default: none)", fixed=True)
+    attention_size: int = setting(256, "size of the attention's hidden layer", fixed="attention")
+    value_size: int = setting(512, "size that the map's regions are projected to", fixed="attention")
+    share_embedding_weights: bool = setting(False, "one matrix for input and output embeddings", fixed=True)
     projection: bool = False  # the regularised one of shared embeddings
-    skip_start_token: bool = fixed(False)
-    finetune_encoder: int = 0  # how many of the encoder's last blocks are trained; -1: all
-    crop_size: int | None = None  # pixels; None: the encoder's own
+    skip_start_token: bool = setting(False, "read the image in place of <start>, not before it", fixed=True)
+    finetune_encoder: int = setting(0, "train its last N blocks too (default: 0; bare: all)", nargs="?", const=-1)
+    crop_size: int | None = setting(None, "width and height of an image (default: the encoder's own)", "PIXELS")
     encoder_in_file: bool = False  # its weights travel in the model file, although frozen: no package has them
     paragraphs: ParagraphConfig | None = None  # None: a caption is one sentence, written by the word decoder alone
 

@@ -1,6 +1,6 @@
-"""The flags of train.py, a group a function, and which of them contradict each other. Light imports only.
+"""The flags of train.py under their headings, and which of them contradict each other. Light imports only.
 
-Defaults and types stand in the dataclasses of `SETTINGS`; docs/ says more of each flag than its help.
+Name, type, default and help of each stand in the dataclasses of `SETTINGS`; docs/training.md says more.
 """
 
 from argparse import Namespace
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from captioning.command_line import Parser
 from captioning.config import ModelConfig, ParagraphConfig
-from captioning.datasets.config import CONFIG_HELP, get_datasets
+from captioning.datasets.config import get_datasets
 from captioning.files import check_writable, require_model_file
 from training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings
 from vocabulary import Vocabulary
@@ -21,142 +21,25 @@ FIRST_USE += ("finetune_encoder", "optimizer", "learning_rate", "model_name", "l
 FIRST_USE += ("num_epochs", "seed", "device")
 
 
-def add_data(add) -> None:
-    add("--dataset", metavar="NAME", help="training data: sections of datasets.conf, several joined by +")
-    add("--dataset_config_file", metavar="FILE", help=CONFIG_HELP)
-    add("--validate", metavar="NAME", help="validation data, like --dataset (default: no validation)")
-    add("--validation_step", metavar="EPOCHS", help="epochs from one validation to the next")
-    add("--validation_scoring", metavar="METRICS", help="metrics at validation: cider,bleu,rouge,meteor,spice, or none")
-    add("--validation_beam_size", metavar="K", help="beams at validation; 1 is greedy search")
-    add("--validate_only", help="only validate --load_model; writes train_stats-DATASET.json")
-    add("--skip_existing_validations", help="--validate_only: skip models that have their figures")
-    add("--num_workers", help="processes that load images (default: all cores)")
-    add("--batch_size", help="captions in a batch")
-    add("--captions_per_image", metavar="C", help="captions that share an image in a batch")
-    add("--num_batches", help="end each epoch after N batches (default: never)")
-    add("--crop_size", metavar="PIXELS", help="width and height of an image (default: the encoder's own)")
-    add("--no_augment", help="train on whole images, without random crops and mirror images")
-    add("--cache_features", metavar="DIR", help="keep the frozen encoder's output here, train from it (default: off)")
-
-
-def add_vocabulary(add) -> None:
-    add("--vocab", metavar="FILE", help="vocabulary file, AUTO (make it once, keep it) or REGEN (make it anew)")
-    add("--vocab_root", metavar="DIR", help="where AUTO and REGEN keep vocabularies")
-    add("--vocab_threshold", help="AUTO, REGEN: times a word must occur")
-    add("--no_tokenize", help="AUTO, REGEN: captions are tokens already, split at spaces")
-    add("--show_tokens", help="print the tokens of the first captions")
-    add("--skip_start_token", help="read the image in place of <start>, not before it")
-
-
-def add_model(add) -> None:
-    add("--features", metavar="NAMES", help="encoders or feature files, comma separated, read before the first word")
-    add("--persist_features", metavar="NAMES", help="encoders or feature files read at every word (default: none)")
-    add("--weights", metavar="FILE", help="local file with the encoder's weights, instead of a download")
-    add("--attention", choices=["soft", "spatial"], help="attend to the -conv map (default: none)")
-    add("--attention_size", help="size of the attention's hidden layer")
-    add("--value_size", help="size that the map's regions are projected to")
-    add("--regularize_attn", nargs="?", const=1.0, help="doubly stochastic attention, weight X (default: 0; bare: 1)")
-    add("--embed_size", help="size of word embeddings")
-    add("--hidden_size", help="size of the RNN's state")
-    add("--num_layers", help="layers of the RNN")
-    add("--rnn_arch", choices=["LSTM", "GRU"], help="kind of RNN")
-    add("--rnn_hidden_init", choices=["from_features"], help="compute the initial state from the features (default: 0)")
-    add("--dropout", metavar="P", help="on embeddings, between layers and before the output (default: 0)")
-    add("--encoder_dropout", metavar="P", help="on the projected image or the map (default: 0)")
-    add("--encoder_non_lin", help="SELU after projecting the image")
-    add("--share_embedding_weights", help="one matrix for input and output embeddings")
-    add("--regularize_projection", help="penalty on the norm of the shared matrix's projection; 0: no projection")
-    add("--finetune_encoder", nargs="?", const=-1, help="train its last N blocks too (default: 0; bare: all)")
-
-
-def add_paragraphs(add) -> None:
-    add("--hierarchical_model", help="write paragraphs; --load_model may then be a model of sentences")
-    add("--pooling_size", help="size that regions are pooled to")
-    add("--fc_size", help="hidden layer before the topics (default: --pooling_size)")
-    add("--max_sentences", help="most sentences of a paragraph")
-    add("--weight_sentence_loss", help="weight of the loss of the decision to stop")
-    add("--weight_word_loss", help="weight of the loss of the words")
-    add("--dropout_stopping", metavar="P", help="before the stop classifier (default: 0)")
-    add("--dropout_fc", metavar="P", help="on the topics (default: 0)")
-    add("--lr_word_decoder", metavar="RATE", help="of the word RNN; 0 keeps it (default: --learning_rate)")
-    add("--coherent_sentences", help="couple each topic to the sentence before and to a global topic")
-    add("--coupling_alpha", help="--coherent_sentences: weight of the topic")
-    add("--coupling_beta", help="--coherent_sentences: weight of the sentence before")
-
-
-def add_optimiser(add) -> None:
-    add("--optimizer", help="which optimizer")
-    add("--learning_rate", metavar="RATE", help="learning rate after the warm-up")
-    add("--encoder_learning_rate", metavar="RATE", help="of the encoder's weights (default: --learning_rate)")
-    add("--weight_decay", help="decay of the weights")
-    add("--grad_clip", help="clip every gradient value to +-X (default: no clipping)")
-    add("--lr_scheduler", nargs="?", const="ReduceLROnPlateau", help="default: constant; bare: ReduceLROnPlateau")
-    add("--lr_step_size", metavar="EPOCHS", help="StepLR: epochs to half the rate")
-    add("--lr_cyclical_min", metavar="RATE", help="CyclicalLR: lowest rate, an epoch after the highest")
-    add("--lr_cyclical_max", metavar="RATE", help="CyclicalLR: highest rate")
-    add("--warmup_steps", help="steps of linear warm-up (default: 0)")
-    add("--label_smoothing", metavar="P", help="probability spread over all words (default: 0)")
-    add("--ema", metavar="DECAY", help="validate and save averaged weights, such as 0.999 (default: off)")
-
-
-def add_teacher_forcing(add) -> None:
-    add("--teacher_forcing", help="when the decoder reads the true previous word")
-    add("--teacher_forcing_k", metavar="K", help="at step i with probability k / (k + exp(i * beta / k))")
-    add("--teacher_forcing_beta", metavar="BETA", help="the beta in it")
-
-
-def add_self_critical_training(add) -> None:
-    add("--self_critical_from_epoch", help="from epoch N on reward sampled captions by their CIDEr-D; -1: never")
-    add("--self_critical_loss", help="sc: CIDEr-D alone; sc_with_...: and a term; mixed...: and cross-entropy")
-    add("--gamma_ml_rl", metavar="G", help="mixed losses: G * self-critical + (1 - G) * cross-entropy")
-    add("--self_critical_learning_rate", metavar="RATE", help="learning rate of a run that turns midway")
-    add("--cached_words", metavar="FILE", help="document frequencies (default: counted over the training captions)")
-    add("--trigram_penalty_alpha", metavar="A", help="a repeated trigram costs A ln 2 of log-probability (default: 0)")
-    add("--self_critical_samples", help="captions drawn per image (1: a greedy baseline)")
-    add("--self_critical_temperature", metavar="T", help="captions are drawn from softmax(logits / T)")
-
-
-def add_distillation(add) -> None:
-    add("--distill", metavar="FILE", help="learn the mean word probabilities of these models too (default: none)")
-    add("--distill_weight", metavar="W", help="the teachers' share of the loss")
-    add("--distill_temperature", metavar="T", help="divide logits by T; above 1 unlikely words count more")
-
-
-def add_run(add) -> None:
-    add("--model_name", metavar="NAME", help="folder of the run under --model_path (default: made of the settings)")
-    add("--model_basename", metavar="NAME", help="first part of the folder's name that is made of the settings")
-    add("--output_root", metavar="DIR", help="put before --model_path (default: none)")
-    add("--model_path", metavar="DIR", help="folder of all runs")
-    add("--load_model", metavar="FILE", help="start from this model; several with --validate_only")
-    add("--optimizer_reset", help="--load_model: begin with the optimizer's state anew")
-    add("--force_epoch", help="--load_model: count on from epoch N")
-    add("--replace", "--force", help="write over a run of the same name")
-    add("--resume", help="go on from the run's last.model, exactly, if there is one")
-    add("--num_epochs", help="epochs to train, those of --load_model and --resume included")
-    add("--save_every", metavar="STEPS", help="write last.model every STEPS too (default: after each epoch)")
-    add("--early_stopping", metavar="EPOCHS", help="epochs without improvement that end the run (default: never)")
-    add("--log_step", metavar="STEPS", help="steps between updates of the loss shown")
-    add("--verbose", help="also print the model and its parameters")
-    add("--seed", help="seed of the random numbers")
-    add("--deterministic", help="only deterministic algorithms (slower on a GPU)")
-    add("--amp", help="mixed precision")
-    add("--compile", help="compile the encoder with torch.compile, on a GPU (default: no)")
-    add("--tensorboard", help="write scalars and histograms into the run's folder tensorboard/")
-    add("--profiler", help="profile ten steps: profile.txt and trace.json in the run's folder")
-    add("--cpu", help="do not use a GPU")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-
-
-GROUPS = {
-    "data": add_data,
-    "vocabulary": add_vocabulary,
-    "model": add_model,
-    "paragraphs": add_paragraphs,
-    "optimiser": add_optimiser,
-    "teacher forcing": add_teacher_forcing,
-    "self-critical training": add_self_critical_training,
-    "distillation": add_distillation,
-    "run": add_run,
+GROUPS = {  # the flags of train.py under their headings in the help; flags with two names are joined by /
+    "data": "dataset dataset_config_file validate validation_step validation_scoring validation_beam_size "
+    "validate_only skip_existing_validations num_workers batch_size captions_per_image num_batches crop_size "
+    "no_augment cache_features",
+    "vocabulary": "vocab vocab_root vocab_threshold no_tokenize show_tokens skip_start_token",
+    "model": "features persist_features weights attention attention_size value_size regularize_attn embed_size "
+    "hidden_size num_layers rnn_arch rnn_hidden_init dropout encoder_dropout encoder_non_lin share_embedding_weights "
+    "regularize_projection finetune_encoder",
+    "paragraphs": "hierarchical_model pooling_size fc_size max_sentences weight_sentence_loss weight_word_loss "
+    "dropout_stopping dropout_fc lr_word_decoder coherent_sentences coupling_alpha coupling_beta",
+    "optimiser": "optimizer learning_rate encoder_learning_rate weight_decay grad_clip lr_scheduler lr_step_size "
+    "lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema",
+    "teacher forcing": "teacher_forcing teacher_forcing_k teacher_forcing_beta",
+    "self-critical training": "self_critical_from_epoch self_critical_loss gamma_ml_rl self_critical_learning_rate "
+    "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature",
+    "distillation": "distill distill_weight distill_temperature",
+    "run": "model_name model_basename output_root model_path load_model optimizer_reset force_epoch replace/force "
+    "resume num_epochs save_every early_stopping log_step verbose seed deterministic amp compile tensorboard profiler "
+    "cpu device",
 }
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
@@ -177,8 +60,10 @@ RANGES = {
 def parse_args(doc: str, argv=None) -> Namespace:
     """The flags of `argv` (default: the command line's), checked; `doc` is what --help begins with."""
     parser = Parser(doc, SETTINGS, FIRST_USE, usage="%(prog)s --dataset NAME [--flag VALUE ...]")
-    for title, add_flags in GROUPS.items():
-        add_flags(parser.group(title))
+    for title, names in GROUPS.items():
+        add = parser.group(title)
+        for name in names.split():
+            add(*(f"--{part}" for part in name.split("/")))
     args = parser.parse_args(argv)
     for wanted, (fits, names) in RANGES.items():
         for name in names.split():

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from captioning.config import Settings
+from captioning.config import Settings, setting
+from captioning.datasets.config import CONFIG_HELP
 
 Optimizer = Literal["rmsprop", "adam", "adamw", "sgd"]
 Schedule = Literal["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine"]
@@ -17,19 +18,19 @@ SelfCriticalLoss = Literal["sc", "sc_with_diversity", "sc_with_relative_diversit
 class DataSettings(Settings):
     """What to train on; meanings and units are those of train.py's flags."""
 
-    dataset: str | None = None
-    dataset_config_file: str | None = None
-    validate: str | None = None
-    num_workers: int | None = None
-    batch_size: int = 128
-    captions_per_image: int = 5
-    num_batches: int = 0  # 0: all
-    no_augment: bool = False
-    cache_features: str | None = None
-    vocab: str = "AUTO"
-    vocab_root: str = "vocab_cache"
-    vocab_threshold: int = 4
-    no_tokenize: bool = False
+    dataset: str | None = setting(None, "training data: sections of datasets.conf, several joined by +", "NAME")
+    dataset_config_file: str | None = setting(None, CONFIG_HELP, "FILE")
+    validate: str | None = setting(None, "validation data, like --dataset (default: no validation)", "NAME")
+    num_workers: int | None = setting(None, "processes that load images (default: all cores)")
+    batch_size: int = setting(128, "captions in a batch")
+    captions_per_image: int = setting(5, "captions that share an image in a batch", "C")
+    num_batches: int = setting(0, "end each epoch after N batches (default: never)")
+    no_augment: bool = setting(False, "train on whole images, without random crops and mirror images")
+    cache_features: str | None = setting(None, "folder that keeps the frozen encoder's output (default: none)", "DIR")
+    vocab: str = setting("AUTO", "vocabulary file, AUTO (make it once, keep it) or REGEN (make it anew)", "FILE")
+    vocab_root: str = setting("vocab_cache", "where AUTO and REGEN keep vocabularies", "DIR")
+    vocab_threshold: int = setting(4, "AUTO, REGEN: times a word must occur")
+    no_tokenize: bool = setting(False, "AUTO, REGEN: captions are tokens already, split at spaces")
 
     @property
     def vocabulary_file(self) -> str | None:
@@ -41,76 +42,78 @@ class DataSettings(Settings):
 class ModelSettings(Settings):
     """Which model to train, besides the sizes of `ModelConfig`; meanings are those of train.py's flags."""
 
-    features: str = "resnet152"
-    persist_features: str = ""
-    weights: str | None = None
-    load_model: list[str] | None = None
-    hierarchical_model: bool = False
+    features: str = setting("resnet152", "encoders or feature files, by commas, read before the first word", "NAMES")
+    persist_features: str = setting("", "encoders or feature files read at every word (default: none)", "NAMES")
+    weights: str | None = setting(None, "local file with the encoder's weights, instead of a download", "FILE")
+    load_model: list[str] | None = setting(None, "start from this model; several with --validate_only", "FILE")
+    hierarchical_model: bool = setting(False, "write paragraphs; --load_model may then be a model of sentences")
 
 
 @dataclass
 class TrainSettings(Settings):
     """How to train; meanings and units are those of train.py's flags."""
 
-    optimizer: Optimizer = "rmsprop"
-    learning_rate: float = 1e-3
-    encoder_learning_rate: float | None = None
-    lr_word_decoder: float | None = None
-    weight_decay: float = 1e-6
-    grad_clip: float | None = None
-    lr_scheduler: Schedule | None = None
-    lr_step_size: int = 5
-    lr_cyclical_min: float = 1e-5
-    lr_cyclical_max: float = 1e-3
-    warmup_steps: int = 0
-    label_smoothing: float = 0.0
-    regularize_attn: float = 0.0
-    regularize_projection: float = 0.15
-    teacher_forcing: TeacherForcing = "always"
-    teacher_forcing_k: float = 6500.0
-    teacher_forcing_beta: float = 0.3
-    ema: float = 0.0
-    self_critical_loss: SelfCriticalLoss = "sc"
-    self_critical_samples: int = 5
-    self_critical_temperature: float = 0.5
-    self_critical_learning_rate: float = 5e-5  # of a run that turns self-critical midway
-    gamma_ml_rl: float = 0.9995
-    trigram_penalty_alpha: float = 0.0
-    distill_weight: float = 0.5
-    distill_temperature: float = 1.0
-    amp: Literal["off", "bf16"] = "off"
-    seed: int = 42
+    optimizer: Optimizer = setting("rmsprop", "which optimizer")
+    learning_rate: float = setting(1e-3, "learning rate after the warm-up", "RATE")
+    encoder_learning_rate: float | None = setting(None, "of the encoder's weights (default: --learning_rate)", "RATE")
+    lr_word_decoder: float | None = setting(None, "of the word RNN; 0 keeps it (default: --learning_rate)", "RATE")
+    weight_decay: float = setting(1e-6, "decay of the weights")
+    grad_clip: float | None = setting(None, "clip every gradient value to +-X (default: no clipping)")
+    lr_scheduler: Schedule | None = setting(
+        None, "schedule (default: constant; bare: ReduceLROnPlateau)", nargs="?", const="ReduceLROnPlateau"
+    )
+    lr_step_size: int = setting(5, "StepLR: epochs to half the rate", "EPOCHS")
+    lr_cyclical_min: float = setting(1e-5, "CyclicalLR: lowest rate, an epoch after the highest", "RATE")
+    lr_cyclical_max: float = setting(1e-3, "CyclicalLR: highest rate", "RATE")
+    warmup_steps: int = setting(0, "steps of linear warm-up (default: 0)")
+    label_smoothing: float = setting(0.0, "probability spread over all words (default: 0)", "P")
+    regularize_attn: float = setting(0.0, "doubly stochastic attention (default: 0; bare: 1)", nargs="?", const=1.0)
+    regularize_projection: float = setting(0.15, "penalty on the shared matrix's projection; 0: none")
+    teacher_forcing: TeacherForcing = setting("always", "when the decoder reads the true previous word")
+    teacher_forcing_k: float = setting(6500.0, "at step i with probability k / (k + exp(i * beta / k))", "K")
+    teacher_forcing_beta: float = setting(0.3, "the beta in it", "BETA")
+    ema: float = setting(0.0, "validate and save averaged weights, such as 0.999 (default: off)", "DECAY")
+    self_critical_loss: SelfCriticalLoss = setting("sc", "what is added to the reward, or mixed with it")
+    self_critical_samples: int = setting(5, "captions drawn per image (1: a greedy baseline)")
+    self_critical_temperature: float = setting(0.5, "captions are drawn from softmax(logits / T)", "T")
+    self_critical_learning_rate: float = setting(5e-5, "learning rate of a run that turns midway", "RATE")
+    gamma_ml_rl: float = setting(0.9995, "mixed losses: G * self-critical + (1 - G) * cross-entropy", "G")
+    trigram_penalty_alpha: float = setting(0.0, "a repeated trigram costs A ln 2 of log-prob. (default: 0)", "A")
+    distill_weight: float = setting(0.5, "the teachers' share of the loss", "W")
+    distill_temperature: float = setting(1.0, "divide logits by T; above 1 unlikely words count more", "T")
+    amp: Literal["off", "bf16"] = setting("off", "mixed precision")
+    seed: int = setting(42, "seed of the random numbers")
 
 
 @dataclass
 class RunSettings(Settings):
     """How a run goes, and where it is kept; meanings and units are those of train.py's flags."""
 
-    num_epochs: int = 5
-    validation_step: int = 1
-    validation_scoring: str = "cider,bleu"
-    validation_beam_size: int = 1
-    validate_only: bool = False
-    skip_existing_validations: bool = False
-    self_critical_from_epoch: int = -1  # -1: never
-    cached_words: str | None = None
-    distill: list[str] | None = None
-    model_name: str | None = None
-    model_basename: str = "model"
-    output_root: str = ""
-    model_path: str = "models/"
-    optimizer_reset: bool = False
-    force_epoch: int | None = None
-    replace: bool = False
-    resume: bool = False
-    save_every: int = 0  # 0: after epochs alone
-    early_stopping: int = 0  # 0: never
-    log_step: int = 10
-    verbose: bool = False
-    show_tokens: bool = False
-    deterministic: bool = False
-    compile: bool = False
-    tensorboard: bool = False
-    profiler: bool = False
-    device: str | None = None
-    cpu: bool = False
+    num_epochs: int = setting(5, "epochs to train, those of --load_model and --resume included")
+    validation_step: int = setting(1, "epochs from one validation to the next", "EPOCHS")
+    validation_scoring: str = setting("cider,bleu", "of validation: cider,bleu,rouge,meteor,spice, or none", "METRICS")
+    validation_beam_size: int = setting(1, "beams at validation; 1 is greedy search", "K")
+    validate_only: bool = setting(False, "only validate --load_model; writes train_stats-DATASET.json")
+    skip_existing_validations: bool = setting(False, "--validate_only: skip models that have their figures")
+    self_critical_from_epoch: int = setting(-1, "from epoch N on reward sampled captions by their CIDEr-D; -1: never")
+    cached_words: str | None = setting(None, "document frequencies (default: those of the training captions)", "FILE")
+    distill: list[str] | None = setting(None, "learn these models' word probabilities too (default: none)", "FILE")
+    model_name: str | None = setting(None, "folder under --model_path (default: made of the settings)", "NAME")
+    model_basename: str = setting("model", "first part of the folder's name that is made of the settings", "NAME")
+    output_root: str = setting("", "put before --model_path (default: none)", "DIR")
+    model_path: str = setting("models/", "folder of all runs", "DIR")
+    optimizer_reset: bool = setting(False, "--load_model: begin with the optimizer's state anew")
+    force_epoch: int | None = setting(None, "--load_model: count on from epoch N")
+    replace: bool = setting(False, "write over a run of the same name")
+    resume: bool = setting(False, "go on from the run's last.model, exactly, if there is one")
+    save_every: int = setting(0, "write last.model every STEPS too (default: after each epoch)", "STEPS")
+    early_stopping: int = setting(0, "epochs without improvement that end the run (default: never)", "EPOCHS")
+    log_step: int = setting(10, "steps between updates of the loss shown", "STEPS")
+    verbose: bool = setting(False, "also print the model and its parameters")
+    show_tokens: bool = setting(False, "print the tokens of the first captions")
+    deterministic: bool = setting(False, "only deterministic algorithms (slower on a GPU)")
+    compile: bool = setting(False, "compile the encoder with torch.compile, on a GPU (default: no)")
+    tensorboard: bool = setting(False, "write scalars and histograms into the run's folder tensorboard/")
+    profiler: bool = setting(False, "profile ten steps: profile.txt and trace.json in the run's folder")
+    device: str | None = setting(None, "cpu, cuda, cuda:1, mps (default: the best there is)", "NAME")
+    cpu: bool = setting(False, "do not use a GPU")
