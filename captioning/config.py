@@ -79,7 +79,7 @@ class ModelConfig(Settings):
     hidden_size: int = setting(512, "size of the RNN's state", fixed=True)
     num_layers: int = setting(1, "layers of the RNN", fixed=True)
     rnn_arch: Literal["LSTM", "GRU"] = setting("LSTM", "kind of RNN", fixed=True)
-    rnn_hidden_init: Literal["from_features"] | None = setting(None, "initial state (default: 0)", fixed=True)
+    rnn_hidden_init: Literal["from_features"] | None = setting(None, "how the state begins (default: zero)", fixed=True)
     dropout: float = setting(0.0, "on embeddings, between layers and before the output (default: 0)", "P")
     encoder_dropout: float = setting(0.0, "on the projected image or the map (default: 0)", "P")
     encoder_non_lin: bool = setting(False, "SELU after projecting the image", fixed=True)
@@ -89,7 +89,9 @@ class ModelConfig(Settings):
     share_embedding_weights: bool = setting(False, "one matrix for input and output embeddings", fixed=True)
     projection: bool = False  # the regularised one of shared embeddings
     skip_start_token: bool = setting(False, "read the image in place of <start>, not before it", fixed=True)
-    finetune_encoder: int = setting(0, "train its last N blocks too (default: 0; bare: all)", nargs="?", const=-1)
+    finetune_encoder: int = setting(
+        0, "train the encoder's last N blocks too (default: none; all without a number)", nargs="?", const=-1
+    )
     crop_size: int | None = setting(None, "width and height of an image (default: the encoder's own)", "PIXELS")
     encoder_in_file: bool = False  # its weights travel in the model file, although frozen: no package has them
     paragraphs: ParagraphConfig | None = None  # None: a caption is one sentence, written by the word decoder alone

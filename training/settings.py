@@ -42,7 +42,7 @@ class DataSettings(Settings):
 class ModelSettings(Settings):
     """Which model to train, besides the sizes of `ModelConfig`; meanings are those of train.py's flags."""
 
-    features: str = setting("resnet152", "encoders or feature files, by commas, read before the first word", "NAMES")
+    features: str = setting("resnet152", "encoders or feature files read before the first word", "NAMES")
     persist_features: str = setting("", "encoders or feature files read at every word (default: none)", "NAMES")
     weights: str | None = setting(None, "local file with the encoder's weights, instead of a download", "FILE")
     load_model: list[str] | None = setting(None, "start from this model; several with --validate_only", "FILE")
@@ -60,14 +60,16 @@ class TrainSettings(Settings):
     weight_decay: float = setting(1e-6, "decay of the weights")
     grad_clip: float | None = setting(None, "clip every gradient value to +-X (default: no clipping)")
     lr_scheduler: Schedule | None = setting(
-        None, "schedule (default: constant; bare: ReduceLROnPlateau)", nargs="?", const="ReduceLROnPlateau"
+        None, "default: constant; without a name: ReduceLROnPlateau", nargs="?", const="ReduceLROnPlateau"
     )
     lr_step_size: int = setting(5, "StepLR: epochs to half the rate", "EPOCHS")
     lr_cyclical_min: float = setting(1e-5, "CyclicalLR: lowest rate, an epoch after the highest", "RATE")
     lr_cyclical_max: float = setting(1e-3, "CyclicalLR: highest rate", "RATE")
     warmup_steps: int = setting(0, "steps of linear warm-up (default: 0)")
     label_smoothing: float = setting(0.0, "probability spread over all words (default: 0)", "P")
-    regularize_attn: float = setting(0.0, "doubly stochastic attention (default: 0; bare: 1)", nargs="?", const=1.0)
+    regularize_attn: float = setting(
+        0.0, "doubly stochastic attention (default: 0; 1 without a number)", nargs="?", const=1.0
+    )
     regularize_projection: float = setting(0.15, "penalty on the shared matrix's projection; 0: none")
     teacher_forcing: TeacherForcing = setting("always", "when the decoder reads the true previous word")
     teacher_forcing_k: float = setting(6500.0, "at step i with probability k / (k + exp(i * beta / k))", "K")
@@ -78,7 +80,7 @@ class TrainSettings(Settings):
     self_critical_temperature: float = setting(0.5, "captions are drawn from softmax(logits / T)", "T")
     self_critical_learning_rate: float = setting(5e-5, "learning rate of a run that turns midway", "RATE")
     gamma_ml_rl: float = setting(0.9995, "mixed losses: G * self-critical + (1 - G) * cross-entropy", "G")
-    trigram_penalty_alpha: float = setting(0.0, "a repeated trigram costs A ln 2 of log-prob. (default: 0)", "A")
+    trigram_penalty_alpha: float = setting(0.0, "a repeated trigram loses A ln 2 of its score (default: 0)", "A")
     distill_weight: float = setting(0.5, "the teachers' share of the loss", "W")
     distill_temperature: float = setting(1.0, "divide logits by T; above 1 unlikely words count more", "T")
     amp: Literal["off", "bf16"] = setting("off", "mixed precision")
