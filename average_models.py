@@ -71,7 +71,7 @@ def soup(paths: list[str], captioner, loader, beam_size: int):
     validation, first = Validation(("cider",), Search(beam_size=beam_size)), read_model(paths[0])
 
     def score(name, average) -> float:
-        check_alike(average.contents, first, average.first, paths[0])
+        check_alike(average.contents, first, average.paths[0], paths[0])
         captioner.model.load_trained_state(average.state(), name)
         return validation.measure(captioner, loader)["validation_cider"]
 
@@ -98,7 +98,7 @@ def main(args) -> int:
         with closing(validation_loader(captioner, args.dataset, args.dataset_config_file, args.num_workers)) as loader:
             average = soup(args.models, captioner, loader, args.beam_size)
     else:
-        average = Average.of(args.models, args.weights)
+        average = Average(args.models, args.weights)
     if args.image_size:
         average.give_images_at(args.image_size)
     extra = {} if args.length_penalty is None else {"length_penalty": args.length_penalty}

@@ -254,7 +254,7 @@ class TrainRun:
                 self.turn_self_critical(epoch)
             progress = self.train_epoch(epoch)
             if progress is None:
-                last = self.folder.file("last.model")
+                last = self.folder.path / "last.model"
                 print(f"stopped in epoch {epoch}; {last} holds the state: go on with --resume")
                 return 128 + self.stop.signal
             self.end_epoch(epoch, progress)
@@ -295,7 +295,7 @@ class TrainRun:
             advice = "lower --learning_rate or set --grad_clip"
             raise UserError(f"the loss is not a number at step {self.trainer.step}: {advice}")
         bar.say(f"loss {loss:.3f}, {progress.speed:.0f} captions/s")
-        self.log.figures(self.trainer.step, self.figures(progress))
+        self.log.scalars("step", self.trainer.step, self.figures(progress))
 
     def figures(self, progress: Progress) -> dict[str, float]:
         """The row of an epoch, without what validation adds."""

@@ -1,6 +1,6 @@
 """Averages of trained models: uniform, weighted, or the greedy soup of Wortsman et al. 2022; and half-precision files.
 
-    model = Average.of(["ep8.model", "ep9.model", "ep10.model"])
+    model = Average(["ep8.model", "ep9.model", "ep10.model"])
     model.write("average.model", half=True)
 
 The mean of weights is a good model only where the models come from one run, or from one starting point.
@@ -18,55 +18,31 @@ from captioning.encoder.factory import build_encoder
 from captioning.errors import UserError
 from vocabulary import Vocabulary
 
-KEPT = ("kind", "config", "vocabulary", "state")
+NEEDED = ("config", "vocabulary", "state")
 
 
 class Average:
-    """The running weighted mean of model files, in float64.
+    """The weighted mean of model files, in float64.
 
-    contents: the first model's file, whose configuration, vocabulary and numbers that cannot be averaged it keeps.
+    weights: one for each of `paths` (default: the same for all). contents: the first model's file, whose configuration,
+    vocabulary and numbers that cannot be averaged the mean keeps. Raises UserError where the weights are not one
+    positive number a model, and, naming it, where a model differs in architecture or vocabulary.
     """
 
-    def __init__(self, path):
-        self.contents = read_model(path)
-        self.total = {k: v.double() for k, v in self.contents["state"].items() if v.is_floating_point()}
-        self.paths, self.weights, self.first = [str(path)], [1.0], str(path)
-
-    @classmethod
-    def of(cls, paths: Sequence[str], weights: Sequence[float] | None = None) -> "Average":
-        """The mean of all `paths`, each with its weight (default: the same for all).
-
-        Raises UserError where the weights are not one positive number a model, or models do not fit together.
-        """
-        weights = [1.0] * len(paths) if weights is None else list(weights)
-        if len(weights) != len(paths):
-            raise UserError(f"--weights: {len(weights)} numbers for {len(paths)} models; give one for each")
-        if not all(0 <= weight < float("inf") for weight in weights) or sum(weights) <= 0:
+    def __init__(self, paths: Sequence[str], weights: Sequence[float] | None = None):
+        self.paths = list(map(str, paths))
+        self.weights = [1.0] * len(paths) if weights is None else list(weights)
+        if len(self.weights) != len(paths):
+            raise UserError(f"--weights: {len(self.weights)} numbers for {len(paths)} models; give one for each")
+        if not all(0 <= weight < float("inf") for weight in self.weights) or sum(self.weights) <= 0:
             raise UserError("--weights: they must be 0 or more, and one of them above 0")
-        average = cls(paths[0])
-        average.weights = [weights[0]]
-        average.total = {name: value * weights[0] for name, value in average.total.items()}
-        for path, weight in zip(paths[1:], weights[1:]):
-            average.add(path, weight)
-        return average
-
-    def add(self, path, weight: float = 1.0) -> None:
-        """Take in another model. Raises UserError, naming it, where it differs in architecture or vocabulary."""
-        contents = read_model(path)
-        check_alike(contents, self.contents, path, self.first)
-        for name, value in self.total.items():
-            value.add_(contents["state"][name].double(), alpha=weight)
-        self.paths.append(str(path))
-        self.weights.append(weight)
-
-    def with_model(self, path) -> "Average":
-        """A copy that has taken in `path` too."""
-        other = Average.__new__(Average)
-        other.contents, other.first = self.contents, self.first
-        other.total = {name: value.clone() for name, value in self.total.items()}
-        other.paths, other.weights = list(self.paths), list(self.weights)
-        other.add(path)
-        return other
+        self.contents, self.total = read_model(paths[0]), {}
+        for path, weight in zip(self.paths, self.weights):
+            contents = read_model(path) if self.total else self.contents
+            check_alike(contents, self.contents, path, self.paths[0])
+            for name, value in contents["state"].items():
+                if value.is_floating_point():
+                    self.total[name] = self.total.get(name, 0.0) + value.double() * weight
 
     def give_images_at(self, size: int) -> None:
         """Have the encoders within the model see images of `size` by `size` pixels from now on.
@@ -78,7 +54,7 @@ class Average:
         config = copy.deepcopy(self.contents["config"])
         for spec in config["features"] + config["persist_features"]:
             if spec["external"]:
-                raise UserError(f"--image_size: {self.first} reads {spec['name']}; extract it anew at that size")
+                raise UserError(f"--image_size: {self.paths[0]} reads {spec['name']}; extract it anew at that size")
             provenance = spec["maker"]
             provenance["transform"] = {**provenance["transform"], "size": size}
             extractor = build_encoder(provenance["extractor"], pretrained=False, transform=provenance["transform"])
@@ -94,10 +70,10 @@ class Average:
 
     def write(self, path, half: bool = False, **info) -> None:
         """Write a model file that says what it is the mean of; half: float16 on disk, read in float32."""
-        contents = {name: self.contents[name] for name in KEPT if name in self.contents}
-        contents["state"] = shared_again(self.state(), self.contents["state"])
-        if half:
-            contents["state"] = half_precision(contents["state"])
+        contents = {name: self.contents[name] for name in ("kind", *NEEDED) if name in self.contents}
+        state = half_precision(self.state()) if half else self.state()
+        # one tensor under two names (shared embeddings) is kept once
+        contents["state"] = {name: state[first] for name, first in checkpoint.first_names(contents["state"]).items()}
         if len(self.paths) == 1 and self.contents.get("epoch") is not None:
             info = {"epoch": self.contents["epoch"], **info}
         checkpoint.save({**contents, "averaged": list(zip(self.paths, map(float, self.weights))), **info}, path)
@@ -106,7 +82,7 @@ class Average:
 def read_model(path) -> dict:
     """The contents of a captioner's file. Raises UserError where it is another kind of file."""
     contents = checkpoint.load(path)
-    if not all(name in contents for name in ("config", "vocabulary", "state")):
+    if not all(name in contents for name in NEEDED):
         raise UserError(f"{path} is no captioner of train.py")
     return contents
 
@@ -126,27 +102,12 @@ def check_alike(contents: dict, first: dict, path, first_path) -> None:
         raise UserError(f"{path} cannot be averaged with {first_path}: {name} differs in shape or is missing")
 
 
-def shared_again(state: dict[str, Tensor], original: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with one tensor where `original` has one under two names (shared embeddings), so that it is kept once."""
-    return {name: state[first] for name, first in checkpoint.first_names(original).items()}
-
-
 def half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Floating tensors as float16, tensors under two names still one.
-
-    Raises UserError where a weight is beyond float16's range.
-    """
-    made: dict[int, Tensor] = {}
-    halves = {}
-    for name, value in state.items():
-        if not value.is_floating_point():
-            halves[name] = value
-            continue
-        if id(value) not in made:
-            made[id(value)] = value.half()
-            if not torch.isfinite(made[id(value)]).all():
-                raise UserError(f"--half: {name} has weights that float16 cannot hold; leave out --half")
-        halves[name] = made[id(value)]
+    """`state` with floating tensors as float16. Raises UserError where a weight is beyond float16's range."""
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    for name, value in halves.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"--half: {name} has weights that float16 cannot hold; leave out --half")
     return halves
 
 
@@ -157,15 +118,15 @@ def greedy_soup(paths: Sequence[str], score: Callable[[Path | str, "Average"], f
     """
     alone = {}
     for path in dict.fromkeys(map(str, paths)):
-        alone[path] = score(path, Average(path))
+        alone[path] = score(path, Average([path]))
         note(f"{path}: {alone[path]:.4f}")
-    order = sorted(alone, key=lambda path: -alone[path])
-    soup, best = Average(order[0]), alone[order[0]]
-    for path in order[1:]:
-        tried = soup.with_model(path)
+    first, *others = sorted(alone, key=lambda path: -alone[path])
+    soup, best = Average([first]), alone[first]
+    for path in others:
+        tried = Average([*soup.paths, path])
         value = score(f"the soup with {path}", tried)
         note(f"with {path}: {value:.4f}, {'taken' if value > best else 'left out'}")
         if value > best:
             soup, best = tried, value
-    note(f"{len(soup.paths)} of {len(order)} models, {best:.4f}")
+    note(f"{len(soup.paths)} of {len(alone)} models, {best:.4f}")
     return soup

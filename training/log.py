@@ -44,15 +44,17 @@ class TrainingLog:
             self.steps += 1
             self.profiler.step()
 
-    def figures(self, step: int, values: dict[str, float]) -> None:
-        """Scalars of a step: training loss, learning rate, ..."""
-        self._scalars("step", step, values)
+    def scalars(self, group: str, number: int, values: dict[str, float]) -> None:
+        """Figures of a step (group "step") or an epoch: training loss, learning rate, ..."""
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, number)
 
     def epoch(self, epoch: int, row: dict[str, float], model: nn.Module) -> None:
         """Scalars of an epoch and the distribution of each trained weight and of its last gradient."""
         if self.writer is None:
             return
-        self._scalars("epoch", epoch, row)
+        self.scalars("epoch", epoch, row)
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -60,11 +62,6 @@ class TrainingLog:
                 if values is not None and torch.isfinite(values).all():  # a histogram cannot hold others
                     self.writer.add_histogram(f"{kind}/{name}", values.detach().float().cpu(), epoch)
         self.writer.flush()
-
-    def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def _write_profile(self, profiler) -> None:
         table = profiler.key_averages(group_by_input_shape=False)

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import nn, optim
 
 from model import CaptionModel
 from training.settings import TrainSettings
@@ -49,14 +49,9 @@ class ParameterGroups(NamedTuple):
         return cls([p for p in decoder if id(p) not in apart], encoder, words)
 
 
-def make_optimizer(settings: TrainSettings, groups: ParameterGroups) -> torch.optim.Optimizer:
+def make_optimizer(settings: TrainSettings, groups: ParameterGroups) -> optim.Optimizer:
     """The optimizer that `settings` names; each group's `share` is its part of the learning rate of a step."""
-    kinds = {
-        "rmsprop": torch.optim.RMSprop,
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "sgd": torch.optim.SGD,
-    }
+    kinds = {"rmsprop": optim.RMSprop, "adam": optim.Adam, "adamw": optim.AdamW, "sgd": optim.SGD}
     own = {"encoder": settings.encoder_learning_rate or None, "words": settings.lr_word_decoder}
     parts = []
     for name, parameters in groups._asdict().items():
@@ -66,9 +61,9 @@ def make_optimizer(settings: TrainSettings, groups: ParameterGroups) -> torch.op
     return kinds[settings.optimizer](parts, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
-def make_plateau() -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+def make_plateau() -> optim.lr_scheduler.ReduceLROnPlateau:
     """A tenth of the rate when the third epoch running is no better, as in DeepCaption."""
     # a stand-in optimizer: only the factor it reaches is used
-    stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau
+    stand_in = optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = optim.lr_scheduler.ReduceLROnPlateau
     return schedule(stand_in, factor=0.1, patience=2, threshold_mode="abs")

@@ -55,7 +55,7 @@ def report_end(folder: RunFolder, bad_items: list[str]) -> None:
     best = folder.best_epoch()
     if best is not None:
         name = folder.criterion()
-        print(f"best epoch {best} ({name} {folder.stats[best][name]:.3f}): {folder.file('best.model')}")
-    print(f"statistics: {folder.file('train_stats.json')}")
+        print(f"best epoch {best} ({name} {folder.stats[best][name]:.3f}): {folder.path / 'best.model'}")
+    print(f"statistics: {folder.path / 'train_stats.json'}")
     if bad_items:
         print(f"{len(bad_items)} images could not be read and were left out", file=sys.stderr)

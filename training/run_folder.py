@@ -19,17 +19,8 @@ from model import Captioner, save_captioner
 from training.settings import ModelSettings
 from training.trainer import Trainer
 
-# What decides which epoch is best: the first of these that was measured, and whether higher is better.
-CRITERIA = {
-    "validation_cider": True,
-    "validation_ciderd": True,
-    "validation_spice": True,
-    "validation_meteor": True,
-    "validation_bleu_4": True,
-    "validation_rouge_l": True,
-    "validation_loss": False,
-    "training_loss": False,
-}
+# The first of these that was measured decides which epoch is best; losses are better when lower.
+CRITERIA = ("cider", "ciderd", "spice", "meteor", "bleu_4", "rouge_l", "loss")
 
 
 def run_name(basename: str, model: ModelSettings, config: ModelConfig) -> str:
@@ -52,9 +43,6 @@ class RunFolder:
         self.stats: dict[int, dict[str, float]] = {}
         self.history: list[str] = []  # the commands that made the model of --load_model
 
-    def file(self, name: str) -> Path:
-        return self.path / name
-
     def prepare(self, resume: bool, replace: bool, writes: bool = True) -> dict | None:
         """Make the folder, or empty it with `replace`; with `resume` return the contents of last.model if there is one.
 
@@ -63,12 +51,14 @@ class RunFolder:
         """
         if writes:
             remove_leftovers(self.path)
-        last = self.file("last.model")
+        last = self.path / "last.model"
         if resume and last.exists():
             contents = checkpoint.load(last)
             if "training" not in contents:
                 raise UserError(f"--resume: {last} has no training state")
-            self._read_stats(contents["training"]["epoch"])
+            if (file := self.path / "train_stats.json").exists():
+                rows = {int(epoch): row for epoch, row in read_json(file, "--resume").items()}
+                self.stats = {epoch: row for epoch, row in rows.items() if epoch < contents["training"]["epoch"]}
             return contents
         if not writes:
             return None
@@ -95,12 +85,12 @@ class RunFolder:
                 raise UserError(f"--resume: {was}, now it is {own[name]!r}")
         if contents["vocabulary"] != captioner.vocabulary.to_dict():
             raise UserError("--resume: the run was started with another vocabulary")
-        captioner.model.load_trained_state(contents["state"], self.file("last.model"))
+        captioner.model.load_trained_state(contents["state"], self.path / "last.model")
 
     def load_best(self, captioner: Captioner, epoch: int) -> str:
         """Give `captioner` the weights of the best epoch before `epoch`; a line about what it has now."""
         best = self.best_epoch()
-        file = best and self.file(f"ep{best}.model")
+        file = best and self.path / f"ep{best}.model"
         if self.criterion() == "training_loss" or not file:
             return f"epoch {epoch - 1}: nothing was validated, so no epoch is known to be the best"
         if not file.exists():
@@ -108,44 +98,34 @@ class RunFolder:
         captioner.model.load_trained_state(checkpoint.load(file)["state"], file)
         return f"epoch {best}, the best so far"
 
-    def _read_stats(self, unfinished_epoch: int) -> None:
-        """The statistics of the epochs before `unfinished_epoch`."""
-        if self.file("train_stats.json").exists():
-            stats = read_json(self.file("train_stats.json"), "--resume")
-            self.stats = {int(epoch): row for epoch, row in stats.items() if int(epoch) < unfinished_epoch}
-
     def add_epoch(self, epoch: int, row: dict[str, float], write: bool = True) -> None:
         """Note an epoch's figures and write train_stats.json. Numbers that are not finite become null."""
         self.stats[epoch] = {k: v if math.isfinite(v) else None for k, v in row.items()}
         if not write:
             return
-        with atomic_write(self.file("train_stats.json")) as file:
+        with atomic_write(self.path / "train_stats.json") as file:
             json.dump({str(epoch): row for epoch, row in self.stats.items()}, file, indent=2)
 
     def criterion(self) -> str:
         """The name of the figure that decides which epoch is best."""
         measured = {name for row in self.stats.values() for name in row}
-        return next((name for name in CRITERIA if name in measured), "training_loss")
+        return next((f"validation_{name}" for name in CRITERIA if f"validation_{name}" in measured), "training_loss")
 
     def best_epoch(self) -> int | None:
         name = self.criterion()
-        sign = 1 if CRITERIA[name] else -1
+        sign = -1 if name.endswith("_loss") else 1
         rows = {epoch: row[name] for epoch, row in self.stats.items() if row.get(name) is not None}
         return max(rows, key=lambda epoch: (sign * rows[epoch], -epoch)) if rows else None
 
-    def save_epoch(self, captioner: Captioner, epoch: int) -> list[Path]:
+    def save_epoch(self, captioner: Captioner, epoch: int) -> None:
         """Write epN.model, and best.model where this epoch is the best so far; the model holds what shall be saved."""
-        files = [self.file(f"ep{epoch}.model")]
-        if self.best_epoch() == epoch:
-            files.append(self.file("best.model"))
-        for file in files:
-            save_captioner(captioner, file, epoch=epoch, stats=self.stats.get(epoch, {}), **self._commands())
-        return files
+        for name in (f"ep{epoch}", "best") if self.best_epoch() == epoch else (f"ep{epoch}",):
+            self._save(captioner, f"{name}.model", epoch, stats=self.stats.get(epoch, {}))
 
     def save_last(self, captioner: Captioner, trainer: Trainer, epoch: int, batch: int, progress: dict | None) -> None:
         """Write last.model: training goes on at batch `batch` of `epoch`, with the epoch's sums so far."""
         position = {"epoch": epoch, "batch": batch, "progress": progress, "trainer": trainer.state_dict()}
-        save_captioner(captioner, self.file("last.model"), epoch=epoch, training=position, **self._commands())
+        self._save(captioner, "last.model", epoch, training=position)
 
-    def _commands(self) -> dict:
-        return {"command": self.command, "history": self.history}
+    def _save(self, captioner: Captioner, name: str, epoch: int, **info) -> None:
+        save_captioner(captioner, self.path / name, epoch=epoch, command=self.command, history=self.history, **info)

@@ -157,6 +157,6 @@ def test_unlike_models_are_told(models, run, tmp_path, script):
 
 def test_running_mean_in_double_precision(models):
     """A hundred times the same model is that model."""
-    average = Average.of([models[0]] * 100)
+    average = Average([models[0]] * 100)
     for name, value in checkpoint.load(models[0])["state"].items():
         assert torch.equal(average.state()[name], value)
