@@ -202,10 +202,8 @@ def start_word_decoder(decoder: HierarchicalDecoder, flat: nn.Module, source) ->
     for name in sorted(own.keys() | state.keys()):
         shapes = [tuple(weights[name].shape) if name in weights else "nothing" for weights in (state, own)]
         if shapes[0] != shapes[1]:
-            raise UserError(
-                f"--load_model {source} does not fit as word decoder: {name} is {shapes[0]} in the file, {shapes[1]} "
-                "in the model; check --persist_features"
-            )
+            found = f"{name} is {shapes[0]} in the file, {shapes[1]} in the model; check --persist_features"
+            raise UserError(f"--load_model {source} does not fit as word decoder: {found}")
     decoder.word_decoder.load_state_dict(state)
 
 

@@ -21,7 +21,7 @@ from captioning.batches.inputs import Input, plan_inputs
 from captioning.datasets.base import CaptionDataset
 from captioning.errors import UserError
 from model import Captioner, load_captioner
-from training.losses import Objective, StepLoss, token_cross_entropy
+from training.losses import Objective, StepLoss, captions_of, token_cross_entropy
 from training.settings import TrainSettings
 
 
@@ -66,13 +66,10 @@ class Teachers:
         total = None
         for teacher, places in zip(self.captioners, self.places):
             device = teacher.device
-            pixels, *inputs = (
-                None if x is None else x.to(device, non_blocking=True) for x in (batch.pixels, *batch.inputs[places])
-            )
+            read = (batch.pixels, *batch.inputs[places])
+            pixels, *inputs = (None if x is None else x.to(device, non_blocking=True) for x in read)
             teacher.model.eval()
-            logits, _, _, _ = teacher.model(
-                pixels, inputs, batch.captions.to(device), batch.lengths, batch.row_image.to(device)
-            )
+            logits, *_ = teacher.model(pixels, inputs, *captions_of(batch, device))
             soft = (logits.float() / temperature).softmax(1)
             total = soft if total is None else total + soft
         return total / len(self.captioners)
@@ -96,9 +93,8 @@ class Distillation(Objective):
         probabilities = self.teachers.probabilities(batch, s.distill_temperature)
         soft = soft_cross_entropy(logits, probabilities, s.distill_temperature)
         total = (1 - s.distill_weight) * loss + s.distill_weight * s.distill_temperature**2 * soft
-        return StepLoss(
-            self.regularised(total, captioner, weights, row, len(batch.lengths)), loss.detach(), len(targets)
-        )
+        total = self.regularised(total, captioner, weights, row, len(batch.lengths))
+        return StepLoss(total, loss.detach(), len(targets))
 
 
 def soft_cross_entropy(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:

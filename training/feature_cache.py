@@ -45,13 +45,9 @@ class CacheFile(SharedLmdbFile):
     def __init__(self, folder, extractor: ImageEncoder, transform: ImageTransform):
         regions = extractor.grid and extractor.grid[0] * extractor.grid[1]
         pixels = {"size": transform.size, "interpolation": transform.interpolation}
-        provenance = {
-            "extractor": extractor.name,
-            "weights_sha256": extractor.weights_sha256,
-            "transform": {**extractor.transform, **pixels},
-            "feature_type": "plain",
-            "layout": "regions" if regions else "vector",
-        }
+        layout = "regions" if regions else "vector"
+        provenance = {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
+        provenance |= {"transform": {**extractor.transform, **pixels}, "feature_type": "plain", "layout": layout}
         provenance = json.loads(json.dumps(provenance))  # as it will be read
         mark = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
         path = Path(folder) / f"{re.sub('[^A-Za-z0-9_.-]', '-', extractor.name)}-{mark}.lmdb"
@@ -88,10 +84,7 @@ def stamp(path: str) -> str:
 
 def readable(dataset: CaptionDataset, cached: dict[str, CachedFeatures]) -> CaptionDataset:
     """`dataset` without the images that no record could be made of."""
-    rest = copy.copy(dataset)  # its parts stay whole: rows of a feature file may follow their order
-    for source in cached.values():
-        rest.items = [item for item in rest.items if item in source]
-    return rest
+    return copied(dataset, [item for item in dataset.items if all(item in source for source in cached.values())])
 
 
 def cache_features(
@@ -148,6 +141,7 @@ def frozen_extractors(captioner: Captioner) -> dict[str, ImageEncoder]:
 
 
 def copied(dataset: CaptionDataset, items: list[ImageItem]) -> CaptionDataset:
+    """`dataset` with other `items`. Its parts stay whole: rows of a feature file may follow their order."""
     part = copy.copy(dataset)
     part.items = items
     return part

@@ -26,7 +26,7 @@ class TrainingLog:
     def __init__(self, folder, tensorboard: bool = False, profiler: bool = False):
         self.folder = Path(folder)
         self.writer = require_tensorboard()(str(self.folder / "tensorboard")) if tensorboard else None
-        self.profiler = None
+        self.profiler, self.profiled, self.steps = None, False, 0
         if profiler:
             self.profiler = torch.profiler.profile(
                 activities=torch.profiler.supported_activities(),
@@ -36,7 +36,6 @@ class TrainingLog:
                 acc_events=True,
             )
             self.profiler.start()
-            self.profiled, self.steps = False, 0
 
     def step(self) -> None:
         """After every step."""

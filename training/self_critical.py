@@ -151,17 +151,14 @@ class SelfCritical(Objective):
         gamma, device = self.settings.gamma_ml_rl, captioner.device
         captioner.model.train()
         logits, targets, _, _ = self.teacher_forced(captioner, batch, step)
-        truth = self._cross_entropy(logits, targets)
+        if self.word_counts is None:
+            truth = token_cross_entropy(logits, targets, self.settings.label_smoothing)
+        else:
+            truth = face_loss(logits, targets, self.word_counts.weights().to(device))
         # the whole will be weighed by this process' share of the drawn tokens
         share = share_of_tokens(len(targets), device) / share_of_tokens(drawn.tokens, device)
         total = gamma * drawn.total + (1 - gamma) * truth * share
         return StepLoss(total, gamma * drawn.reported + (1 - gamma) * truth.detach(), drawn.tokens, drawn.reward)
-
-    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The second part of the mixed losses, on the true captions: logits (M, V), targets (M,)."""
-        if self.word_counts is None:
-            return token_cross_entropy(logits, targets, self.settings.label_smoothing)
-        return face_loss(logits, targets, self.word_counts.weights().to(logits.device))
 
     def advantages(
         self, keys: list, rows: list[list[int]], greedy: list[list[int]] | None
@@ -175,15 +172,13 @@ class SelfCritical(Objective):
         owners = [key for key in keys for _ in range(len(rows) // len(keys))]
         scores = self._scores(owners, samples)
         cider = baselined(scores, len(keys), None if compared is None else self._scores(keys, compared))
-        wanted, value = cider, None
         term = self._term(owners, samples)
+        wanted = cider
         if term is not None:
-            costs = term.costs
-            if not term.centred:
-                others = None if compared is None else self._term(keys, compared).costs
-                costs = baselined(costs, len(keys), others)
-            wanted, value = cider - costs, term.value
-        return _to_tensor(wanted), _to_tensor(cider), value, float(scores.mean())
+            others = None if compared is None or term.centred else self._term(keys, compared).costs
+            wanted = cider - (term.costs if term.centred else baselined(term.costs, len(keys), others))
+        both = torch.from_numpy(wanted).float(), torch.from_numpy(cider).float()
+        return *both, term and term.value, float(scores.mean())
 
     def _scores(self, keys: list, samples: list[list[int]]) -> np.ndarray:
         return np.array([self.reward.score_ids(*pair) for pair in zip(keys, samples)])
@@ -193,7 +188,3 @@ class SelfCritical(Objective):
             return None
         kept = {key: self.reward.reference_tokens(key) for key in dict.fromkeys(keys)}
         return extra_term(self.loss, [self.reward.tokens(sample) for sample in samples], [kept[key] for key in keys])
-
-
-def _to_tensor(values: np.ndarray) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32)

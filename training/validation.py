@@ -7,7 +7,9 @@ models/NAME/train_stats-DATASET-STEM.json    of another file, STEM.model
 
 import json
 import re
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -76,16 +78,8 @@ class Validation:
                     figures.compare(best[0].paragraph, item.captions[0])
             if bar is not None:
                 bar.update(len(batch.items))
-        results = {"validation_loss": loss_sum / max(1, tokens)} | ({} if figures is None else figures.results())
+        results = {"validation_loss": loss_sum / max(1, tokens)} | (figures.results() if figures else {})
         return results | (self._scores(written, references) if self.metrics else {})
-
-    def measure_on(self, data: DataSettings, captioner: Captioner) -> dict[str, float]:
-        """`measure` on `data.validate`."""
-        loader = validation_loader(captioner, data.validate, data.dataset_config_file, data.num_workers)
-        try:
-            return self.measure(captioner, loader)
-        finally:
-            loader.close()
 
     def _scores(self, written: dict, references: dict) -> dict[str, float]:
         scores = score_captions(written, references, self.metrics, tokenizer="python", document_frequencies=self.words)
@@ -207,11 +201,8 @@ def validate_model(
     path, model: ModelSettings, data: DataSettings, validation: Validation, device: torch.device, skip_existing: bool
 ) -> None:
     """Measure the model of the file `path`, print its figures and write them to its `stats_file`."""
-
-    def load() -> Captioner:
-        vocabulary = data.vocabulary_file and Vocabulary.load(data.vocabulary_file)
-        return load_captioner(path, device, model.weights, photos=False, vocabulary=vocabulary)
-
+    vocabulary = data.vocabulary_file and Vocabulary.load(data.vocabulary_file)
+    load = partial(load_captioner, path, device, model.weights, photos=False, vocabulary=vocabulary)
     file = stats_file(path, data.validate)
     known = read_stats(file)
     named = re.fullmatch(r"ep(\d+)", Path(path).stem)
@@ -223,7 +214,9 @@ def validate_model(
     if skip_existing and all(name in known.get(epoch, {}) for name in validation.wanted):
         print(f"{path}: validated already (epoch {epoch} of {file}), passed over")
         return
-    row = validation.measure_on(data, captioner or load())
+    captioner = captioner or load()
+    with closing(validation_loader(captioner, data.validate, data.dataset_config_file, data.num_workers)) as loader:
+        row = validation.measure(captioner, loader)
     print(f"{path}: " + ", ".join(f"{k.removeprefix('validation_')} {v:.4f}" for k, v in row.items()))
     stats = read_stats(file) | {epoch: {k: v if v == v else None for k, v in row.items()}}
     with atomic_write(file) as out:
