@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from captioning.errors import UserError, run
@@ -81,24 +82,16 @@ class Stop:
         self.signal = number
 
 
+@dataclass
 class TrainRun:
-    """A run of training: `prepare()` opens all that it needs, `run()` trains, `close()` ends it.
+    """A run of training: `prepare()` opens all that it needs, `run()` trains, `close()` ends it."""
 
-    settings: how the run goes; data: what it trains on; training: how; builder: makes the captioner; validation: what
-    is measured after an epoch.
-    """
-
-    def __init__(
-        self,
-        settings: RunSettings,
-        data: DataSettings,
-        training: TrainSettings,
-        builder: CaptionerBuilder,
-        validation: Validation,
-    ):
-        self.settings, self.data, self.training = settings, data, training
-        self.builder, self.validation = builder, validation
-        self.log = self.loader = self.validation_loader = None
+    settings: RunSettings  # how the run goes
+    data: DataSettings
+    training: TrainSettings
+    builder: CaptionerBuilder  # makes the captioner
+    validation: Validation  # what is measured after an epoch
+    log = loader = validation_loader = None
 
     # ---- before the first step ----
 

@@ -54,16 +54,12 @@ class Parser(argparse.ArgumentParser):
         if action.default is argparse.SUPPRESS:  # --help
             return action
         if action.default and action.default is not True and action.help and "default" not in action.help:
-            action.help += f" (default: {shown(action.default)})"
+            value = action.default
+            action.help += f" (default: {f'{value:g}' if isinstance(value, float) else value})"
         repeated = action.nargs == "*" and not action.option_strings
         self.defaults[action.dest] = [] if repeated and action.default is None else action.default
         action.default = argparse.SUPPRESS  # parsing leaves in the namespace what was typed, and nothing else
         return action
-
-    @property
-    def flags(self) -> dict[str, str]:
-        """Every flag (`--name`) with its help text."""
-        return {option: action.help for option, action in self._option_string_actions.items()}
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         """The flags by name, defaults filled in; `typed_flags` of it is a dict of those that were typed."""
@@ -77,27 +73,23 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse_unknown_flags(self, words: list[str]) -> None:
         """Before argparse looks: it would rather complain that the flag which was meant is missing."""
-        for word in words:
-            if word == "--":
-                return
+        flags, lists = list(self._option_string_actions), "--help_all" if self.first_use else "--help"
+        for word in words[: words.index("--")] if "--" in words else words:
             name = word.partition("=")[0]
-            if name.startswith("--") and " " not in name and name not in self.flags:
-                near = nearest(name, list(self.flags))
-                meant = f"; did you mean {near}?" if near else ""
-                self.error(
-                    f"unknown flag {name}{meant} ({'--help_all' if self.first_use else '--help'} lists the flags)"
-                )
+            if name.startswith("--") and " " not in name and name not in flags:
+                near = nearest(name, flags)
+                self.error(f"unknown flag {name}{f'; did you mean {near}?' if near else ''} ({lists} lists the flags)")
 
     def format_help(self) -> str:
         if not self.first_use:
             return super().format_help()
-        helps = {action: action.help for action in self._actions}
-        hidden = [action for action in helps if action.dest not in ("help", "help_all", *self.first_use)]
+        hidden = [action for action in self._actions if action.dest not in ("help", "help_all", *self.first_use)]
+        helps = [action.help for action in hidden]
         for action in hidden:
             action.help = argparse.SUPPRESS
         text = super().format_help()
-        for action in hidden:
-            action.help = helps[action]
+        for action, help in zip(hidden, helps):
+            action.help = help
         return f"{text}\n{len(hidden)} more flags: --help_all lists all of them\n"
 
     def format_full_help(self) -> str:
@@ -138,8 +130,3 @@ def of_type(kind) -> dict:
     if typing.get_origin(kind) is list:
         return {"nargs": "+"}
     return {"type": kind, "metavar": "N" if kind is int else "X"} if kind in (int, float) else {}
-
-
-def shown(value) -> str:
-    """A default as the help shows it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)

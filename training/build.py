@@ -131,12 +131,10 @@ def adapt(captioner: Captioner, typed_flags: dict) -> None:
     for name, specs in (("features", config.features), ("persist_features", config.persist_features)):
         if name in typed_flags:
             take_features(name, typed_flags[name], specs)
-    if "dropout" in typed_flags:
-        config.dropout = typed_flags["dropout"]
-        decoder.set_dropout(config.dropout)
-    if "encoder_dropout" in typed_flags:
-        config.encoder_dropout = typed_flags["encoder_dropout"]
-        decoder.set_encoder_dropout(config.encoder_dropout)
+    for name, set_dropout in (("dropout", decoder.set_dropout), ("encoder_dropout", decoder.set_encoder_dropout)):
+        if name in typed_flags:
+            setattr(config, name, typed_flags[name])
+            set_dropout(typed_flags[name])
 
 
 def adapt_paragraphs(captioner: Captioner, typed_flags: dict) -> None:

@@ -25,7 +25,6 @@ from captioning.text.ptb import ptb_tokens
 from vocabulary import Vocabulary
 
 MOST_TABLES = 20_000  # images whose references are kept ready: about 30 kB each
-SPARE = 4096  # ids for words that are neither in the vocabulary nor in a reference
 
 
 class CiderReward:
@@ -47,19 +46,19 @@ class CiderReward:
         own = words is None
         words = count_documents(texts.values()) if words is None else words
         self.ids: dict[str, int] = {}
-        number = self._number
+
+        def number(token: str) -> int:
+            return self.ids.setdefault(token, len(self.ids) + 1)
+
         self.words = [tuple(map(number, ptb_tokens(word))) for word in vocabulary.words]
         self.words[:4] = [(), (), (number(END_TOKEN),) if end_token else (), (number("<unk>"),)]
         self.references = {key: [list(map(number, text)) for text in group] for key, group in texts.items()}
-        self.size = pack_size(len(self.ids) + SPARE)
+        self.size = pack_size(len(self.ids))
         self.log_images = math.log(max(words.images, 2))
         self.idf = self._idf(words)
         if end_token and not own and END_TOKEN not in words.tokens:
             self._count_ends(texts)
         self.tables: dict[object, tuple] = {}
-
-    def _number(self, token: str) -> int:
-        return self.ids.setdefault(token, len(self.ids) + 1)
 
     def _idf(self, words: CachedWords) -> dict[int, float]:
         """Packed n-gram -> log(images) - log(images that have it)."""
@@ -76,27 +75,9 @@ class CiderReward:
         ends = CachedWords(own.tokens, own.ngrams[with_end], own.counts[with_end], own.images)
         self.idf |= {k: v + log_images - self.log_images for k, v in self._idf(ends).items()}
 
-    def score(self, key, tokens: Iterable[str]) -> float:
-        """CIDEr-D, times ten as usual, of PTB `tokens` against the captions of image `key`."""
-        top = self.size - 1
-        return self._score(key, [min(self._number(token), top) for token in tokens])
-
-    def score_ids(self, key, ids: Iterable[int]) -> float:
-        """The same for word ids up to and with <end>."""
-        words = self.words
-        return self._score(key, [token for i in ids for token in words[i]])
-
-    def tokens(self, ids: Iterable[int]) -> list[int]:
-        """Token numbers of word ids without <end>: what the diversity terms of the losses compare."""
-        end = self.ids.get(END_TOKEN)
-        return [token for i in ids for token in self.words[i] if token != end]
-
-    def reference_tokens(self, key) -> list[list[int]]:
-        """The same of the captions of image `key`."""
-        end = self.ids.get(END_TOKEN)
-        return [[token for token in text if token != end] for text in self.references[key]]
-
-    def _score(self, key, tokens: list[int], sigma: float = 6.0) -> float:
+    def score_ids(self, key, ids: Iterable[int], sigma: float = 6.0) -> float:
+        """CIDEr-D, times ten as usual, of word ids up to and with <end> against the captions of image `key`."""
+        tokens = [token for i in ids for token in self.words[i]]
         shared_by, lengths = self.tables.get(key) or self._table(key)
         totals = [0.0] * len(lengths)
         for ngrams, found in zip(packed_ngrams(tokens, self.size), shared_by):
@@ -112,6 +93,16 @@ class CiderReward:
         for similarity, other in zip(totals, lengths):
             total += similarity * math.exp(-((length - other) ** 2) / (2 * sigma**2))
         return 10 * total / ORDERS / len(lengths)
+
+    def tokens(self, ids: Iterable[int]) -> list[int]:
+        """Token numbers of word ids without <end>: what the diversity terms of the losses compare."""
+        end = self.ids.get(END_TOKEN)
+        return [token for i in ids for token in self.words[i] if token != end]
+
+    def reference_tokens(self, key) -> list[list[int]]:
+        """The same of the captions of image `key`."""
+        end = self.ids.get(END_TOKEN)
+        return [[token for token in text if token != end] for text in self.references[key]]
 
     def _tf_idf(self, ngrams: list[int]) -> tuple[list[tuple[int, float]], float]:
         """(n-gram, tf-idf) of the distinct n-grams, and the sum of the squares."""
