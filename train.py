@@ -124,9 +124,8 @@ class TrainRun:
         dataset = readable(dataset, cached)
         inputs = plan_inputs(config, dataset, sources=cached)
         keep_sizes(config, inputs)
-        teachers = None
-        if self.settings.distill:
-            teachers = Teachers(self.settings.distill, captioner, inputs, dataset, self.builder.model.weights)
+        models, weights = self.settings.distill, self.builder.model.weights
+        teachers = Teachers(models, captioner, inputs, dataset, weights) if models else None
         self.loader = self.open_loader(dataset, inputs + (teachers.inputs if teachers else []))
         self.loader.bad_items += bad
         if data.validate and is_main():
@@ -159,7 +158,7 @@ class TrainRun:
             captions_per_image=self.data.captions_per_image,
             seed=self.training.seed,
             num_workers=self.data.num_workers,
-            max_sentences=None if paragraphs is None else paragraphs.max_sentences,
+            max_sentences=paragraphs and paragraphs.max_sentences,
             rank=rank,
             world_size=world,
         )

@@ -35,7 +35,9 @@ class Parser(argparse.ArgumentParser):
         options = {"formatter_class": argparse.RawDescriptionHelpFormatter, **options}
         super().__init__(description=description, allow_abbrev=False, **options)
         if first_use:
-            self.add_argument("--help_all", action=HelpAll, help="show all flags and exit")
+            self.add_argument(
+                "--help_all", action=HelpAll, nargs=0, default=argparse.SUPPRESS, help="show all flags and exit"
+            )
 
     def add_argument(self, *names, **options) -> argparse.Action:
         return self._add(super().add_argument, *names, **options)
@@ -103,9 +105,6 @@ class Parser(argparse.ArgumentParser):
 
 class HelpAll(argparse.Action):
     """--help_all: print the help of all flags and exit."""
-
-    def __init__(self, option_strings, dest, help=None):
-        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser, namespace, values, option_string=None):
         sys.stdout.write(parser.format_full_help())

@@ -11,16 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from captioning.scoring.document_frequencies import (
-    END_TOKEN,
-    ORDERS,
-    CachedWords,
-    count_documents,
-    pack,
-    pack_size,
-    packed_ngrams,
-    tokenized,
-)
+from captioning.scoring import document_frequencies
+from captioning.scoring.document_frequencies import END_TOKEN, ORDERS, CachedWords, count_documents, tokenized
 from captioning.text.ptb import ptb_tokens
 from vocabulary import Vocabulary
 
@@ -53,7 +45,7 @@ class CiderReward:
         self.words = [tuple(map(number, ptb_tokens(word))) for word in vocabulary.words]
         self.words[:4] = [(), (), (number(END_TOKEN),) if end_token else (), (number("<unk>"),)]
         self.references = {key: [list(map(number, text)) for text in group] for key, group in texts.items()}
-        self.size = pack_size(len(self.ids))
+        self.size = document_frequencies.pack_size(len(self.ids))
         self.log_images = math.log(max(words.images, 2))
         self.idf = self._idf(words)
         if end_token and not own and END_TOKEN not in words.tokens:
@@ -65,7 +57,7 @@ class CiderReward:
         ours = np.array([*(self.ids.get(token, -1) for token in words.tokens), 0], np.int64)[words.ngrams]
         known = (ours >= 0).all(1)  # others can occur in no sample and no reference
         idf = self.log_images - np.log(np.maximum(1.0, words.counts[known]))
-        return dict(zip(pack(ours[known], self.size).tolist(), idf.tolist()))
+        return dict(zip(document_frequencies.pack(ours[known], self.size).tolist(), idf.tolist()))
 
     def _count_ends(self, texts: dict[object, list[list[str]]]) -> None:
         """Add the n-grams that have <end>, as rare as they are in these references."""
@@ -80,7 +72,7 @@ class CiderReward:
         tokens = [token for i in ids for token in self.words[i]]
         shared_by, lengths = self.tables.get(key) or self._table(key)
         totals = [0.0] * len(lengths)
-        for ngrams, found in zip(packed_ngrams(tokens, self.size), shared_by):
+        for ngrams, found in zip(document_frequencies.packed_ngrams(tokens, self.size), shared_by):
             values, square = self._tf_idf(ngrams)
             if square <= 0:
                 continue
@@ -117,7 +109,7 @@ class CiderReward:
         """For each n: n-gram -> (reference, its tf-idf, that divided by the reference's norm); and the lengths."""
         found: list[dict[int, list]] = [{} for _ in range(ORDERS)]
         for reference, text in enumerate(self.references[key]):
-            for table, ngrams in zip(found, packed_ngrams(text, self.size)):
+            for table, ngrams in zip(found, document_frequencies.packed_ngrams(text, self.size)):
                 values, square = self._tf_idf(ngrams)
                 for ngram, value in values if square > 0 else ():
                     table.setdefault(ngram, []).append((reference, value, value / math.sqrt(square)))

@@ -10,8 +10,6 @@ the student's batch: those of the same names, and feature files of their own beh
 Shapes: B images, N rows, M real tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,7 +34,7 @@ class Teachers:
 
     def __init__(
         self,
-        paths: Sequence[str],
+        paths: list[str],
         student: Captioner,
         own: list[Input],
         dataset: CaptionDataset,

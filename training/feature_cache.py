@@ -88,12 +88,7 @@ def readable(dataset: CaptionDataset, cached: dict[str, CachedFeatures]) -> Capt
 
 
 def cache_features(
-    folder,
-    captioner: Captioner,
-    datasets: Sequence[CaptionDataset],
-    *,
-    num_workers: int | None = None,
-    tell: Callable[[str], None] = print,
+    folder, captioner: Captioner, datasets: Sequence[CaptionDataset], *, num_workers: int | None = None, tell=print
 ) -> tuple[dict[str, CachedFeatures], list[str]]:
     """What the encoders make of the datasets' images, by the encoder's name; what `folder` lacks of it is made now.
 

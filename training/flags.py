@@ -89,32 +89,26 @@ def check_paths(args) -> None:
     if vocabulary:
         Vocabulary.load(vocabulary)
     if not args.validate_only:
-        check_writable(
-            "--model_path", Path(args.output_root) / args.model_path / (args.model_name or "") / "last.model"
-        )
+        folder = Path(args.output_root) / args.model_path / (args.model_name or "")
+        check_writable("--model_path", folder / "last.model")
 
 
 def contradictions(args) -> dict[str, object]:
     """The mistakes that flags can make together; a mistake that was made has a value that is true."""
-    trained, self_critical = not args.validate_only, args.self_critical_from_epoch >= 0
+    trained, self_critical, cached = not args.validate_only, args.self_critical_from_epoch >= 0, args.cache_features
     ciderd = "ciderd" in args.validation_scoring.lower().replace("-", "").replace("_", "")
+    idle_words = args.cached_words and not self_critical and not ciderd
     paragraphs, models = args.hierarchical_model, args.load_model or []
     of_paragraphs = [field.name for field in fields(ParagraphConfig) if field.name in args.typed_flags] or [""]
     by_cross_entropy = "a --hierarchical_model is trained by cross-entropy alone"
     return {
         "--validate_only needs --load_model and --validate": not trained and not (models and args.validate),
         "--dataset is required: sections of datasets.conf, such as coco:train2014": trained and not args.dataset,
-        "--cache_features needs a frozen encoder: leave out --finetune_encoder": (
-            args.cache_features and args.finetune_encoder
-        ),
-        "--cache_features is for training: with --validate_only every image is encoded once anyway": (
-            args.cache_features and not trained
-        ),
+        "--cache_features needs a frozen encoder: leave out --finetune_encoder": cached and args.finetune_encoder,
+        "--cache_features is for training: --validate_only encodes every image once anyway": cached and not trained,
         "--load_model takes several models with --validate_only alone": len(models) > 1 and trained,
         "--skip_existing_validations is for --validate_only": args.skip_existing_validations and trained,
-        "--cached_words is for --self_critical_from_epoch and for --validation_scoring ciderd": (
-            args.cached_words and not self_critical and not ciderd
-        ),
+        "--cached_words is for --self_critical_from_epoch and for --validation_scoring ciderd": idle_words,
         "--coupling_alpha and --coupling_beta: one of them above 0": args.coupling_alpha + args.coupling_beta == 0,
         f"--{of_paragraphs[0]} is for --hierarchical_model": of_paragraphs[0] and not paragraphs and not models,
         "--rnn_hidden_init: with --hierarchical_model the word RNN starts from the topic, read first": (

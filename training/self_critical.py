@@ -37,14 +37,9 @@ def sampled_captions(model: CaptionModel, memory, settings: TrainSettings) -> tu
     Returns captions (N, T) from <start> to <end>, lengths (N,) on the CPU and row_image (N,), as a batch has them.
     """
     row_image = torch.arange(len(memory), device=memory.device).repeat_interleave(settings.self_critical_samples)
-    search = Search(
-        sample=True,
-        max_length=MAX_LENGTH,
-        temperature=settings.self_critical_temperature,
-        trigram_penalty_alpha=settings.trigram_penalty_alpha,
-    )
-    decoder = fast_decoder(model.decoder)
-    tokens = generate_rows(*ready(decoder, memory.select(row_image)), search).tokens[:, 0]
+    drawing = {"sample": True, "temperature": settings.self_critical_temperature}
+    search = Search(max_length=MAX_LENGTH, trigram_penalty_alpha=settings.trigram_penalty_alpha, **drawing)
+    tokens = generate_rows(*ready(fast_decoder(model.decoder), memory.select(row_image)), search).tokens[:, 0]
     tokens = tokens[:, :MAX_LENGTH]  # an <end> after the longest caption was forced, not drawn: it has no gradient
     captions = torch.cat([torch.full_like(tokens[:, :1], START), tokens], 1)
     return captions, (captions != PAD).sum(1).cpu(), row_image
@@ -110,7 +105,7 @@ class SelfCritical(Objective):
         super().__init__(settings)
         self.reward, self.loss = reward, settings.self_critical_loss
         self.mixed = self.loss.startswith("mixed")
-        self.word_counts = WordCounts(len(reward.words), "cpu") if self.loss == "mixed_with_face" else None
+        self.word_counts = WordCounts(len(reward.words)) if self.loss == "mixed_with_face" else None
 
     def state_dict(self) -> dict:
         return {"word_counts": self.word_counts and self.word_counts.counts}

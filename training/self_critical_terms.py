@@ -46,15 +46,14 @@ def extra_term(name: str, samples: list[Tokens], references: list[list[Tokens]])
     if name == "sc_with_diversity":
         return diversity(samples)
     if name == "sc_with_relative_diversity":
-        costs = np.array([RELATIVE_DIVERSITY * count_distance(*pair) for pair in zip(samples, references)])
-        return Term(float(costs.mean()), costs)
-    if name == "sc_with_bleu_diversity":
-        costs = np.array([-BLEU * sentence_bleu(*pair) for pair in zip(samples, references)])
-        return Term(float(costs.mean()), costs)
-    if name == "sc_with_repetition":
-        costs = np.array([repetition(sample) for sample in samples])
-        return Term(float(costs.sum()), costs)
-    return None
+        costs = [RELATIVE_DIVERSITY * count_distance(*pair) for pair in zip(samples, references)]
+    elif name == "sc_with_bleu_diversity":
+        costs = [-BLEU * sentence_bleu(*pair) for pair in zip(samples, references)]
+    elif name == "sc_with_repetition":
+        costs = [repetition(sample) for sample in samples]
+    else:
+        return None
+    return Term(float(np.sum(costs) if name == "sc_with_repetition" else np.mean(costs)), np.array(costs))
 
 
 def runs(tokens: Tokens, n: int) -> list[tuple]:
@@ -125,8 +124,8 @@ class WordCounts:
     counts (V,), float64, with <end>. The output frequency weighs before the softmax's loss: "FACE-OPR" in the paper.
     """
 
-    def __init__(self, vocab_size: int, device):
-        self.counts = torch.zeros(vocab_size, dtype=torch.float64, device=device)
+    def __init__(self, vocab_size: int):
+        self.counts = torch.zeros(vocab_size, dtype=torch.float64)
 
     def add(self, tokens: Tensor) -> None:
         """Count ids (M,), those of all processes of a run."""

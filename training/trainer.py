@@ -23,20 +23,15 @@ from training.settings import TrainSettings
 class Trainer:
     """Optimizer, schedule and averaged weights of a captioner, and the loop over one epoch.
 
-    objective: what is minimised. step: steps taken since training (re)started; the random numbers and, from step
-    `began` on, the schedules follow it. turned: the epoch of the last `restart`, else 0.
+    objective: what is minimised; steps: those of an epoch. The attribute step counts steps since training (re)started;
+    the random numbers and, from step `began` on, the schedules follow it. turned: the epoch of the last `restart`, or 0.
     """
 
     def __init__(
-        self,
-        captioner: Captioner,
-        settings: TrainSettings,
-        objective: Objective,
-        steps_per_epoch: int = 1,
-        num_epochs: int = 1,
+        self, captioner: Captioner, settings: TrainSettings, objective: Objective, steps: int = 1, num_epochs: int = 1
     ):
         self.captioner, self.settings, self.objective = captioner, settings, objective
-        self.steps_per_epoch, self.num_epochs = steps_per_epoch, num_epochs
+        self.steps_per_epoch, self.num_epochs = steps, num_epochs
         self.groups = ParameterGroups.of(captioner.model)
         self.parameters = [p for group in self.groups for p in group]
         self.optimizer = make_optimizer(settings, self.groups)
@@ -78,7 +73,7 @@ class Trainer:
     def train_step(self, batch) -> StepLoss:
         """One step of the optimizer on a batch: set the learning rate, forward, backward, clip, step."""
         s = self.settings
-        reseed(s.seed, self.step)
+        torch.manual_seed((s.seed * 1_000_003 + self.step) % 2**63)  # all random numbers of the step follow from it
         rate = learning_rate(s, self.step - self.began, self.steps_per_epoch, self.num_epochs)
         if self.plateau is not None:
             rate *= self.plateau.optimizer.param_groups[0]["lr"]
@@ -204,8 +199,3 @@ class Progress:
     def state(self) -> dict:
         sums = {"tokens": self.tokens, "captions": self.captions, "reward_sum": self.reward_sum}
         return {"loss_sum": float(self.loss_sum), **sums}
-
-
-def reseed(seed: int, step: int) -> None:
-    """All of torch's random numbers of a step are a function of (seed, step)."""
-    torch.manual_seed((seed * 1_000_003 + step) % 2**63)

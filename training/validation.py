@@ -152,8 +152,8 @@ def validation_loader(
     config = captioner.config
     images = readable(open_dataset(dataset, config_file), cached or {})
     inputs = plan_inputs(config, images, sources=cached)
-    max_sentences = None if config.paragraphs is None else config.paragraphs.max_sentences
-    settings = LoaderSettings(batch_size=64, num_workers=num_workers, max_sentences=max_sentences)
+    most = config.paragraphs and config.paragraphs.max_sentences
+    settings = LoaderSettings(batch_size=64, num_workers=num_workers, max_sentences=most)
     return get_eval_loader(images, inputs, settings, captioner.transform, captioner.vocabulary)
 
 

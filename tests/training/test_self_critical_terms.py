@@ -102,7 +102,7 @@ def test_repetition_by_definition():
 
 def test_face_by_definition():
     """arXiv 1902.09191, equations 4 to 6: w = 1 - RF / max RF, normalised to a mean of 1."""
-    counts = WordCounts(6, "cpu")
+    counts = WordCounts(6)
     assert counts.weights().tolist() == [1.0] * 6
     counts.add(torch.tensor([4, 4, 4, 5, 5, 2]))
     frequency = [0, 0, 1 / 6, 0, 3 / 6, 2 / 6]
