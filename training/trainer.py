@@ -24,7 +24,7 @@ class Trainer:
     """Optimizer, schedule and averaged weights of a captioner, and the loop over one epoch.
 
     objective: what is minimised; steps: those of an epoch. The attribute step counts steps since training (re)started;
-    the random numbers and, from step `began` on, the schedules follow it. turned: the epoch of the last `restart`, or 0.
+    the random numbers and, from step `began` on, the schedules follow it. turned: epoch of the last `restart`, or 0.
     """
 
     def __init__(
