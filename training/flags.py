@@ -78,8 +78,9 @@ def parse_args(doc: str, argv=None) -> Namespace:
 
 def check_paths(args) -> None:
     """Raises UserError where a dataset, a file or an output folder of the flags cannot be used. Needs no torch."""
-    for dataset in filter(None, (args.dataset, args.validate)):
-        get_datasets(dataset, args.dataset_config_file)
+    for dataset in (None if args.validate_only else args.dataset, args.validate):
+        if dataset:
+            get_datasets(dataset, args.dataset_config_file)
     models = args.load_model or []
     if len(models) > 1 or args.skip_existing_validations:  # a model that fails is passed over, or not even read
         models = []

@@ -190,6 +190,17 @@ def test_sigterm_saves_and_resume_goes_on(data, tmp_path):
     assert checkpoint.load(tmp_path / "run" / "last.model")["training"]["epoch"] >= 2
 
 
+def test_handlers_of_signals_come_back_and_leftovers_of_killed_runs_go(train):
+    leftover = train.folder / "run" / ".ep1.model.abcdefgh.tmp"
+    leftover.parent.mkdir(parents=True)
+    leftover.touch()
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = [signal.getsignal(number) for number in numbers]
+    assert train("--features", "pooled.npy", "--num_epochs", 1).status == 0
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert not leftover.exists()
+
+
 def test_existing_run_is_not_overwritten(train):
     assert train("--features", "pooled.npy", "--num_epochs", 1).status == 0
     again = train("--features", "pooled.npy", "--num_epochs", 1)
