@@ -74,23 +74,22 @@ class _Numbered:
         for number, groups in enumerate(self.sampler, self.sampler.start_batch):
             yield epoch, number, groups
 
-    def __len__(self) -> int:
-        return len(self.sampler)
 
-
+@dataclass
 class _Batches:
     """(epoch, number, groups) -> Batch, as DataLoader asks a dataset; runs in the workers.
 
     A UserError comes back as its message: raised in a worker it would arrive wrapped in the worker's traceback.
     """
 
-    def __init__(self, items, captions, inputs, transform, seed):
-        self.items: list[ImageItem] = items
-        self.captions: CaptionIds | None = captions
-        self.inputs: list[Input] = inputs
-        self.transform = transform
-        self.photos = PhotoLoader(transform)
-        self.seed = seed  # None: no augmentation
+    items: list[ImageItem]
+    captions: CaptionIds | None
+    inputs: list[Input]
+    transform: Callable | None
+    seed: int | None  # None: no augmentation
+
+    def __post_init__(self):
+        self.photos = PhotoLoader(self.transform)
 
     def __getitem__(self, where: tuple[int, int, list[Group]]) -> Batch | str:
         try:
@@ -139,20 +138,38 @@ class Loader:
     the images first. Raises UserError while iterating where a feature file turns out to be damaged.
     """
 
-    def __init__(self, dataset: CaptionDataset, batches: _Batches, sampler, num_workers: int, bad_items: list[str]):
-        self.dataset, self.items = dataset, batches.items
-        self.inputs = batches.inputs
-        self.sampler = sampler
-        self.bad_items = bad_items
-        self.num_workers = num_workers
+    def __init__(
+        self,
+        dataset: CaptionDataset,
+        vocabulary,
+        inputs: Sequence[Input],
+        settings: LoaderSettings,
+        transform: Callable | None,
+        training: bool,
+    ):
+        items = dataset.items
+        if vocabulary is not None:
+            dataset.require_captions("training" if training else "validation")
+            items = [item for item in items if item.captions]
+        if inputs and not any(one.from_pixels for one in inputs):
+            transform = None
+        items, self.bad_items = with_files(dataset, items) if transform is not None else (items, [])
+        for source in opened(inputs):  # of all items now: training must not die of a missing record in the night
+            source.check(items)
+        self.dataset, self.items, self.inputs = dataset, items, list(inputs)
+        captions = None if vocabulary is None else CaptionIds(items, vocabulary, settings.max_sentences)
+        counts = [0 if captions is None else len(item.captions) for item in items]
+        self.sampler = (GroupedBatchSampler if training else ImageBatchSampler)(counts, settings)
+        self.num_workers = settings.num_workers
+        if self.num_workers is None:
+            self.num_workers = 0 if transform is None else _cores()
         self._data = DataLoader(
-            batches,
+            _Batches(items, captions, self.inputs, transform, settings.seed if training else None),
             batch_size=None,  # an index is a whole batch
-            sampler=_Numbered(sampler),
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
+            sampler=_Numbered(self.sampler),
+            num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=num_workers > 0,
+            persistent_workers=self.num_workers > 0,
         )
 
     @property
@@ -187,10 +204,6 @@ class Loader:
             iterator._shutdown_workers()
 
 
-def _as_it_is(batch):
-    return batch
-
-
 def _ahead(batches: Iterator) -> Iterator:
     """`batches`, the next being made in a thread while the caller works on one."""
     with ThreadPoolExecutor(1) as thread:
@@ -214,14 +227,7 @@ def get_loader(
     pixels, or where there are none. Raises UserError where there are no captions, an image lacks a feature, or no image
     file is there.
     """
-    settings = settings or LoaderSettings()
-    dataset.require_captions()
-    items = [item for item in dataset.items if item.captions]
-    transform, items, bad = _found(dataset, items, inputs, transform)
-    sampler = GroupedBatchSampler([len(item.captions) for item in items], settings)
-    captions = CaptionIds(items, vocabulary, settings.max_sentences)
-    batches = _Batches(items, captions, list(inputs), transform, settings.seed)
-    return Loader(dataset, batches, sampler, _workers(settings, transform), bad)
+    return Loader(dataset, vocabulary, inputs, settings or LoaderSettings(), transform, True)
 
 
 def get_eval_loader(
@@ -235,16 +241,7 @@ def get_eval_loader(
 
     With a `vocabulary` the images that have captions, with all of them as rows. `transform` is given no seed.
     """
-    settings = settings or LoaderSettings(batch_size=64)
-    items = dataset.items
-    if vocabulary is not None:
-        dataset.require_captions("validation")
-        items = [item for item in items if item.captions]
-    transform, items, bad = _found(dataset, items, inputs, transform)
-    captions = None if vocabulary is None else CaptionIds(items, vocabulary, settings.max_sentences)
-    sampler = ImageBatchSampler([0 if captions is None else len(item.captions) for item in items], settings)
-    batches = _Batches(items, captions, list(inputs), transform, None)
-    return Loader(dataset, batches, sampler, _workers(settings, transform), bad)
+    return Loader(dataset, vocabulary, inputs, settings or LoaderSettings(batch_size=64), transform, False)
 
 
 def opened(inputs: Iterable[Input]) -> list:
@@ -252,22 +249,6 @@ def opened(inputs: Iterable[Input]) -> list:
     return list({id(one.source): one.source for one in inputs if not one.from_pixels}.values())
 
 
-def _found(dataset: CaptionDataset, items: list[ImageItem], inputs: Sequence[Input], transform) -> tuple:
-    """The transform if pixels are needed, the items whose files are there, and a message for each that is not.
-
-    The records of all items are looked up now: training must not die of one in the night.
-    """
-    if inputs and not any(one.from_pixels for one in inputs):
-        transform = None
-    items, bad = with_files(dataset, items) if transform is not None else (items, [])
-    for source in opened(inputs):
-        source.check(items)
-    return transform, items, bad
-
-
-def _workers(settings: LoaderSettings, transform) -> int:
-    if settings.num_workers is not None:
-        return settings.num_workers
-    if transform is None:
-        return 0
+def _cores() -> int:
+    """Cores of the machine that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

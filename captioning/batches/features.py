@@ -18,7 +18,7 @@ from captioning.datasets.base import CaptionDataset, ImageItem, first_few, warn
 from captioning.errors import UserError
 from captioning.features.base import FeatureReader
 from captioning.features.factory import open_features
-from captioning.features.lmdb_file import SharedLmdbReader
+from captioning.features.lmdb_file import LmdbReader
 
 
 def feature_path(part: CaptionDataset, name: str) -> str:
@@ -127,7 +127,7 @@ class CachedFeatures:
 
     def __init__(self, name: str, path: Path, keys: dict[tuple, str]):
         self.name, self.keys = name, keys
-        self.reader = SharedLmdbReader(path)
+        self.reader = LmdbReader(path, shared=True)
         self.shape, self.dtype, self.provenance = self.reader.shape, self.reader.dtype, self.reader.provenance
 
     def __contains__(self, item: ImageItem) -> bool:

@@ -6,6 +6,7 @@ pixels = loader.load(item, seed)              # (3, H, W), or (S, 3, H, W) of a 
 batch = stacked([pixels, ...])                # (B, 3, H, W), or StoryPixels
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from torch import Tensor
 from captioning.datasets.base import CaptionDataset, ImageItem, first_few, warn
 from captioning.errors import UserError
 from captioning.images.image_file import image_error, image_exists, open_image
-from captioning.images.zip_file import split_path
 
 # A region may reach this share of its size beyond its image (people drew them); more, and it is another image's.
 SLACK = 0.1
@@ -101,29 +101,20 @@ def cut(image, item: ImageItem):
     box = [round(value) for value in bounds]
     beyond = [width - (bounds[2] - bounds[0]) - SLACK * width, height - (bounds[3] - bounds[1]) - SLACK * height]
     if max(beyond) > 1 or box[2] <= box[0] or box[3] <= box[1]:
-        place = f"{width:g}x{height:g} at ({x:g}, {y:g})"
-        size = f"{image.width}x{image.height}"
-        reason = f"region {item.image_id}, {place}, is not within the image of {size} pixels (was it resized?)"
-        raise image_error(item.path, reason)
+        place = f"region {item.image_id}, {width:g}x{height:g} at ({x:g}, {y:g})"
+        size = f"{image.width}x{image.height} pixels (was it resized?)"
+        raise image_error(item.path, f"{place}, is not within the image of {size}")
     return image.crop(box)
 
 
-class _Files:
-    """Which files exist, every folder being listed once."""
-
-    def __init__(self):
-        self.listed: dict[str, set[str]] = {}
-
-    def has(self, path: str) -> bool:
-        if split_path(path):
-            return image_exists(path)
-        folder, name = os.path.split(path)
-        if folder not in self.listed:
-            try:
-                self.listed[folder] = set(os.listdir(folder or "."))
-            except OSError:
-                self.listed[folder] = set()
-        return name in self.listed[folder] or os.path.exists(path)  # the second where letter case does not matter
+def file_exists(path: str, listed: dict[str, set[str]]) -> bool:
+    """Whether there is an image file `path`. listed: folder -> names in it, for each folder that was asked for."""
+    folder, name = os.path.split(path)
+    if folder not in listed:
+        listed[folder] = set()
+        with contextlib.suppress(OSError):  # no folder, but a zip file, or one that cannot be listed
+            listed[folder].update(os.listdir(folder or "."))
+    return name in listed[folder] or image_exists(path)  # the second in a zip, or where letter case does not matter
 
 
 def with_files(dataset: CaptionDataset, items: list[ImageItem]) -> tuple[list[ImageItem], list[str]]:
@@ -133,11 +124,11 @@ def with_files(dataset: CaptionDataset, items: list[ImageItem]) -> tuple[list[Im
     missing.
     """
     dataset.require_images()
-    files = _Files()
+    listed: dict[str, set[str]] = {}
     present, absent, bad = [], [], []
     for item in items:
         photos = item.photos or (item,)
-        there = [photo for photo in photos if files.has(photo.path)]
+        there = [photo for photo in photos if file_exists(photo.path, listed)]
         lost = [photo for photo in photos if photo not in there] if len(there) < len(photos) else []
         absent += lost
         whose = f" (of story {item.image_id})" if item.photos else ""

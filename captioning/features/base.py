@@ -11,6 +11,7 @@ import numpy as np
 
 from captioning.errors import UserError
 from captioning.features.handles import naming
+from captioning.files import read_lines
 
 
 class FeatureReader:
@@ -51,8 +52,10 @@ class FeatureReader:
         """`keys`, and instead of each tuple of keys the first of it that has a record, or its first if none has."""
         if not any(isinstance(key, tuple) for key in keys):
             return keys
-        absent = set(self.missing({one for key in keys if isinstance(key, tuple) for one in key}))
-        return [first_present(key, absent) if isinstance(key, tuple) else key for key in keys]
+        several = [key for key in keys if isinstance(key, tuple)]
+        absent = set(self.missing({one for key in several for one in key}))
+        chosen = {key: next((one for one in key if one not in absent), key[0]) for key in several}
+        return [chosen.get(key, key) for key in keys]
 
     def no_record(self, key) -> UserError:
         return UserError(f"feature file {self.path} has no record for {key!r}")
@@ -89,13 +92,13 @@ class RowReader(FeatureReader):
 
     def _provenance(self) -> dict | None:
         beside = self.path.with_suffix(".json")
-        return parse_provenance(beside, "\n".join(read_key_lines(beside))) if beside.exists() else None
+        return parse_provenance(beside, "\n".join(read_lines(beside, "feature file"))) if beside.exists() else None
 
     def _names(self, keys: Sequence[str] | None) -> dict[str, int] | None:
         """Key -> row number; None where nobody says."""
         named = self.path.with_suffix(".keys.txt")
         if named.exists():
-            keys = read_key_lines(named)
+            keys = read_lines(named, "feature file")
             if len(keys) != self.count:
                 raise UserError(f"{named} names {len(keys)} rows, but {self.path} has {self.count}")
             index = {key: row for row, key in enumerate(keys)}
@@ -165,27 +168,10 @@ class RowReader(FeatureReader):
         return {name: value for name, value in self.__dict__.items() if name != "mapped"}
 
 
-def first_present(keys: tuple, absent: set):
-    """The first of `keys` that is not `absent`, or the first of all."""
-    return next((key for key in keys if key not in absent), keys[0])
-
-
-def read_key_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises UserError where it cannot be read or is no UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.stat().st_size else []
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-
-
 def parse_provenance(path: Path, text: str | bytes | None) -> dict | None:
     """What made the features, from JSON; None where there is no text or it is about something else."""
-    if text is None:
-        return None
     try:
-        provenance = json.loads(text)
+        provenance = json.loads("null" if text is None else text)
     except ValueError as error:
         raise UserError(f"{path}: what made the features is not valid JSON: {error}") from None
     return provenance if isinstance(provenance, dict) and "extractor" in provenance else None
@@ -194,7 +180,7 @@ def parse_provenance(path: Path, text: str | bytes | None) -> dict | None:
 class RowStore:
     """What a FeatureWriter writes rows with, one after the other behind a header; their names go to keys.txt.
 
-    A store has keys() that an interrupted run has written, check() a key, add() a record; then finish(), complete() and
+    rows: the keys that an interrupted run has written. check() a key, add() a record; then finish(), complete() and
     place() put the file where it belongs.
     """
 
@@ -209,9 +195,6 @@ class RowStore:
             lines = self.names.read_text(encoding="utf-8").split("\n")[:-1]
             whole = (self.data.stat().st_size - len(self.header(0))) // self.bytes
             self.rows = lines[: max(0, whole)]  # what both files have: either may have been cut off
-        self.open()
-
-    def open(self) -> None:
         head = self.header(len(self.rows))
         with open(self.names, "w", encoding="utf-8") as file:
             file.writelines(f"{key}\n" for key in self.rows)
@@ -224,9 +207,6 @@ class RowStore:
     def header(self, count: int) -> bytes:
         """Its length must not depend on `count`."""
         raise NotImplementedError
-
-    def keys(self) -> list[str]:
-        return self.rows
 
     def check(self, key: str) -> None:
         if not key or "\n" in key or "\r" in key:

@@ -17,17 +17,15 @@ class H5Reader(RowReader):
     @cached_property
     def mapped(self) -> np.ndarray | None:
         with handles_lock:
-            return self._map(self._data())
+            return self._map(self._file()["data"])
 
     def _rows(self):
-        if self.mapped is not None:
-            return self.mapped
         with handles_lock:
-            return self._data()
+            return self._file()["data"] if self.mapped is None else self.mapped
 
-    def _data(self):
-        """The HDF5 dataset. Call under handles_lock."""
-        return handle(self.path, self._open)["data"]
+    def _file(self):
+        """The HDF5 file. Call under handles_lock."""
+        return handle(self.path, lambda: h5py().File(self.path, "r"))
 
     def _map(self, data) -> np.ndarray | None:
         """Dataset `data` as an array over the file; None where it is in chunks, packed or elsewhere."""
@@ -35,21 +33,17 @@ class H5Reader(RowReader):
         bytes_there = data.id.get_storage_size()
         if offset is None or data.external or data.dtype.kind not in "fiu" or bytes_there != data.nbytes:
             return None
-        if not data.size or offset + data.nbytes > os.path.getsize(self.path):
-            return None
-        if not os.path.samefile(data.file.filename, self.path):  # behind an external link
+        linked = not os.path.samefile(data.file.filename, self.path)
+        if linked or not data.size or offset + data.nbytes > os.path.getsize(self.path):
             return None
         mapped = np.memmap(self.path, data.dtype, "r", offset, data.shape).view(np.ndarray)
         # Should HDF5 mean something else by these bytes (another kind of float), its reading counts.
         same = all(np.array_equal(data[row], mapped[row], equal_nan=data.dtype.kind == "f") for row in (0, -1))
         return mapped if same else None
 
-    def _open(self):
-        return h5py().File(self.path, "r")
-
     def _provenance(self) -> dict | None:
         with handles_lock:
-            file = handle(self.path, self._open)
+            file = self._file()
             attributes = {**file["data"].attrs, **file.attrs}
         return parse_provenance(self.path, attributes.get("extractor"))
 
@@ -58,7 +52,7 @@ class H5Reader(RowReader):
             return super()._take(rows)
         ordered, back = np.unique(rows, return_inverse=True)  # h5py wants them ascending, each once
         with handles_lock:
-            return self._data()[ordered][back] if len(rows) else np.empty((0, *self.shape), self.dtype)
+            return self._file()["data"][ordered][back] if len(rows) else np.empty((0, *self.shape), self.dtype)
 
 
 def h5py():
@@ -86,14 +80,12 @@ class H5Store(RowStore):
         writer, count = self.writer, len(self.rows)
         rows = np.memmap(self.data, writer.dtype, "r", shape=(count, *writer.shape))
         step = max(1, self.copied_bytes // self.bytes)
-        with h5py().File(self.data.with_suffix(".h5"), "w") as file:
+        self.data = self.data.with_suffix(".h5")
+        with h5py().File(self.data, "w") as file:
             data = file.create_dataset("data", rows.shape, writer.dtype)
             for start in range(0, count, step):
                 data[start : start + step] = rows[start : start + step]
             if writer.provenance is not None:
                 file.attrs["extractor"] = json.dumps(writer.provenance)
-        with open(self.data.with_suffix(".h5"), "rb") as file:
+        with open(self.data, "rb") as file:
             os.fsync(file.fileno())
-
-    def place(self) -> None:
-        os.replace(self.data.with_suffix(".h5"), self.writer.path)

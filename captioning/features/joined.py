@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from captioning.errors import UserError
-from captioning.features.base import FeatureReader, RowReader, read_key_lines
+from captioning.features.base import FeatureReader, RowReader
 from captioning.features.picsom_file import BinReader
+from captioning.files import read_lines
 
 
 def mean_path(path: Path) -> Path:
@@ -57,7 +58,7 @@ class ListReader(FeatureReader):
 
     def __init__(self, path: Path, keys: Sequence[str] | None = None, labels: dict[str, int] | None = None):
         super().__init__(path)
-        names = [name for line in read_key_lines(path) if (name := line.split("#")[0].strip())]
+        names = [name for line in read_lines(path, "feature list") if (name := line.split("#")[0].strip())]
         if not names:
             raise UserError(f"feature list {path} names no files")
         for name in names:

@@ -1,7 +1,7 @@
 """Feature files in LMDB: a key for each image, raw little-endian numbers as its value.
 
-LmdbReader reads a finished file, LmdbStore writes one for FeatureWriter. Several runs may add to one file while others
-read it: SharedLmdbFile and SharedLmdbReader.
+LmdbReader reads a finished file, LmdbStore writes one for FeatureWriter. Several runs may add to a SharedLmdbFile while
+others read it.
 """
 
 import contextlib
@@ -33,13 +33,12 @@ class LmdbReader(FeatureReader):
     """LMDB, a folder or a single file: key -> raw little-endian numbers, as DeepCaption and PicSOM write them.
 
     `@vdim` is the shape as int32 (absent: one dimension), `@dtype` the type (absent: float32), `@extractor` the
-    provenance.
+    provenance. shared: other processes may be adding to the file, and lmdb must not reuse the pages that are read here.
     """
 
-    lock = False  # nobody writes to a finished file, and its folder may be read-only
-
-    def __init__(self, path: Path, keys: Sequence[str] | None = None):
+    def __init__(self, path: Path, keys: Sequence[str] | None = None, shared: bool = False):
         super().__init__(path)
+        self.shared = shared
         self.file = path / "data.mdb" if path.is_dir() else path
         with self._reading() as transaction:
             own = {key: transaction.get(key) for key in LMDB_OWN_KEYS}
@@ -74,7 +73,8 @@ class LmdbReader(FeatureReader):
 
         if not self.file.stat().st_size:
             raise UserError(f"feature file {self.path} is empty")
-        environment = lmdb.open(str(self.path), subdir=self.path.is_dir(), readonly=True, lock=self.lock)
+        # Without a lock unless it is shared: the folder of a finished file may be read-only.
+        environment = lmdb.open(str(self.path), subdir=self.path.is_dir(), readonly=True, lock=self.shared)
         # A page beyond the end of the file would not raise but kill the process (SIGBUS). The last pages may rightly be
         # absent if they were freed before they were ever written, hence the second look, in a process of its own.
         claimed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
@@ -90,8 +90,8 @@ class LmdbReader(FeatureReader):
 
     def keys(self) -> Iterator[str]:
         with self._reading() as transaction:
-            names = [key.decode() for key in transaction.cursor().iternext(values=False) if key not in LMDB_OWN_KEYS]
-        return iter(names)
+            names = transaction.cursor().iternext(values=False)
+            return iter([name.decode() for name in names if name not in LMDB_OWN_KEYS])
 
     def missing(self, keys: Iterable) -> list:
         with self._reading() as transaction:
@@ -118,12 +118,6 @@ class LmdbReader(FeatureReader):
             raise UserError(f"feature file {self.path}: record {key!r} has {len(value)} bytes, but {wanted}")
 
 
-class SharedLmdbReader(LmdbReader):
-    """A reader of a file to which another run may be adding: lmdb must not reuse the pages that are read here."""
-
-    lock = True
-
-
 def lmdb_key(key) -> bytes:
     """The key as lmdb has it; one that lmdb cannot have becomes another that no file has."""
     encoded = str(key).encode("utf-8", "surrogateescape")
@@ -132,14 +126,12 @@ def lmdb_key(key) -> bytes:
 
 def own_records(shape: tuple[int, ...], dtype: np.dtype, provenance: dict | None) -> list[tuple[bytes, bytes]]:
     """What the file says of itself; what is the usual goes without saying."""
-    records = []
-    if len(shape) > 1:
-        records.append((b"@vdim", np.array(shape, "<i4").tobytes()))
-    if dtype != np.float32:
-        records.append((b"@dtype", dtype.name.encode()))
-    if provenance is not None:
-        records.append((b"@extractor", json.dumps(provenance).encode()))
-    return records
+    own = {
+        b"@vdim": np.array(shape, "<i4").tobytes() if len(shape) > 1 else None,
+        b"@dtype": dtype.name.encode() if dtype != np.float32 else None,
+        b"@extractor": json.dumps(provenance).encode() if provenance is not None else None,
+    }
+    return [(key, value) for key, value in own.items() if value is not None]
 
 
 @contextlib.contextmanager
@@ -208,14 +200,11 @@ class LmdbStore:
         self.writer, self.folder = writer, writer.partial / "lmdb"
         self.pending: list[tuple[bytes, bytes]] = []
         self.size = 0
-        self.found: list[str] = []
+        self.rows: list[str] = []
         if resume and (self.folder / "data.mdb").exists():
             with environment(self.folder, writer.path, "read") as opened, opened.begin() as transaction:
                 names = transaction.cursor().iternext(values=False)
-                self.found = [name.decode() for name in names if name not in LMDB_OWN_KEYS]
-
-    def keys(self) -> list[str]:
-        return self.found
+                self.rows = [name.decode() for name in names if name not in LMDB_OWN_KEYS]
 
     def check(self, key: str) -> None:
         encoded = str(key).encode()

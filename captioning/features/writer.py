@@ -56,7 +56,7 @@ class FeatureWriter:
         with naming(self.path, "write"):
             resume = self._prepare(resume)
             self.store = store(self, resume)
-        self.done = set(self.store.keys())
+        self.done = set(self.store.rows)
 
     def _check_siblings(self) -> None:
         """Files of one name and several formats share X.json: refuse to change what it says of another one."""
@@ -73,9 +73,8 @@ class FeatureWriter:
         noted = self.partial / "settings.json"
         if resume and noted.exists():
             if read_json(noted, "resume") != json.loads(json.dumps(settings)):
-                raise UserError(
-                    f"{self.partial} was begun with other settings: remove it, or go on with those in {noted}"
-                )
+                advice = f"remove it, or go on with those in {noted}"
+                raise UserError(f"{self.partial} was begun with other settings: {advice}")
             return True
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
