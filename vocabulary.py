@@ -13,18 +13,20 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Iterable
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 
 from captioning.deepcaption.vocabularies import DeepCaptionVocabulary, from_deepcaption, read_pickle
 from captioning.errors import UserError
-from captioning.files import atomic_write, read_json
+from captioning.files import atomic_write, read_bytes, read_json, read_lines
 from captioning.text.tokenizers import as_sentence, load_treebank, tokenize, tokenize_function
 from captioning.text.tokens import END, PAD, SPECIALS, START, UNK
 
 EXTENSIONS = (".json", ".pkl", ".txt")
 FORMAT = 1
+SAVED = ("tokenizer", "lowercase", "words", "counts", "threshold", "dataset")
 CHUNK = 10_000  # captions sent to a worker at a time
 PARALLEL_FROM = 100_000  # fewer captions than this are counted sooner than a pool starts
 
@@ -35,29 +37,22 @@ def count_words(
     """Word -> occurrences over `captions`, in order of first appearance, whatever `num_workers` (processes) is."""
     tokenize_function(tokenizer)
     captions = iter(captions)
+    first = list(islice(captions, PARALLEL_FROM)) if num_workers > 1 else []
+    captions = chain(first, captions)
+    jobs = ((chunk, tokenizer, lowercase) for chunk in iter(lambda: list(islice(captions, CHUNK)), []))
     counter: Counter = Counter()
-    if num_workers > 1:
-        first = list(islice(captions, PARALLEL_FROM))
-        if len(first) < PARALLEL_FROM:
-            return _count_chunk((first, tokenizer, lowercase))
-        if tokenizer == "treebank":
-            load_treebank()  # once here instead of once in each forked worker
-        with get_context().Pool(num_workers) as pool:
-            for part in pool.imap(_count_chunk, _chunks(first, captions, tokenizer, lowercase)):
-                counter.update(part)
-            pool.close()
-            pool.join()  # workers that are done end by themselves, whatever they do with a signal
+    if len(first) < PARALLEL_FROM:
+        for part in map(_count_chunk, jobs):
+            counter.update(part)
         return counter
-    for chunk in _chunks([], captions, tokenizer, lowercase):
-        counter.update(_count_chunk(chunk))
+    if tokenizer == "treebank":
+        load_treebank()  # once here instead of once in each forked worker
+    with get_context().Pool(num_workers) as pool:
+        for part in pool.imap(_count_chunk, jobs):
+            counter.update(part)
+        pool.close()
+        pool.join()  # workers that are done end by themselves, whatever they do with a signal
     return counter
-
-
-def _chunks(first: list[str], rest: Iterable[str], tokenizer: str, lowercase: bool):
-    for start in range(0, len(first), CHUNK):
-        yield first[start : start + CHUNK], tokenizer, lowercase
-    while chunk := list(islice(rest, CHUNK)):
-        yield chunk, tokenizer, lowercase
 
 
 def _count_chunk(job: tuple[list[str], str, bool]) -> Counter:
@@ -70,19 +65,13 @@ def _count_chunk(job: tuple[list[str], str, bool]) -> Counter:
 
 
 def build_vocabulary(
-    captions: Iterable[str],
-    threshold: int,
-    tokenizer: str = "treebank",
-    lowercase: bool = True,
-    dataset: str = "",
-    num_workers: int = 1,
+    captions: Iterable[str], threshold: int, tokenizer: str = "treebank", lowercase: bool = True, dataset: str = ""
 ) -> "Vocabulary":
     """The words that occur at least `threshold` times in `captions`, in order of first appearance.
 
     `dataset` is the name to remember. Raises UserError for an unknown tokenizer.
     """
-    counter = count_words(captions, tokenizer, lowercase, num_workers)
-    return vocabulary_from_counts(counter, threshold, tokenizer, lowercase, dataset)
+    return vocabulary_from_counts(count_words(captions, tokenizer, lowercase), threshold, tokenizer, lowercase, dataset)
 
 
 def vocabulary_from_counts(
@@ -91,38 +80,30 @@ def vocabulary_from_counts(
     """build_vocabulary() from the result of count_words(). The count of `<unk>` is that of all words left out."""
     kept = {word: count for word, count in counter.items() if count >= threshold and word not in SPECIALS}
     left_out = sum(counter.values()) - sum(kept.values())
-    return Vocabulary(
-        [*SPECIALS, *kept],
-        counts=[0, 0, 0, left_out, *kept.values()],
-        tokenizer=tokenizer,
-        lowercase=lowercase,
-        threshold=threshold,
-        dataset=dataset,
-    )
+    counts = [0, 0, 0, left_out, *kept.values()]
+    return Vocabulary([*SPECIALS, *kept], counts, tokenizer, lowercase, threshold, dataset)
 
 
+@dataclass(eq=False, repr=False)
 class Vocabulary:
     """Words and ids, with the tokenizer that they belong to.
 
-    `words[i]` is the word of id i; `counts[i]` is how often it occurs in the training captions, where known.
+    words[i]: the word of id i; counts[i]: how often it occurs in the training captions, where known; threshold: how
+    often a word had to occur; dataset: the name of the training set.
     Raises UserError where `words` do not start with the four special tokens or a word stands there twice, and where
     there are not as many `counts` as words.
     """
 
-    def __init__(
-        self,
-        words: Iterable[str],
-        counts: Iterable[int] | None = None,
-        tokenizer: str = "treebank",
-        lowercase: bool = True,
-        threshold: int = 0,
-        dataset: str = "",
-    ):
-        self.words = list(words)
-        self.counts = None if counts is None else list(counts)
-        self.tokenizer, self.lowercase = tokenizer, bool(lowercase)
-        self.threshold, self.dataset = threshold, dataset
-        tokenize_function(tokenizer)
+    words: list[str]
+    counts: list[int] | None = None
+    tokenizer: str = "treebank"
+    lowercase: bool = True
+    threshold: int = 0
+    dataset: str = ""
+
+    def __post_init__(self):
+        tokenize_function(self.tokenizer)
+        self.words, self.lowercase = list(self.words), bool(self.lowercase)
         if tuple(self.words[:4]) != SPECIALS:
             raise UserError(f"vocabulary: the first words must be {' '.join(SPECIALS)}, not {self.words[:4]}")
         for word in self.words:
@@ -132,9 +113,8 @@ class Vocabulary:
         if len(self._ids) < len(self.words):
             word = next(word for i, word in enumerate(self.words) if self._ids[word] != i)
             raise UserError(f"vocabulary: the word {word!r} stands there twice")
-        if self.counts is not None and (
-            len(self.counts) != len(self.words) or any(type(count) is not int for count in self.counts)
-        ):
+        counts = [0] * len(self.words) if self.counts is None else self.counts
+        if len(counts) != len(self.words) or any(type(count) is not int for count in counts):
             raise UserError(f"vocabulary: the counts are not {len(self.words)} whole numbers, one for each word")
 
     def __len__(self) -> int:
@@ -181,15 +161,7 @@ class Vocabulary:
 
     def to_dict(self) -> dict:
         """The vocabulary as plain types; from_dict() is the way back."""
-        return {
-            "format": FORMAT,
-            "tokenizer": self.tokenizer,
-            "lowercase": self.lowercase,
-            "words": list(self.words),
-            "counts": None if self.counts is None else list(self.counts),
-            "threshold": self.threshold,
-            "dataset": self.dataset,
-        }
+        return {"format": FORMAT} | {name: getattr(self, name) for name in SAVED}
 
     @classmethod
     def from_dict(cls, state: dict) -> "Vocabulary":
@@ -200,14 +172,7 @@ class Vocabulary:
             raise UserError(f"vocabulary: format {state['format']!r} is unknown, this toolkit reads format {FORMAT}")
         if not isinstance(state.get("counts"), list | None):
             raise UserError('vocabulary: "counts" is not a list')
-        return cls(
-            state["words"],
-            counts=state.get("counts"),
-            tokenizer=state.get("tokenizer", "treebank"),
-            lowercase=state.get("lowercase", True),
-            threshold=state.get("threshold", 0),
-            dataset=state.get("dataset", ""),
-        )
+        return cls(**{name: state[name] for name in SAVED if name in state})
 
     @classmethod
     def from_deepcaption(cls, state: "DeepCaptionVocabulary") -> "Vocabulary":
@@ -234,20 +199,15 @@ class Vocabulary:
         Raises UserError naming the file where it is missing, of an unknown ending, or malformed.
         """
         extension = file_kind(path)
+        if not Path(path).exists():
+            raise UserError(f"vocabulary: no such file: {path}; build_vocab.py makes one")
         try:
             if extension == ".json":
                 return cls.from_dict(read_json(path, "vocabulary"))
-            data = Path(path).read_bytes()
-            if extension == ".pkl":
-                state = read_pickle(data)
-                return cls.from_deepcaption(state) if isinstance(state, DeepCaptionVocabulary) else cls.from_dict(state)
-            return cls(_words_of_text(data.decode("utf-8")))
-        except FileNotFoundError:
-            raise UserError(f"vocabulary: no such file: {path}; build_vocab.py makes one") from None
-        except OSError as error:
-            raise UserError(f"vocabulary: cannot read {path}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"vocabulary: {path} is not UTF-8 text (byte {error.start})") from error
+            if extension == ".txt":
+                return cls(_words_of_lines(read_lines(path, "vocabulary")))
+            state = read_pickle(read_bytes(path, "vocabulary"))
+            return cls.from_deepcaption(state) if isinstance(state, DeepCaptionVocabulary) else cls.from_dict(state)
         except UserError as error:
             if str(path) in str(error):
                 raise
@@ -262,8 +222,8 @@ def file_kind(path) -> str:
     return extension
 
 
-def _words_of_text(text: str) -> list[str]:
-    words = text.split()  # also reads several words a line
+def _words_of_lines(lines: list[str]) -> list[str]:
+    words = [word for line in lines for word in line.split()]
     if not words:
         raise UserError("vocabulary: the file holds no words")
     return words if set(words) & set(SPECIALS) else [*SPECIALS, *words]

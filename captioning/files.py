@@ -123,6 +123,12 @@ def _reading(path, what: str) -> Iterator[None]:
         raise UserError(f"{what}: cannot read {path}: {error.strerror or error}") from error
 
 
+def read_bytes(path, what: str) -> bytes:
+    """The content of the file `path`; `what` names its role in errors. Raises UserError where it cannot be read."""
+    with _reading(path, what), open(path, "rb") as file:
+        return file.read()
+
+
 def read_json(path, what: str):
     """Parse the JSON file `path`; `what` names its role in errors ("captions", "results").
 
@@ -149,8 +155,7 @@ def read_lines(path, what: str) -> list[str]:
 
     A byte order mark is passed over. Raises UserError naming the file and, for bytes that are no text, the line.
     """
-    with _reading(path, what), open(path, "rb") as file:
-        data = file.read()
+    data = read_bytes(path, what)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

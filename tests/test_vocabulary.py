@@ -140,7 +140,7 @@ def test_wrong_files_are_named(tmp_path, capsys, name, content, message):
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="no such file.*build_vocab.py"):
         Vocabulary.load(tmp_path / "v.pkl")
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="is a folder"):
         (tmp_path / "d.txt").mkdir()
         Vocabulary.load(tmp_path / "d.txt")
 
