@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captioning.errors import UserError
+from captioning.files import read_lines
 
 DEFAULT_FILE = "datasets/datasets.conf"
 CONFIG_HELP = f"file of the datasets (default: {DEFAULT_FILE}, or the one in ~/.config/image_captioning)"
 GENERIC = "generic"
-PATH_KEYS = ("image_dir", "caption_path", "features_path")
+PATH_KEYS = ("root_dir", "image_dir", "caption_path", "features_path")  # the first is where the others begin
 CODE_DIR = Path(__file__).resolve().parents[2]  # the folder of the scripts
 
 
@@ -41,7 +42,7 @@ class DatasetParams:
     config_path: str | None = None
 
     def path(self, value: str) -> str:
-        """A path among the keys of a class: relative to root_dir, or else to the folder of the configuration."""
+        """The place of a path in the section: relative to root_dir, or else to the folder of the configuration."""
         base = self.root_dir or (Path(self.config_path).resolve().parent if self.config_path else Path.cwd())
         return os.path.normpath(Path(base) / Path(value).expanduser())
 
@@ -83,25 +84,18 @@ def find_config(config_file: str | None, required: bool = True) -> Path | None:
 def _parse(path: Path) -> configparser.RawConfigParser:
     parser = configparser.RawConfigParser(default_section="")  # [DEFAULT] and %(...)s: see _inherited
     try:
-        parser.read_string(path.read_text(encoding="utf-8-sig"), source=str(path))
+        parser.read_string("\n".join(read_lines(path, "--dataset_config_file")))
+        return parser
     except configparser.DuplicateSectionError as error:
-        raise UserError(f"{path}, line {error.lineno}: section [{error.section}] is there twice") from None
+        line, what = error.lineno, f"section [{error.section}] is there twice"
     except configparser.DuplicateOptionError as error:
-        message = f"{path}, line {error.lineno}: {error.option!r} is set twice in [{error.section}]"
-        raise UserError(message) from None
+        line, what = error.lineno, f"{error.option!r} is set twice in [{error.section}]"
     except configparser.MissingSectionHeaderError as error:
-        message = f"{path}, line {error.lineno}: {error.line.strip()!r} stands before the first [section]"
-        raise UserError(message) from None
+        line, what = error.lineno, f"{error.line.strip()!r} stands before the first [section]"
     except configparser.ParsingError as error:
         line, text = error.errors[0]
-        raise UserError(f"{path}, line {line}: cannot parse {text}; expected 'key = value' or '[section]'") from None
-    except configparser.Error as error:
-        raise UserError(f"{path}: {error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    return parser
+        what = f"cannot parse {text}; expected 'key = value' or '[section]'"
+    raise UserError(f"{path}, line {line}: {what}")
 
 
 def _section(parser: configparser.RawConfigParser, name: str, path: Path | None) -> DatasetParams:
@@ -114,22 +108,13 @@ def _section(parser: configparser.RawConfigParser, name: str, path: Path | None)
     if not values.get("dataset_class"):
         raise UserError(f"{path}: [{name}] sets no dataset_class and inherits none (CocoDataset, GenericDataset, ...)")
 
-    base = path.resolve().parent if path else Path.cwd()
-    root = values.pop("root_dir", None)
-    root_dir = base / Path(root).expanduser() if root else None
-    paths = {key: values.pop(key, None) for key in PATH_KEYS}
-    for key, value in paths.items():
-        # Without a root_dir a relative path is relative to the file that names it, not to where one happens to stand.
-        paths[key] = os.path.normpath((root_dir or base) / Path(value).expanduser()) if value else None
-    return DatasetParams(
-        name=name,
-        dataset_class=values.pop("dataset_class"),
-        root_dir=os.path.normpath(root_dir) if root_dir else None,
-        subset=values.pop("subset", None) or None,
-        extra=values,
-        config_path=str(path) if path else None,
-        **paths,
-    )
+    params = DatasetParams(name, values.pop("dataset_class"), config_path=str(path) if path else None)
+    params.subset = values.pop("subset", None) or None
+    for key in PATH_KEYS:
+        value = values.pop(key, None)
+        setattr(params, key, params.path(value) if value else None)
+    params.extra = values
+    return params
 
 
 def _inherited(parser: configparser.RawConfigParser, name: str, path: Path | None) -> dict[str, str]:
@@ -140,15 +125,15 @@ def _inherited(parser: configparser.RawConfigParser, name: str, path: Path | Non
     for section in [configparser.DEFAULTSECT, *(":".join(parts[:depth]) for depth in range(1, len(parts) + 1))]:
         if parser.has_section(section):
             raw.update(parser.items(section))
-    here = str(path.resolve().parent if path else Path.cwd())
+    known = raw | {"here": str(path.resolve().parent if path else Path.cwd()).replace("%", "%%")}
     try:
-        return {key: _filled(value, raw, here) for key, value in raw.items()}
+        return {key: _filled(value, known) for key, value in raw.items()}
     except ValueError as error:
         raise UserError(f"{path}: [{name}]: {error}") from None
 
 
-def _filled(value: str, raw: dict[str, str], here: str, depth: int = 0) -> str:
-    """`value` with %(here)s, %(key)s and %% replaced. Raises ValueError saying what is wrong."""
+def _filled(value: str, raw: dict[str, str], depth: int = 0) -> str:
+    """`value` with %(key)s and %% replaced. Raises ValueError saying what is wrong."""
     if depth > 10:
         raise ValueError(f"{value!r} refers to itself")
 
@@ -156,12 +141,10 @@ def _filled(value: str, raw: dict[str, str], here: str, depth: int = 0) -> str:
         name = (match[1] or "").lower()
         if match[0] == "%%":
             return "%"
-        if name == "here":
-            return here
-        if name in raw:
-            return _filled(raw[name], raw, here, depth + 1)
-        if name:
+        if not name:
+            raise ValueError(f"{value!r} has a single '%'; write %% for a plain one")
+        if name not in raw:
             raise ValueError(f"{value!r} refers to {name!r}, which is not set")
-        raise ValueError(f"{value!r} has a single '%'; write %% for a plain one")
+        return _filled(raw[name], raw, depth + 1)
 
     return re.sub(r"%%|%\(([^)]+)\)s|%", one, value)

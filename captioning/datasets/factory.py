@@ -36,10 +36,8 @@ def open_dataset(spec: str, config_file: str | None = None) -> CaptionDataset:
     for params in get_datasets(spec, config_file):
         kind = DATASET_CLASSES.get(params.dataset_class)
         if kind is None:
-            known = ", ".join(DATASET_CLASSES)
-            raise UserError(
-                f"{params.config_path}: [{params.name}] unknown dataset_class {params.dataset_class!r}; known: {known}"
-            )
+            unknown = f"{params.config_path}: [{params.name}] unknown dataset_class {params.dataset_class!r}"
+            raise UserError(f"{unknown}; known: {', '.join(DATASET_CLASSES)}")
         parts.append(kind(params))
     return join_datasets(parts)
 

@@ -70,9 +70,8 @@ class TRECVID2018Dataset(CaptionDataset):
             warn(f"{self.image_dir}: {len(odd)} images left out, they are not called ID:N.jpeg: {first_few(odd)}")
         several = [f"{number} ({len(names)})" for number, names in sorted(frames.items()) if len(names) > 1]
         if several:
-            warn(
-                f"{self.image_dir}: {len(several)} videos have several frames, the first is used: {first_few(several)}"
-            )
+            what = f"{len(several)} videos have several frames, the first is used"
+            warn(f"{self.image_dir}: {what}: {first_few(several)}")
         if not frames:
             raise UserError(f"--dataset {self.name}: no frames ID:N.jpeg in {os.path.abspath(self.image_dir)}")
         self.items = [ImageItem(number, str(number), min(names)[1]) for number, names in sorted(frames.items())]

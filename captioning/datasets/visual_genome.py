@@ -58,13 +58,18 @@ class VisualGenomeIM2PDataset(CaptionDataset):
 
     def _subset(self, path: str) -> dict[str, None]:
         """The ids of the split, in order."""
-        ids = read_json(path, f"--dataset {self.name}: subset")
-        if not isinstance(ids, list):
-            raise UserError(f"{path} is not a list of image ids")
-        for i, image_id in enumerate(ids):
-            if type(image_id) not in ID:
-                raise UserError(f"{path}: [{i}] is no image id but {str(image_id)[:40]!r}")
+        ids = image_ids(read_json(path, f"--dataset {self.name}: subset"), path)
         return dict.fromkeys(map(str, ids))
+
+
+def image_ids(ids, path: str, place: str = "") -> list:
+    """The ids of a list in a JSON file. Raises UserError naming the place of what is none."""
+    if not isinstance(ids, list):
+        raise UserError(f"{path}: {place or 'the file'} is not a list of image ids")
+    for i, image_id in enumerate(ids):
+        if type(image_id) not in ID:
+            raise UserError(f"{path}: {place}[{i}]: {str(image_id)[:40]!r} is neither number nor text")
+    return ids
 
 
 COLUMNS = {"image_id": ID, "region_id": ID, "phrase": TEXT, "x": NUMBER, "y": NUMBER, "width": NUMBER, "height": NUMBER}
@@ -89,7 +94,7 @@ class VisualGenomeRegionsDataset(CaptionDataset):
         feather = path.lower().endswith(".feather")
         regions = read_feather(path) if feather else read_regions(path, f"--dataset {self.name}")
         by_id: dict[int | str, ImageItem] = {}
-        self._last: tuple = (None, None)
+        self._paths: dict[int | str, str | None] = {}  # one text for all regions of an image: there are millions
         blank = 0
         for place, region in regions:
             image_id, phrase = region["image_id"], region["phrase"].strip()
@@ -111,9 +116,7 @@ class VisualGenomeRegionsDataset(CaptionDataset):
 
     def _item(self, region: dict, crop: bool) -> ImageItem:
         image_id, region_id = region["image_id"], region["region_id"]
-        if image_id != self._last[0]:
-            self._last = image_id, self.image_path(f"{image_id}.jpg")
-        image = self._last[1]  # one text for all regions of an image: there are millions
+        image = self._paths.setdefault(image_id, self.image_path(f"{image_id}.jpg"))
         if not crop:
             return ImageItem(image_id, f"{image_id}.jpg", image)
         box = (region["x"], region["y"], region["width"], region["height"])
@@ -136,13 +139,7 @@ class VisualGenomeRegionsDataset(CaptionDataset):
             raise UserError(f"{path} is not an object of lists of image ids: it should have {split!r} as a key")
         if split not in splits:
             raise UserError(f"{path} has no split {split!r}; it has: {', '.join(map(str, splits)) or 'none'}")
-        ids = splits[split]
-        if not isinstance(ids, list):
-            raise UserError(f"{path}: {split} is not a list of image ids")
-        for i, image_id in enumerate(ids):
-            if type(image_id) not in ID:
-                raise UserError(f"{path}: {split}[{i}]: {str(image_id)[:40]!r} is neither number nor text")
-        return set(ids)
+        return set(image_ids(splits[split], path, split))
 
 
 def read_regions(path: str, what: str) -> Iterator[tuple[str, dict]]:
@@ -170,9 +167,8 @@ def read_feather(path: str) -> Iterator[tuple[str, dict]]:
         import pyarrow
         from pyarrow import feather
     except ImportError:
-        raise UserError(
-            f"{path}: .feather files need the package pyarrow: pip install pyarrow, or give the regions as .json"
-        ) from None
+        advice = "pip install pyarrow, or give the regions as .json"
+        raise UserError(f"{path}: .feather files need the package pyarrow: {advice}") from None
     if not os.path.exists(path):
         raise UserError(f"no such file: {path}")
     try:

@@ -7,15 +7,17 @@ image = open_image("photos.zip/sub/a.jpg")  # in a zip file, which stands for a 
 small = resize_square(image, 224)           # PIL, 224x224
 """
 
+import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from captioning.errors import UserError
-from captioning.images.zip_file import is_zip, open_zip, read_member, split_path, zip_names
+from captioning.images.zip_file import is_zip, open_zip, read_member, split_path
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
@@ -29,11 +31,6 @@ UPRIGHT = {  # EXIF orientation -> the transposition that undoes it
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
-INTERPOLATIONS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
 }
 # Pillow's warnings (odd EXIF, large images) name no file; what matters of them is an ImageError here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -60,36 +57,36 @@ def open_image(path, size_hint: int | None = None) -> Image.Image:
     (much faster) as long as its shorter side stays >= `size_hint` pixels.
     Raises ImageError for a file that is missing, no image, truncated, damaged or larger than MAX_PIXELS.
     """
-    try:
-        with Image.open(source(path), formats=FORMATS) as image:
-            check_pixels(image.size)
-            if size_hint and image.format in JPEG_FORMATS:
-                image.draft(None, (size_hint, size_hint))
-            image.load()
-            turn = UPRIGHT.get(orientation(image))  # read after load(), which turns a TIFF by itself
-            rgb = to_rgb(image)
+    with opened(path) as image:
+        if size_hint and image.format in JPEG_FORMATS:
+            image.draft(None, (size_hint, size_hint))
+        image.load()
+        turn = UPRIGHT.get(orientation(image))  # read after load(), which turns a TIFF by itself
+        rgb = to_rgb(image)
         rgb.info.clear()  # or saving would take the compression and profile of the old file for the new one
         return rgb.transpose(turn) if turn is not None else rgb
-    except Exception as error:
-        raise explained(path, error) from error
 
 
 def image_size(path) -> tuple[int, int]:
     """Width and height of the upright image, from the header alone. Raises ImageError."""
-    try:
-        with Image.open(source(path), formats=FORMATS) as image:
-            check_pixels(image.size)
-            width, height = image.size
-            # A TIFF already reports its upright size. Orientations 5 to 8 lie on their side.
-            sideways = image.format != "TIFF" and orientation(image) >= 5
+    with opened(path) as image:
+        width, height = image.size
+        # A TIFF already reports its upright size. Orientations 5 to 8 lie on their side.
+        sideways = image.format != "TIFF" and orientation(image) >= 5
         return (height, width) if sideways else (width, height)
+
+
+@contextlib.contextmanager
+def opened(path) -> Iterator[Image.Image]:
+    """The image file, or member of a zip file, with its header read. What goes wrong within becomes an ImageError."""
+    try:
+        file = io.BytesIO(read_member(path)) if split_path(path) else path
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+            yield image
     except Exception as error:
         raise explained(path, error) from error
-
-
-def source(path):
-    """What Pillow opens: the path, or the content of a member of a zip file."""
-    return io.BytesIO(read_member(path)) if split_path(path) else path
 
 
 def image_exists(path) -> bool:
@@ -108,11 +105,6 @@ def explained(path, error: Exception) -> ImageError:
     if isinstance(error, Image.DecompressionBombError):
         return image_error(path, f"more than {MAX_PIXELS:,} pixels")
     return image_error(path, error or type(error).__name__)
-
-
-def check_pixels(size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{size[0]}x{size[1]} is more than {MAX_PIXELS:,} pixels")
 
 
 def orientation(image: Image.Image) -> int:
@@ -158,7 +150,7 @@ def resize_square(
     target = target_size(image.size, size, keep_aspect)
     if image.size == target:
         return image
-    return image.resize(target, INTERPOLATIONS[interpolation], reducing_gap=3.0)
+    return image.resize(target, Image.Resampling[interpolation.upper()], reducing_gap=3.0)
 
 
 def target_size(size: tuple[int, int], side: int, keep_aspect: bool = False) -> tuple[int, int]:
@@ -177,7 +169,7 @@ def list_images(folder, recursive: bool = False) -> list[Path]:
     """
     folder = Path(folder)
     if is_zip(folder):
-        names = [name for name in zip_names(folder) if is_image_name(os.path.basename(name))]
+        names = [name for name in open_zip(folder).names() if is_image_name(os.path.basename(name))]
         return sorted(folder / name for name in names if recursive or "/" not in name)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder" if folder.exists() else f"no such image folder: {folder}")

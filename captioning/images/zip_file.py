@@ -1,6 +1,6 @@
 """Images in a zip file, read in place: `photos.zip/sub/a.jpg` is the member `sub/a.jpg` of photos.zip.
 
-    names = zip_names("photos.zip")                  # members that look like files, each relative to the zip
+    names = open_zip("photos.zip").names()           # members that are files, each relative to the zip
     data = read_member("photos.zip/sub/a.jpg")       # bytes
 
 A zip whose images all lie in one top folder, as `zip -r photos.zip photos/` makes it, may be read without naming that
@@ -10,15 +10,19 @@ member anew, so that processes and threads never share a position in it.
 
 import errno
 import os
+import re
 import struct
 import threading
 import zipfile
 import zlib
+from operator import attrgetter
 
 from captioning.errors import UserError
 
 LARGEST = 2**30  # bytes of a member unpacked: more is no image, or a decompression bomb
 LOCAL_HEADER = struct.Struct("<4s22x2H")  # magic, the lengths of name and extra field, after which the data begins
+MEMBER = attrgetter("header_offset", "compress_size", "file_size", "compress_type", "CRC", "flag_bits")
+JUNK = re.compile(r"(?s)__MACOSX/|(.*/)?\.")  # what a Mac adds, and hidden files
 _lock = threading.Lock()
 _indexes: dict[str, tuple] = {}  # path -> (size and time of the file when it was read, ImageZip)
 if hasattr(os, "register_at_fork"):  # a child must not find the lock held by a thread that it does not have
@@ -35,23 +39,13 @@ class ImageZip:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                entries = [info for info in archive.infolist() if not info.is_dir() and not _is_junk(info.filename)]
+                entries = [info for info in archive.infolist() if not info.is_dir() and not JUNK.match(info.filename)]
         except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
             raise UserError(f"cannot read zip file {path}: {error}") from None
         except OSError as error:
             raise UserError(f"cannot read zip file {path}: {error.strerror or error}") from None
         # plain tuples: zipfile's own entries take some times the memory, and a large set has a hundred thousand
-        self.members = {
-            info.filename: (
-                info.header_offset,
-                info.compress_size,
-                info.file_size,
-                info.compress_type,
-                info.CRC,
-                info.flag_bits,
-            )
-            for info in entries
-        }
+        self.members = {info.filename: MEMBER(info) for info in entries}
         tops = {name.partition("/")[0] if "/" in name else "" for name in self.members}
         self.top = tops.pop() + "/" if len(tops) == 1 and "" not in tops else ""
 
@@ -109,11 +103,6 @@ def _unpacked(data: bytes, method: int, most: int) -> bytes:
     raise ValueError(f"compression method {method} of zip files is not supported")
 
 
-def _is_junk(name: str) -> bool:
-    """What a Mac adds, and hidden files."""
-    return name.startswith("__MACOSX/") or any(part.startswith(".") for part in name.split("/"))
-
-
 def open_zip(path) -> ImageZip:
     """The index of a zip file, read anew only where the file has changed. Raises UserError."""
     path = os.fspath(path)
@@ -143,11 +132,6 @@ def split_path(path) -> tuple[str, str] | None:
             return path[: end + 4], path[end + 5 :].replace(os.sep, "/")
         end = lower.find(".zip" + os.sep, end + 5)
     return None
-
-
-def zip_names(path) -> list[str]:
-    """Names of all members of a zip file that are files, as they may be joined to its path. Raises UserError."""
-    return open_zip(path).names()
 
 
 def read_member(path) -> bytes:

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,6 @@ from captioning.text.ptb import ptb_tokens
 METRICS = ("bleu", "meteor", "rouge", "cider", "ciderd", "spice")
 TOKENIZERS = ("auto", "ptb", "python")
 NEEDS_JAVA = frozenset({"meteor", "spice"})
-NO_JAVA = "needs Java, which is not installed"
 ALIASES = {"rougel": "rouge", "bleu1": "bleu", "bleu2": "bleu", "bleu3": "bleu", "bleu4": "bleu"}
 LABELS = {f"bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)} | {
     "bleu": "BLEU", "meteor": "METEOR", "rouge": "ROUGE-L", "rouge_l": "ROUGE-L",
@@ -80,14 +80,13 @@ def parse_metrics(text: str) -> tuple[str, ...]:
 
 def java_missing() -> bool:
     """Whether there is no working `java` on the PATH. macOS has one that only asks to install Java."""
-    path = shutil.which("java")
-    return path is None or not _starts(path)
+    return not _starts(shutil.which("java"))
 
 
 @functools.lru_cache
-def _starts(java: str) -> bool:
+def _starts(java: str | None) -> bool:
     try:
-        return subprocess.run([java, "-version"], capture_output=True, timeout=60).returncode == 0
+        return java is not None and subprocess.run([java, "-version"], capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -114,15 +113,14 @@ def tokenize(captions: Sequence[str], tokenizer: str = "auto") -> tuple[list[str
         raise UserError(f"unknown tokenizer '{tokenizer}'; known are {', '.join(TOKENIZERS)}")
     if tokenizer == "ptb" and java_missing():
         raise UserError("tokenizer 'ptb' needs Java, which is not installed; use 'python', which gives the same tokens")
-    if tokenizer == "python" or java_missing():
-        return [" ".join(ptb_tokens(caption)) for caption in captions], "python"
-    try:
-        return _stanford(captions), "ptb"
-    except (OSError, RuntimeError) as error:
-        if tokenizer == "ptb":
-            raise UserError(f"tokenizer 'ptb' failed: {one_line(error)}; use 'python'") from error
-        print(f"Stanford's tokenizer failed ({one_line(error)}): the Python tokenizer is used", file=sys.stderr)
-        return [" ".join(ptb_tokens(caption)) for caption in captions], "python"
+    if tokenizer != "python" and not java_missing():
+        try:
+            return _stanford(captions), "ptb"
+        except (OSError, RuntimeError) as error:
+            if tokenizer == "ptb":
+                raise UserError(f"tokenizer 'ptb' failed: {one_line(error)}; use 'python'") from error
+            print(f"Stanford's tokenizer failed ({one_line(error)}): the Python tokenizer is used", file=sys.stderr)
+    return [" ".join(ptb_tokens(caption)) for caption in captions], "python"
 
 
 def _stanford(captions: Sequence[str]) -> list[str]:
@@ -168,13 +166,10 @@ def score_captions(
         raise UserError("there are no captions to score")
     alone = [key for key in candidates if not references.get(key)]
     if alone:
-        raise UserError(
-            f"{len(alone)} of {len(candidates)} captioned images have no reference, the first is {alone[0]!r}"
-        )
+        which = f"{len(alone)} of {len(candidates)} captioned images"
+        raise UserError(f"{which} have no reference, the first is {alone[0]!r}")
 
-    flat = list(candidates.values())
-    for key in candidates:
-        flat += references[key]
+    flat = [*candidates.values(), *(text for key in candidates for text in references[key])]
     tokens, used = tokenize(flat, tokenizer)
     later = iter(tokens[len(candidates) :])
     # plain numbers as ids, because SPICE sorts them and writes them to JSON
@@ -191,14 +186,13 @@ def score_captions(
     return scores
 
 
-class _CannotRun(Exception):
-    """A metric that lacks what it needs; the message says what."""
-
-
 def _score(name: str, hypotheses: dict, references: dict, frequencies: Mapping | None) -> dict[str, tuple]:
-    """Key of `Scores.values` -> (value, those of the images), for each score that the metric `name` gives."""
+    """Key of `Scores.values` -> (value, those of the images), for each score that the metric `name` gives.
+
+    Raises UserError naming what the metric lacks.
+    """
     if name in NEEDS_JAVA and java_missing():
-        raise _CannotRun(NO_JAVA)
+        raise UserError("needs Java, which is not installed")
     if name == "bleu":
         values, each = Bleu(4).compute_score(references, hypotheses, verbose=0)
         return {f"bleu_{n}": pair for n, pair in enumerate(zip(values, each), start=1)}
@@ -206,18 +200,18 @@ def _score(name: str, hypotheses: dict, references: dict, frequencies: Mapping |
         return {"rouge_l": Rouge().compute_score(references, hypotheses)}
     if name == "cider":
         if len(references) < 2:
-            raise _CannotRun("needs two images or more, because it counts in how many of them a phrase occurs")
+            raise UserError("needs two images or more, because it counts in how many of them a phrase occurs")
         return {"cider": Cider().compute_score(references, hypotheses)}
     if name == "ciderd":
         if frequencies is None:
-            raise _CannotRun("needs document frequencies from a file (--cached_words)")
+            raise UserError("needs document frequencies from a file (--cached_words)")
         scorer = CiderD(frequencies)
         for key, captions in references.items():
             scorer += (hypotheses[key][0], captions)
         return {"ciderd": scorer.compute_score()}
     value, each = {"meteor": _meteor, "spice": _spice}[name](references, hypotheses)
     if math.isnan(value):
-        raise _CannotRun("gave no number")
+        raise UserError("gave no number")
     return {name: (value, each)}
 
 
@@ -230,7 +224,7 @@ def _meteor(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
     except (OSError, ValueError) as error:  # Java went away; its last words tell why
         meteor.meteor_p.kill()
         said = _telling_line(meteor.meteor_p.stderr.read().decode(errors="replace"))
-        raise _CannotRun(said or one_line(error)) from error
+        raise UserError(said or one_line(error)) from error
     finally:
         with contextlib.suppress(OSError):  # closing flushes, to a Java that may be gone; __del__ would complain
             meteor.meteor_p.stdin.close()
@@ -253,7 +247,7 @@ def _spice(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
         with silenced():
             scorer = Spice()
     except OSError as error:
-        raise _CannotRun(f"its models could not be downloaded ({one_line(getattr(error, 'reason', error))})") from error
+        raise UserError(f"its models could not be downloaded ({one_line(getattr(error, 'reason', error))})") from error
     finally:
         socket.setdefaulttimeout(timeout)
     with _subprocesses_silenced() as said:
@@ -261,7 +255,7 @@ def _spice(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
             value, each = scorer.compute_score(references, hypotheses)
             return value, [one["All"]["f"] for one in each]
         except subprocess.CalledProcessError as error:
-            raise _CannotRun(_telling_line(said()) or f"Java ended with status {error.returncode}") from error
+            raise UserError(_telling_line(said()) or f"Java ended with status {error.returncode}") from error
 
 
 @contextlib.contextmanager
@@ -291,13 +285,6 @@ def _telling_line(said: str) -> str:
     return one_line(lines[0]) if lines else ""
 
 
-class _Frequencies(dict):
-    """n-gram -> frequency, 0 for an unknown one."""
-
-    def __missing__(self, ngram: tuple) -> float:
-        return 0.0
-
-
 class CiderD(CiderScorer):
     """pycocoevalcap's CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726) with the document frequencies of another corpus.
 
@@ -311,7 +298,7 @@ class CiderD(CiderScorer):
     def __init__(self, table: Mapping):
         super().__init__()
         frequencies, images = check_table(table)
-        self.document_frequency, self._log_images = _Frequencies(frequencies), math.log(images)
+        self.document_frequency, self._log_images = defaultdict(float, frequencies), math.log(images)
 
     @property
     def ref_len(self) -> float:

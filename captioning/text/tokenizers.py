@@ -6,6 +6,7 @@ as_sentence("a dog runs .")          # "A dog runs."
 
 import re
 from collections.abc import Callable
+from functools import cache
 
 from captioning.errors import UserError
 
@@ -16,17 +17,14 @@ TOKENIZERS = ("treebank", "whitespace", "char", "regex")
 _PLAIN = re.compile(r"(?:[a-z0-9 ]|-(?!-)|, )*[a-z0-9 ]\.?\s*", re.IGNORECASE)
 _CONTRACTION = re.compile(r"cannot|gimme|gonna|gotta|lemme|wanna", re.IGNORECASE)
 _WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
-_treebank = None
 
 
+@cache
 def load_treebank():
-    """Import nltk's TreebankWordTokenizer, which needs no data files, on first use."""
-    global _treebank
-    if _treebank is None:
-        from nltk.tokenize.treebank import TreebankWordTokenizer
+    """nltk's TreebankWordTokenizer, which needs no data files. It is imported on first use."""
+    from nltk.tokenize.treebank import TreebankWordTokenizer
 
-        _treebank = TreebankWordTokenizer()
-    return _treebank
+    return TreebankWordTokenizer()
 
 
 def _tokenize_treebank(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError
 from captioning.images import zip_file
 from captioning.images.image_file import ImageError, image_exists, image_size, list_images, open_image
-from captioning.images.zip_file import read_member, split_path, zip_names
+from captioning.images.zip_file import open_zip, read_member, split_path
 from data_loader import LoaderSettings, get_eval_loader
 
 PICTURES = ("a.jpg", "b.PNG", "sub/c.jpg")
@@ -45,7 +45,7 @@ def test_members_are_those_of_zipfile(tmp_path, method):
     with zipfile.ZipFile(path) as archive:
         for name in PICTURES:
             assert read_member(path / name) == archive.read(name)
-    assert zip_names(path) == [*PICTURES, "notes.txt"]
+    assert open_zip(path).names() == [*PICTURES, "notes.txt"]
     assert [p.as_posix() for p in list_images(path)] == [f"{path}/a.jpg", f"{path}/b.PNG"]
     assert [p.name for p in list_images(path, recursive=True)] == ["a.jpg", "b.PNG", "c.jpg"]
     for number, name in enumerate(PICTURES):
