@@ -22,7 +22,7 @@ from captioning.deepcaption.vocabularies import DeepCaptionVocabulary, from_deep
 from captioning.errors import UserError
 from captioning.files import atomic_write, read_bytes, read_json, read_lines
 from captioning.text.tokenizers import as_sentence, load_treebank, tokenize, tokenize_function
-from captioning.text.tokens import END, PAD, SPECIALS, START, UNK
+from captioning.text.tokens import PAD, SPECIALS, START, UNK, upto_end
 
 EXTENSIONS = (".json", ".pkl", ".txt")
 FORMAT = 1
@@ -136,16 +136,10 @@ class Vocabulary:
 
         Raises IndexError for an id the vocabulary does not have.
         """
-        out = []
-        for i in ids:
-            i = int(i)
-            if i == END:
-                break
-            if i not in (PAD, START):
-                if i < 0:
-                    raise IndexError(f"word id {i} is negative")
-                out.append(self.words[i])
-        return out
+        ids = upto_end([int(i) for i in ids])
+        if min(ids, default=0) < 0:
+            raise IndexError(f"word id {min(ids)} is negative")
+        return [self.words[i] for i in ids if i not in (PAD, START)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The words of `ids` up to <end>, joined by blanks (characters by nothing)."""

@@ -134,20 +134,18 @@ def read_json(path, what: str):
 
     A byte order mark is passed over. Raises UserError naming the file and, for malformed JSON, the line and column.
     """
+    data = read_bytes(path, what)
     try:
-        with _reading(path, what), open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
+        return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{what}: {path} is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno}"
-        raise UserError(f"{what}: {path} is not valid JSON: {error.msg} at {place}") from error
+        reason = f"{error.msg} at line {error.lineno} column {error.colno}"
     except RecursionError:
-        raise UserError(f"{what}: {path} is not valid JSON: lists within lists without end") from None
+        reason = "lists within lists without end"
     except ValueError as error:  # a number of more digits than Python converts
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{what}: {path} is not valid JSON: {error}") from error
+        reason = str(error)
+    raise UserError(f"{what}: {path} is not valid JSON: {reason}")
 
 
 def read_lines(path, what: str) -> list[str]:

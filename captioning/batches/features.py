@@ -1,9 +1,5 @@
 """What a batch reads from feature files: rows by image, of a dataset's files or of a cache of an encoder's output.
 
-    source = FeatureFiles(dataset, "resnet152.lmdb")     # or CachedFeatures("resnet152", path, keys)
-    source.check(dataset.items)                          # UserError where an image has no record
-    source.get(dataset.items[:20])                       # (20, D), or (20, R, D)
-
 Shapes: B images, D feature size, R = h * w regions of a map.
 """
 

@@ -1,10 +1,4 @@
-"""From items of a dataset to pixels: which files are there, regions cut from their images, the photos of stories.
-
-items, bad = with_files(dataset, dataset.items)
-loader = PhotoLoader(transform)
-pixels = loader.load(item, seed)              # (3, H, W), or (S, 3, H, W) of a story's S photos
-batch = stacked([pixels, ...])                # (B, 3, H, W), or StoryPixels
-"""
+"""From items of a dataset to pixels: which files are there, regions cut from their images, the photos of stories."""
 
 import contextlib
 import os

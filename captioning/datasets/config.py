@@ -1,14 +1,6 @@
 """datasets.conf: which datasets there are, and where their images, captions and features lie.
 
-    [coco]                        # a parent: what its children share
-    dataset_class = CocoDataset
-    root_dir = /path/to/coco
-
-    [coco:train2014]              # a child inherits what it does not set; a grandchild [coco:train2014:small] does too
-    image_dir = images/train2014
-    caption_path = annotations/captions_train2014.json
-
-`get_datasets("coco:train2014+coco:val2014", None)` gives the settings of both.
+A section [coco:train2014] inherits from its parent [coco] what it does not set, and so on: [coco:train2014:small].
 """
 
 import configparser

@@ -1,12 +1,8 @@
 """Feature files: one vector, or one map, for every image key.
 
     reader = open_features("resnet152.lmdb")        # .npy, .lmdb, .bin (PicSOM), .h5, .txt (a list of .bin)
-    reader.shape, reader.dtype, reader.provenance        # (2048,), float32, {"extractor": "resnet152", ...} or None
-    reader["000000000009.jpg"]                      # (2048,)
+    reader.shape, reader.dtype, reader.provenance   # (2048,), float32, {"extractor": "resnet152", ...} or None
     reader.get_many(keys)                           # (len(keys), 2048), in the file's own dtype
-
-    with FeatureWriter("lite0.lmdb", (1280, 7, 7), "float16", provenance) as writer:
-        writer.write("000000000009.jpg", array)
 
 Where `X.EXT` does not exist and `X-mean.EXT` does, its one record is given for every key.
 """

@@ -1,9 +1,4 @@
-"""PicSOM's text files: labels of objects, classes of objects, captions, maps from labels to labels. No torch.
-
-index = read_labels("COCO/labels.txt")                     # {"COCO_train2014_000000000009": 0, ...}
-objects = read_class("COCO/classes", "train2014")           # labels, in the order of the file
-captions = read_captions("COCO/textdumps/gt-cooked.txt")    # (label, texts) a line
-"""
+"""PicSOM's text files: labels of objects, classes of objects, captions, maps from labels to labels."""
 
 import os
 from collections.abc import Iterator

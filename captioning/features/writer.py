@@ -26,7 +26,7 @@ class FeatureWriter:
     shape: of one record; dtype: "float32" or "float16" (not in .bin); provenance: what made the features (`extractor`,
     `weights_sha256`, `transform`, `feature_type`), stored with them; keys: those that are to come, for `todo`.
     The records gather in `X.EXT.partial/`; close() puts the file in place. After an interruption the folder stays, and
-    with `resume` the records in it are kept and `key in writer` tells which they are.
+    with `resume` the records in it are kept; `todo` has the keys that are not among them.
     As a context manager it closes on success and leaves the partial folder on an exception.
     Raises UserError for a shape or type the format does not know, a key written twice, values that do not fit.
     """
@@ -81,9 +81,6 @@ class FeatureWriter:
         with atomic_write(noted) as file:
             json.dump(settings, file, indent=1)
         return False
-
-    def __contains__(self, key) -> bool:
-        return key in self.done
 
     def __len__(self) -> int:
         return len(self.done)

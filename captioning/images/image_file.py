@@ -1,10 +1,6 @@
 """Images of any kind in, upright RGB out: opening safely, listing folders, resizing.
 
-image = open_image("photo.jpg")             # PIL, RGB, EXIF orientation applied
-image = open_image("photo.jpg", 672)        # may decode a JPEG at a reduced scale, shorter side >= 672
-paths = list_images("photos", recursive=True)
-image = open_image("photos.zip/sub/a.jpg")  # in a zip file, which stands for a folder everywhere here
-small = resize_square(image, 224)           # PIL, 224x224
+A zip file stands for a folder everywhere: `photos.zip/sub/a.jpg` is an image in it.
 """
 
 import contextlib

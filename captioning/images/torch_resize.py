@@ -1,7 +1,5 @@
 """Pillow images resized by torch: the same antialiased bilinear result as Pillow's, several times as fast.
 
-    small = tensor_resize(image, (256, 256))        # PIL image, or None: this one is Pillow's to do
-
 Both filter 8-bit pixels with the same weights (the triangle of Pillow's `BILINEAR`), rounded a little differently:
 0.006 grey levels apart on average, a level at most (0.2 on average where a version of Pillow takes the two directions
 in another order). torch's kernel takes a whole pixel in one vector instruction.

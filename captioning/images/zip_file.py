@@ -1,8 +1,5 @@
 """Images in a zip file, read in place: `photos.zip/sub/a.jpg` is the member `sub/a.jpg` of photos.zip.
 
-    names = open_zip("photos.zip").names()           # members that are files, each relative to the zip
-    data = read_member("photos.zip/sub/a.jpg")       # bytes
-
 A zip whose images all lie in one top folder, as `zip -r photos.zip photos/` makes it, may be read without naming that
 folder. The index of a zip is read once per process, and forked workers share it; the file itself is opened for every
 member anew, so that processes and threads never share a position in it.

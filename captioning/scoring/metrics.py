@@ -244,13 +244,13 @@ def _spice(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10)  # a network that swallows packets would hold us for minutes
     try:
-        with silenced():
+        with _silenced():
             scorer = Spice()
     except OSError as error:
         raise UserError(f"its models could not be downloaded ({one_line(getattr(error, 'reason', error))})") from error
     finally:
         socket.setdefaulttimeout(timeout)
-    with _subprocesses_silenced() as said:
+    with _silenced() as said:
         try:
             value, each = scorer.compute_score(references, hypotheses)
             return value, [one["All"]["f"] for one in each]
@@ -259,8 +259,8 @@ def _spice(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
 
 
 @contextlib.contextmanager
-def _subprocesses_silenced():
-    """Send what child processes write to our stdout and stderr to a file; yields a function that returns its text."""
+def _silenced():
+    """Swallow what pycocoevalcap prints. Yields a function that returns what child processes have written."""
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:
@@ -268,7 +268,7 @@ def _subprocesses_silenced():
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            with silenced():
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 yield lambda: os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace")
         finally:
             for target, copy in zip((1, 2), saved):
@@ -328,10 +328,3 @@ def caption_statistics(captions: Iterable[str]) -> dict[str, float]:
         "mean_length": words / max(1, len(sentences)),
         "unk_share": unknown / max(1, words),
     }
-
-
-@contextlib.contextmanager
-def silenced():
-    """Swallow what libraries print to stdout and stderr (pycocotools, pycocoevalcap). Exceptions pass through."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield

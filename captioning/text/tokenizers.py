@@ -1,8 +1,4 @@
-"""Tokenizers: a caption to its words, and words to a sentence.
-
-tokenize("A dog's bone.")            # ["a", "dog", "'s", "bone", "."]
-as_sentence("a dog runs .")          # "A dog runs."
-"""
+"""Tokenizers: a caption to its words, and words to a sentence."""
 
 import re
 from collections.abc import Callable
@@ -49,7 +45,7 @@ _FUNCTIONS: dict[str, Callable[[str], list[str]]] = {
 
 
 def tokenize(text: str, tokenizer: str = "treebank", lowercase: bool = True) -> list[str]:
-    """Tokens of `text`.
+    """Tokens of `text`: of "A dog's bone." they are a, dog, 's, bone and the period.
 
     `treebank` is nltk's TreebankWordTokenizer (a final period and commas set apart, "child's" -> child 's),
     `whitespace` splits at blanks, `char` gives single characters (runs of blanks as one), `regex` gives words with
@@ -67,10 +63,7 @@ def tokenize_function(tokenizer: str) -> Callable[[str], list[str]]:
 
 
 def as_sentence(text: str) -> str:
-    """A sentence to print, from words joined by blanks.
-
-    The first letter is capital, commas and periods follow their word, and a missing last period is added.
-    """
+    """A sentence to print, from words joined by blanks: of "a dog , running" it is "A dog, running."."""
     if not text:
         return text
     text = re.sub(r"\s+([.,!?](?:\s|$))", r"\1", text).strip()
