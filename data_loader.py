@@ -51,16 +51,10 @@ class Batch:
     index: int = 0  # which batch of the epoch this is: a batch of nothing but bad images is passed over
     bad: list[str] = field(default_factory=list)  # why images were dropped from it
 
-    def _each(self, change: Callable) -> "Batch":
-        names = ("pixels", "captions", "lengths", "row_image", "sentences")
-        changed = {name: change(value) for name in names if (value := getattr(self, name)) is not None}
-        return replace(self, **changed, inputs=[None if one is None else change(one) for one in self.inputs])
-
-    def to(self, device, non_blocking: bool = True) -> "Batch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
     def pin_memory(self) -> "Batch":  # called by DataLoader
-        return self._each(lambda tensor: tensor.pin_memory())
+        names = ("pixels", "captions", "lengths", "row_image", "sentences")
+        pinned = {name: value.pin_memory() for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **pinned, inputs=[None if one is None else one.pin_memory() for one in self.inputs])
 
 
 class _Numbered:
@@ -111,15 +105,11 @@ class _Batches:
 
     def _load_pixels(self, batch: Batch, epoch: int, groups: list[Group]) -> list[Group]:
         """Fill `batch.pixels` and `batch.bad`; return the groups whose image is good."""
-        good, pixels = [], []
-        for group in groups:
-            loaded = self.photos.load(self.items[group[0]], partial(self._seed_of, epoch, group[0]), batch.bad)
-            if loaded is not None:
-                pixels.append(loaded)
-                good.append(group)
-        if pixels:
-            batch.pixels = stacked(pixels)
-        return good
+        load, seed = self.photos.load, self._seed_of
+        pixels = [load(self.items[index], partial(seed, epoch, index), batch.bad) for index, _ in groups]
+        good = [one for one in pixels if one is not None]
+        batch.pixels = stacked(good) if good else None
+        return [group for group, one in zip(groups, pixels) if one is not None]
 
     def _seed_of(self, epoch: int, index: int, photo: int) -> int | None:
         """Of the augmentation of a photo of item `index`; None where there is none."""
@@ -132,21 +122,13 @@ class _Batches:
 class Loader:
     """Iterates over the Batches of one epoch, from the position set; each iteration repeats it.
 
-    dataset: what it loads from; items: the images it uses; inputs: where a model's inputs come from; bad_items: a
-    message for every image that was dropped, missing files included; each is printed once.
+    items: the images it uses; inputs: where a model's inputs come from; bad_items: a message for every image that was
+    dropped, missing files included; each is printed once.
     A batch that lost all of its images is passed over. With several processes that would put them out of step: check
     the images first. Raises UserError while iterating where a feature file turns out to be damaged.
     """
 
-    def __init__(
-        self,
-        dataset: CaptionDataset,
-        vocabulary,
-        inputs: Sequence[Input],
-        settings: LoaderSettings,
-        transform: Callable | None,
-        training: bool,
-    ):
+    def __init__(self, dataset: CaptionDataset, vocabulary, inputs, settings, transform, training: bool):
         items = dataset.items
         if vocabulary is not None:
             dataset.require_captions("training" if training else "validation")
@@ -156,20 +138,20 @@ class Loader:
         items, self.bad_items = with_files(dataset, items) if transform is not None else (items, [])
         for source in opened(inputs):  # of all items now: training must not die of a missing record in the night
             source.check(items)
-        self.dataset, self.items, self.inputs = dataset, items, list(inputs)
+        self.items, self.inputs = items, list(inputs)
         captions = None if vocabulary is None else CaptionIds(items, vocabulary, settings.max_sentences)
         counts = [0 if captions is None else len(item.captions) for item in items]
         self.sampler = (GroupedBatchSampler if training else ImageBatchSampler)(counts, settings)
-        self.num_workers = settings.num_workers
-        if self.num_workers is None:
-            self.num_workers = 0 if transform is None else _cores()
+        workers = settings.num_workers
+        if workers is None:
+            workers = 0 if transform is None else _cores()
         self._data = DataLoader(
             _Batches(items, captions, self.inputs, transform, settings.seed if training else None),
             batch_size=None,  # an index is a whole batch
             sampler=_Numbered(self.sampler),
-            num_workers=self.num_workers,
+            num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=workers > 0,
         )
 
     @property
@@ -185,7 +167,7 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self._data) if self.num_workers else _ahead(iter(self._data))
+        batches = iter(self._data) if self._data.num_workers else _ahead(iter(self._data))
         with contextlib.closing(batches) if hasattr(batches, "close") else contextlib.nullcontext():
             for batch in batches:
                 if isinstance(batch, str):

@@ -14,6 +14,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,28 +36,24 @@ def count_words(
     captions: Iterable[str], tokenizer: str = "treebank", lowercase: bool = True, num_workers: int = 1
 ) -> Counter:
     """Word -> occurrences over `captions`, in order of first appearance, whatever `num_workers` (processes) is."""
-    tokenize_function(tokenizer)
+    count = partial(_count, tokenizer=tokenizer, lowercase=lowercase)
     captions = iter(captions)
     first = list(islice(captions, PARALLEL_FROM)) if num_workers > 1 else []
     captions = chain(first, captions)
-    jobs = ((chunk, tokenizer, lowercase) for chunk in iter(lambda: list(islice(captions, CHUNK)), []))
-    counter: Counter = Counter()
     if len(first) < PARALLEL_FROM:
-        for part in map(_count_chunk, jobs):
-            counter.update(part)
-        return counter
+        return count(captions)
     if tokenizer == "treebank":
         load_treebank()  # once here instead of once in each forked worker
+    counter: Counter = Counter()
     with get_context().Pool(num_workers) as pool:
-        for part in pool.imap(_count_chunk, jobs):
+        for part in pool.imap(count, iter(lambda: list(islice(captions, CHUNK)), [])):
             counter.update(part)
         pool.close()
         pool.join()  # workers that are done end by themselves, whatever they do with a signal
     return counter
 
 
-def _count_chunk(job: tuple[list[str], str, bool]) -> Counter:
-    captions, tokenizer, lowercase = job
+def _count(captions: Iterable[str], tokenizer: str, lowercase: bool) -> Counter:
     split = tokenize_function(tokenizer)
     counter: Counter = Counter()
     for caption in captions:

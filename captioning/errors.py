@@ -1,12 +1,7 @@
 """What every script does the same way: errors of one line and exit statuses.
 
-A script ends with
-
-    if __name__ == "__main__":
-        sys.exit(run(main, ARGS))
-
-and raises `UserError` for whatever a person can mend: a wrong path, an unknown name, a damaged file. Such an
-error is one line on stderr and exit status 2. Work that met bad items and went on returns status 1 from `main`.
+A script ends with `sys.exit(run(main, ARGS))` and raises `UserError` for whatever a person can mend: a wrong path, an
+unknown name, a damaged file. Work that met bad items and went on returns status 1 from `main`.
 """
 
 import contextlib

@@ -53,12 +53,10 @@ def plan_inputs(
     replaced: {"features": ..., "persist_features": ...}, for each group None, or files, comma separated, that are read
     in place of those that the model names (infer.py's --ext_features and --ext_persist_features).
     sources: what is open already, by the name of the file, or of the encoder that a cache stands in for.
-    photos: whether encoders make from photos what the model reads from feature files: "never", "instead" (of files, if
-    one is not there, which is then told on stderr) or "always"; `replaced` files are read in any case.
-    strict: refuse a file that another encoder made than the one of the model's; else, and where it was `replaced`, a
-    warning tells of it.
-    Raises UserError where a file is missing, has another shape than the model reads, or where a list of `replaced`
-    files does not fit the model.
+    photos: whether encoders make from photos what the model reads from feature files: "never", "instead" (where a file
+    is missing, which a line on stderr says) or "always"; `replaced` files are read in any case.
+    strict: refuse a file that another encoder made than the model's; else, and where it was `replaced`, warn.
+    Raises UserError where a file is missing or does not fit the model.
     """
     replaced = {group: files for group, files in (replaced or {}).items() if files is not None}
     if photos == "instead" and not replaced and (lost := lost_file(config, dataset)):

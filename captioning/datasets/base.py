@@ -1,4 +1,4 @@
-"""What every dataset class is made of: images with captions, and checks of the files they are read from; no torch."""
+"""What every dataset class is made of: images with captions, and checks of the files they are read from."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError
+from captioning.files import read_json
 from captioning.images.image_file import EXTENSIONS, list_images
 from captioning.images.zip_file import is_zip
 
@@ -64,10 +65,6 @@ class CaptionDataset:
         """All captions, in order."""
         return (caption for item in self.items for caption in item.captions)
 
-    def references(self) -> dict[int | str, list[str]]:
-        """image_id -> captions, of the images that have any; for scoring."""
-        return {item.image_id: item.captions for item in self.items if item.captions}
-
     def photos(self) -> list[ImageItem]:
         """What feature files have a record for: the items, or instead of stories their photos, each once."""
         if not any(item.photos for item in self.items):
@@ -96,6 +93,16 @@ class CaptionDataset:
         if not self.caption_path:
             raise UserError(f"--dataset {self.name}: set caption_path in {self.params.config_path}")
         return self.caption_path
+
+    def read_captions_file(self, key: str, whose: str) -> tuple[str, dict]:
+        """(caption_path, the JSON object in it). Raises UserError where it lacks `key`, a list in `whose` format."""
+        path = self.require_caption_path()
+        data = read_json(path, f"--dataset {self.name}")
+        if not isinstance(data, dict) or key not in data:
+            raise UserError(f"{path} is not in {whose} format: it has no {key!r}")
+        if not isinstance(data[key], list):
+            raise UserError(f"{path}: {key} is not a list")
+        return path, data
 
     def add_captions(self, source: str, by_id: dict, captions: Iterable[tuple[object, str]], what="images") -> None:
         """Give each of (id, caption) to the item that `by_id` has for the id.

@@ -1,26 +1,21 @@
-"""COCO's captions: `images[].id/file_name` and `annotations[].image_id/caption` in one JSON file."""
+"""COCO's captions: images and annotations in one JSON file."""
 
 from captioning.datasets.base import ID, TEXT, CaptionDataset, ImageItem, checked_entries, warn
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError
-from captioning.files import read_json
 
 
 class CocoDataset(CaptionDataset):
     """COCO's JSON: `images[].id/file_name` and `annotations[].image_id/caption`. A file without annotations is fine.
 
-    Captions of unknown images and blank ones are left out and counted in one warning. Raises UserError naming the
-    file, and the place in it, for anything malformed.
+    Raises UserError naming the file, and the place in it, for anything malformed.
     """
 
     def __init__(self, params: DatasetParams):
         super().__init__(params)
-        path = self.require_caption_path()
+        path, data = self.read_captions_file("images", "COCO's")
         if params.subset:
             warn(f"[{self.name}] sets subset = {params.subset}, which CocoDataset does not know")
-        data = read_json(path, f"--dataset {self.name}")
-        if not isinstance(data, dict) or "images" not in data:
-            raise UserError(f"{path} is not in COCO's format: it has no 'images'")
         by_id = {}
         for place, image in checked_entries(data["images"], path, "images", id=ID, file_name=TEXT):
             if not image["file_name"]:

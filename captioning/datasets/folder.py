@@ -18,12 +18,7 @@ class GenericDataset(CaptionDataset):
     """
 
     def __init__(
-        self,
-        params: DatasetParams | None = None,
-        *,
-        files: Iterable = (),
-        image_dir: str | None = None,
-        recursive: bool = False,
+        self, params: DatasetParams | None = None, *, files: Iterable = (), image_dir=None, recursive: bool = False
     ):
         super().__init__(params or DatasetParams("generic", "GenericDataset"))
         self.image_dir = str(image_dir) if image_dir else self.image_dir

@@ -1,4 +1,4 @@
-"""A PicSOM database: objects by their labels, classes of objects, captions in a text file; no torch."""
+"""A PicSOM database: objects by their labels, classes of objects, captions in a text file."""
 
 import os
 
@@ -29,13 +29,12 @@ class PicSOMDataset(CaptionDataset):
             folder = os.path.join(root, "classes")
             if not os.path.isfile(os.path.join(folder, params.subset)):
                 raise UserError(f"--dataset {self.name}: subset: no such class file: {folder}/{params.subset}")
-            wanted = read_class(folder, params.subset)
+            wanted = dict.fromkeys(read_class(folder, params.subset))
             unknown = [label for label in wanted if label not in self.labels]
             if unknown:
                 what = f"{len(unknown)} of its {len(wanted)} objects are not in {labels_path}"
                 warn(f"{folder}/{params.subset}: {what} and left out: {first_few(unknown)}")
-            wanted_set = set(wanted)
-            chosen = [label for label in chosen if label in wanted_set]
+            chosen = [label for label in chosen if label in wanted]
         name = params.extra.get("label_map")
         others = read_label_map(params.path(name)) if name else {}
         finder = ImageFinder(self.image_dir)

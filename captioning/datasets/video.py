@@ -1,4 +1,4 @@
-"""Videos that stand as one frame each: MSR-VTT and TRECVID's video-to-text task; no torch."""
+"""Videos that stand as one frame each: MSR-VTT and TRECVID's video-to-text task."""
 
 import os
 import re
@@ -6,7 +6,6 @@ import re
 from captioning.datasets.base import TEXT, CaptionDataset, ImageItem, checked_entries, first_few, warn
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError
-from captioning.files import read_json
 from captioning.images.image_file import list_images
 
 
@@ -20,11 +19,8 @@ class MSRVTTDataset(CaptionDataset):
 
     def __init__(self, params: DatasetParams):
         super().__init__(params)
-        path = self.require_caption_path()
+        path, data = self.read_captions_file("videos", "MSR-VTT's")
         split = params.subset or params.extra.get("split") or "train"
-        data = read_json(path, f"--dataset {self.name}")
-        if not isinstance(data, dict) or "videos" not in data:
-            raise UserError(f"{path} is not in MSR-VTT's format: it has no 'videos'")
         by_id: dict[str, ImageItem | None] = {}
         splits: dict[str, None] = {}
         for place, video in checked_entries(data["videos"], path, "videos", video_id=TEXT, split=TEXT):

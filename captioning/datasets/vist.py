@@ -1,9 +1,8 @@
-"""VIST, the visual storytelling data set (Huang et al. 2016): a story of several photos is one item; no torch."""
+"""VIST, the visual storytelling data set (Huang et al. 2016): a story of several photos is one item."""
 
 from captioning.datasets.base import ID, TEXT, CaptionDataset, ImageFinder, ImageItem, check_entry
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError
-from captioning.files import read_json
 
 
 class VistDataset(CaptionDataset):
@@ -17,10 +16,7 @@ class VistDataset(CaptionDataset):
 
     def __init__(self, params: DatasetParams):
         super().__init__(params)
-        path = self.require_caption_path()
-        data = read_json(path, f"--dataset {self.name}")
-        if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
-            raise UserError(f"{path} is not in VIST's format: it has no list 'annotations'")
+        path, data = self.read_captions_file("annotations", "VIST's")
         finder = ImageFinder(self.image_dir)
         stories: dict[int | str, tuple[list[ImageItem], list[str]]] = {}
         for i, several in enumerate(data["annotations"]):
@@ -36,5 +32,4 @@ class VistDataset(CaptionDataset):
             texts.append(entry["text"].strip())
         for story, (photos, texts) in stories.items():
             text = " ".join(filter(None, texts))
-            item = ImageItem(story, str(story), photos[0].path, [text] if text else [], photos=photos)
-            self.items.append(item)
+            self.items.append(ImageItem(story, str(story), photos[0].path, [text] if text else [], photos=photos))

@@ -120,11 +120,7 @@ class RowReader(FeatureReader):
         return iter(self._index) if self._index is not None else map(str, range(self.count))
 
     def _find(self, keys: Sequence) -> np.ndarray:
-        """Row numbers, -1 where there is no record; a format may have rows that hold none."""
-        return self._numbers(keys)
-
-    def _numbers(self, keys: Sequence) -> np.ndarray:
-        """Row numbers, -1 where there is no row."""
+        """Row numbers, -1 where there is no record."""
         index = self._index
         if self._all_there:
             with contextlib.suppress(KeyError):
@@ -142,17 +138,11 @@ class RowReader(FeatureReader):
         return [keys[i] for i in np.flatnonzero(self._find(keys) < 0)]
 
     def get_many(self, keys: Sequence) -> np.ndarray:
-        rows = self._numbers(keys)
-        if not len(rows) or rows.min() >= 0:
-            with naming(self.path):
-                taken = self._take(rows).astype(self.dtype, copy=False)
-            if self._complete(taken):
-                return taken
-        raise self.no_record(keys[int(self._find(keys).argmin())])
-
-    def _complete(self, records: np.ndarray) -> bool:
-        """Whether rows that were read are all records."""
-        return True
+        rows = self._find(keys)
+        if len(rows) and rows.min() < 0:
+            raise self.no_record(keys[int(rows.argmin())])
+        with naming(self.path):
+            return self._take(rows).astype(self.dtype, copy=False)
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
         return self._rows()[rows]  # not np.take(): it copies the whole of an array whose rows are apart

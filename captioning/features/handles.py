@@ -1,10 +1,4 @@
-"""Open feature files of this process, each opened once and shared by all who read it; errors that name the file.
-
-    with handles_lock, naming(path):
-        opened = handle(path, opener)           # opener() where the file is not open yet, or another took its place
-
-Handles are closed before a fork: lmdb refuses to open a file twice in a process, and counts what was open at the fork.
-"""
+"""Open feature files of this process, each opened once and shared by all who read it; errors that name the file."""
 
 import contextlib
 import os
@@ -20,7 +14,10 @@ _recent: dict[Path, tuple] = {}  # by the path asked for: finding the real one t
 
 
 def handle(path: Path, opener):
-    """The open handle of `path`, shared in this process: lmdb refuses to open a file twice. Call under handles_lock."""
+    """The open handle of `path`, shared in this process: lmdb refuses to open a file twice. Call under handles_lock.
+
+    opener: called where the file is not open yet, or another one took its place.
+    """
     now = os.stat(path)
     stamp = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
     if path in _recent and _recent[path][0] == stamp:

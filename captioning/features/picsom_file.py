@@ -46,25 +46,21 @@ class BinReader(RowReader):
 
     def _names(self, keys: Sequence[str] | None) -> dict[str, int] | None:
         labels = self.path.with_name("labels.txt")
-        named = self.path.with_suffix(".keys.txt").exists()
-        if self._labels is not None and not named and not labels.exists():
-            return self._labels
-        if named or not labels.exists():
-            # A PicSOM file without labels is asked by numbers (MSR-VTT); other keys are the dataset's, in its order.
-            if keys is not None and all(str(key).isdecimal() for key in keys):
-                keys = None
-            return super()._names(keys)
-        return read_labels(labels)
-
-    def _complete(self, records: np.ndarray) -> bool:
-        first = records[:, 0]
-        return bool((first == first).all())  # NaN is unlike itself
+        if not self.path.with_suffix(".keys.txt").exists():
+            if labels.exists():
+                return read_labels(labels)
+            if self._labels is not None:
+                return self._labels
+        # A PicSOM file without labels is asked by numbers (MSR-VTT); other keys are the dataset's, in its order.
+        if keys is not None and all(str(key).isdecimal() for key in keys):
+            keys = None
+        return super()._names(keys)
 
     def _find(self, keys: Sequence) -> np.ndarray:
-        rows = self._numbers(keys)
+        rows = super()._find(keys)
         there = np.flatnonzero(rows >= 0)
         first = self.mapped[rows[there], 0]
-        rows[there[first != first]] = -1  # NaN
+        rows[there[first != first]] = -1  # NaN is unlike itself
         return rows
 
     def keys(self) -> Iterator[str]:

@@ -135,18 +135,16 @@ def scaled(image: Image.Image, top: float) -> Image.Image:
     return image.point(lambda value: value * (255 / top) + 0.5).convert("L")
 
 
-def resize_square(
-    image: Image.Image, size: int, keep_aspect: bool = False, interpolation: str = "bilinear"
-) -> Image.Image:
-    """Resize the whole image to size x size pixels, or with `keep_aspect` to a shorter side of `size`; antialiased.
+def resize_square(image: Image.Image, size: int, keep_aspect: bool = False) -> Image.Image:
+    """Resize the whole image to size x size pixels, or with `keep_aspect` to a shorter side of `size`; bilinear.
 
-    Very large images are first shrunk by a whole factor to no less than three times the result, which differs from
-    a plain resize by half a grey level at most.
+    Antialiased. Very large images are first shrunk by a whole factor to no less than three times the result, which
+    differs from a plain resize by half a grey level at most.
     """
     target = target_size(image.size, size, keep_aspect)
     if image.size == target:
         return image
-    return image.resize(target, Image.Resampling[interpolation.upper()], reducing_gap=3.0)
+    return image.resize(target, Image.Resampling.BILINEAR, reducing_gap=3.0)
 
 
 def target_size(size: tuple[int, int], side: int, keep_aspect: bool = False) -> tuple[int, int]:

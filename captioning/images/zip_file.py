@@ -6,10 +6,10 @@ member anew, so that processes and threads never share a position in it.
 """
 
 import errno
+import functools
 import os
 import re
 import struct
-import threading
 import zipfile
 import zlib
 from operator import attrgetter
@@ -20,10 +20,6 @@ LARGEST = 2**30  # bytes of a member unpacked: more is no image, or a decompress
 LOCAL_HEADER = struct.Struct("<4s22x2H")  # magic, the lengths of name and extra field, after which the data begins
 MEMBER = attrgetter("header_offset", "compress_size", "file_size", "compress_type", "CRC", "flag_bits")
 JUNK = re.compile(r"(?s)__MACOSX/|(.*/)?\.")  # what a Mac adds, and hidden files
-_lock = threading.Lock()
-_indexes: dict[str, tuple] = {}  # path -> (size and time of the file when it was read, ImageZip)
-if hasattr(os, "register_at_fork"):  # a child must not find the lock held by a thread that it does not have
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class ImageZip:
@@ -107,11 +103,12 @@ def open_zip(path) -> ImageZip:
         now = os.stat(path)
     except OSError as error:
         raise UserError(f"cannot read zip file {path}: {error.strerror or error}") from None
-    stamp = (now.st_size, now.st_mtime_ns)
-    with _lock:
-        if path not in _indexes or _indexes[path][0] != stamp:
-            _indexes[path] = (stamp, ImageZip(path))
-        return _indexes[path][1]
+    return _index(path, now.st_size, now.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _index(path: str, size: int, mtime_ns: int) -> ImageZip:
+    return ImageZip(path)
 
 
 def is_zip(path) -> bool:

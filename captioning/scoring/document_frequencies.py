@@ -1,9 +1,5 @@
 """Document frequencies of n-grams ("cached words"), by which CIDEr-D weighs words: counting them, and their files.
 
-    words = count_documents(tokenized({7: ["A dog runs."]}).values())
-    words.save("coco-train2014.npz")
-    words = CachedWords.load("coco-train2014.npz")        # or .json, or a .pkl or .p of DeepCaption
-
 .npz and .json are this toolkit's own formats. .pkl holds the dict of `document_frequency` and `ref_len` that
 DeepCaption and other programs read. Pickles are read by an unpickler that builds plain values only.
 

@@ -1,9 +1,5 @@
 """Scores of captions by pycocoevalcap: BLEU, METEOR, ROUGE-L, CIDEr, CIDEr-D and SPICE.
 
-    scores = score_captions({7: "a dog runs"}, {7: ["A dog is running.", "The dog runs!"]}, metrics=("bleu", "rouge"))
-    scores.values    {"bleu_1": ..., "bleu_2": ..., "bleu_3": ..., "bleu_4": ..., "rouge_l": ...}
-    scores.left_out  {} or {"meteor": "needs Java, which is not installed"}
-
 Each metric stands alone. One that cannot run is named in `left_out` with the reason; it never appears as a 0.
 METEOR, SPICE and the tokens of Stanford's PTBTokenizer ("ptb") need Java. `ptb_tokens` gives the same tokens without
 Java ("python").
@@ -73,9 +69,8 @@ def parse_metrics(text: str) -> tuple[str, ...]:
         name = ALIASES.get(name, name)
         if name not in METRICS:
             raise UserError(f"unknown metric '{word.strip()}'; known are {', '.join(METRICS)}")
-        if name not in names:
-            names.append(name)
-    return tuple(names)
+        names.append(name)
+    return tuple(dict.fromkeys(names))
 
 
 def java_missing() -> bool:
