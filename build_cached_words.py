@@ -37,13 +37,14 @@ from pathlib import Path
 from captioning.datasets.base import image_key
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError, run
-from captioning.scoring.document_frequencies import caption_hash, count_documents, file_kind, tokenized
+from captioning.files import known_ending
+from captioning.scoring.document_frequencies import EXTENSIONS, caption_hash, count_documents, tokenized
 from captioning.text.ptb import ptb_tokens
 from vocabulary import Vocabulary
 
 
 def main(args) -> int:
-    file_kind(args.output)
+    known_ending(args.output, "cached words", EXTENSIONS)
     if Path(args.output).exists() and not args.force:
         raise UserError(f"--output {args.output} exists: give another name, or --force to write over it")
     known = None

@@ -28,9 +28,9 @@ from captioning.batches.captions import CaptionIds
 from captioning.batches.inputs import Input
 from captioning.batches.pixels import PhotoLoader, StoryPixels, stacked, with_files
 from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler, LoaderSettings
-from captioning.datasets.base import CaptionDataset, ImageItem, warn
+from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
-from captioning.errors import UserError
+from captioning.errors import UserError, warn
 
 __all__ = ["Batch", "Loader", "LoaderSettings", "get_eval_loader", "get_loader", "open_dataset"]
 

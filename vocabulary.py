@@ -21,7 +21,7 @@ from pathlib import Path
 
 from captioning.deepcaption.vocabularies import DeepCaptionVocabulary, from_deepcaption, read_pickle
 from captioning.errors import UserError
-from captioning.files import atomic_write, read_bytes, read_json, read_lines
+from captioning.files import atomic_write, known_ending, read_bytes, read_json, read_lines
 from captioning.text.tokenizers import as_sentence, load_treebank, tokenize, tokenize_function
 from captioning.text.tokens import PAD, SPECIALS, START, UNK, upto_end
 
@@ -172,7 +172,7 @@ class Vocabulary:
 
     def save(self, path) -> None:
         """Write .json, .pkl (a pickle of the same plain dict) or .txt (a word a line), by the ending of `path`."""
-        extension = file_kind(path)
+        extension = known_ending(path, "vocabulary", EXTENSIONS)
         if extension == ".txt" and (self.tokenizer != "treebank" or not self.lowercase):
             raise UserError(f"{path}: a .txt file cannot keep the tokenizer ({self.tokenizer}): use .json or .pkl")
         with atomic_write(path, "wb") as file:
@@ -189,7 +189,7 @@ class Vocabulary:
 
         Raises UserError naming the file where it is missing, of an unknown ending, or malformed.
         """
-        extension = file_kind(path)
+        extension = known_ending(path, "vocabulary", EXTENSIONS)
         if not Path(path).exists():
             raise UserError(f"vocabulary: no such file: {path}; build_vocab.py makes one")
         try:
@@ -203,14 +203,6 @@ class Vocabulary:
             if str(path) in str(error):
                 raise
             raise UserError(f"{path}: {error}") from error
-
-
-def file_kind(path) -> str:
-    """The ending of a vocabulary file, in lower case. Raises UserError for one that is none of EXTENSIONS."""
-    extension = Path(path).suffix.lower()
-    if extension not in EXTENSIONS:
-        raise UserError(f"vocabulary: unknown ending of {str(path)!r}: use one of {', '.join(EXTENSIONS)}")
-    return extension
 
 
 def _words_of_lines(lines: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ unknown name, a damaged file. Work that met bad items and went on returns status
 import contextlib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 # Threads of torch that wait for work spin for microseconds only, then sleep: on a machine that others use too, the
@@ -69,6 +70,16 @@ def run(main, args) -> int:
         except BrokenPipeError:  # the reader of our output (head, less) went away before the work was finished
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + 13  # SIGPIPE
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def first_few(names: Iterable, most: int = 3) -> str:
+    """The first few of `names`, to be put into a message."""
+    names = list(names)
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def one_line(error) -> str:

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from captioning.errors import UserError
@@ -61,6 +61,14 @@ def atomic_write(path, mode: str = "w", flush: bool = True):
         if (cause := _write_error(error)) is not None:
             raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
         raise
+
+
+def known_ending(path, what: str, known: Sequence[str]) -> str:
+    """The ending of `path`, in lower case. Raises UserError where it is none of `known`; `what` names its role."""
+    ending = Path(path).suffix.lower()
+    if ending not in known:
+        raise UserError(f"{what}: unknown ending of {str(path)!r}: use one of {', '.join(known)}")
+    return ending
 
 
 def require_model_file(path) -> None:

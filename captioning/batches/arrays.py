@@ -12,23 +12,15 @@ from captioning.errors import UserError
 def tensors_for(argument: str, given, specs: Sequence) -> list[Tensor]:
     """A tensor (B, D) or (B, R, D) for each of `specs`."""
     names = ", ".join(spec.name for spec in specs) or "none"
+    is_list = isinstance(given, list | tuple)
     if given is None:
-        given = []
-    elif len(specs) == 1 and not _one_for_each(given, specs):
-        given = [given]
-    if not isinstance(given, list | tuple) or len(given) != len(specs):
-        count = len(given) if isinstance(given, list | tuple) else 1
-        raise UserError(
-            f"caption_features: {argument} must be one array for each of the model's ({names}), not {count}"
-        )
+        given, is_list = [], True
+    elif len(specs) == 1 and not (is_list and len(given) == 1 and np.ndim(given[0]) >= len(specs[0].shape)):
+        given, is_list = [given], True  # the one array, or a list of its rows
+    if not is_list or len(given) != len(specs):
+        wanted = f"one array for each of the model's ({names}), not {len(given) if is_list else 1}"
+        raise UserError(f"caption_features: {argument} must be {wanted}")
     return [_tensor(f"{argument} for {spec.name}", values, spec.shape) for spec, values in zip(specs, given)]
-
-
-def _one_for_each(given, specs: Sequence) -> bool:
-    """Whether a list for a single name is that of its one array, rather than the array's rows."""
-    if not isinstance(given, list | tuple) or len(given) != 1:
-        return False
-    return np.ndim(given[0]) >= len(specs[0].shape)
 
 
 def _tensor(what: str, values, shape: tuple[int, ...]) -> Tensor:

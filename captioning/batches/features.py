@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from captioning.datasets.base import CaptionDataset, ImageItem, first_few, warn
-from captioning.errors import UserError
+from captioning.datasets.base import CaptionDataset, ImageItem
+from captioning.errors import UserError, first_few, warn
 from captioning.features.base import FeatureReader
 from captioning.features.factory import open_features
 from captioning.features.lmdb_file import LmdbReader

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from captioning.batches.features import CachedFeatures, FeatureFiles, feature_path
 from captioning.config import FeatureSpec, ModelConfig
-from captioning.datasets.base import CaptionDataset, warn
-from captioning.errors import UserError
+from captioning.datasets.base import CaptionDataset
+from captioning.errors import UserError, warn
 from captioning.features.factory import is_feature_file
 from captioning.features.joined import is_there
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioning.datasets.base import CaptionDataset, ImageItem, first_few, warn
-from captioning.errors import UserError
+from captioning.datasets.base import CaptionDataset, ImageItem
+from captioning.errors import UserError, first_few, warn
 from captioning.images.image_file import image_error, image_exists, open_image
 
 # A region may reach this share of its size beyond its image (people drew them); more, and it is another image's.

@@ -1,12 +1,11 @@
 """What every dataset class is made of: images with captions, and checks of the files they are read from."""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from captioning.datasets.config import DatasetParams
-from captioning.errors import UserError
+from captioning.errors import UserError, first_few, warn
 from captioning.files import read_json
 from captioning.images.image_file import EXTENSIONS, list_images
 from captioning.images.zip_file import is_zip
@@ -75,9 +74,8 @@ class CaptionDataset:
     def require_captions(self, purpose: str = "training") -> None:
         """Raises UserError naming the dataset and its file where there is not a single caption."""
         if not any(item.captions for item in self.items):
-            files = ", ".join(str(part.caption_path) for part in self.parts if part.caption_path)
-            where = files or "it sets no caption_path"
-            raise UserError(f"--dataset {self.name}: there are no captions ({where}), which {purpose} needs")
+            files = ", ".join(str(part.caption_path) for part in self.parts if part.caption_path) or "no caption_path"
+            raise UserError(f"--dataset {self.name}: there are no captions ({files}), which {purpose} needs")
 
     def require_images(self) -> None:
         """Raises UserError where a folder of images, or a zip file of them, is not known or not there."""
@@ -179,13 +177,3 @@ class ImageFinder:
                     return os.path.join(self.image_dir, name)
         name = stems[0] if stems[0].lower().endswith(EXTENSIONS) else stems[0] + ".jpg"
         return os.path.join(self.image_dir, name)
-
-
-def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def first_few(names: Iterable, most: int = 3) -> str:
-    """The first few of `names`, to be put into a message."""
-    names = list(names)
-    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")

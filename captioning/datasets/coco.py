@@ -1,8 +1,8 @@
 """COCO's captions: images and annotations in one JSON file."""
 
-from captioning.datasets.base import ID, TEXT, CaptionDataset, ImageItem, checked_entries, warn
+from captioning.datasets.base import ID, TEXT, CaptionDataset, ImageItem, checked_entries
 from captioning.datasets.config import DatasetParams
-from captioning.errors import UserError
+from captioning.errors import UserError, warn
 
 
 class CocoDataset(CaptionDataset):

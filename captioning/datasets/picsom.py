@@ -2,9 +2,9 @@
 
 import os
 
-from captioning.datasets.base import CaptionDataset, ImageFinder, ImageItem, first_few, warn
+from captioning.datasets.base import CaptionDataset, ImageFinder, ImageItem
 from captioning.datasets.config import DatasetParams
-from captioning.errors import UserError
+from captioning.errors import UserError, first_few, warn
 from captioning.features.picsom_labels import read_captions, read_class, read_label_map, read_labels
 
 

@@ -3,9 +3,9 @@
 import os
 import re
 
-from captioning.datasets.base import TEXT, CaptionDataset, ImageItem, checked_entries, first_few, warn
+from captioning.datasets.base import TEXT, CaptionDataset, ImageItem, checked_entries
 from captioning.datasets.config import DatasetParams
-from captioning.errors import UserError
+from captioning.errors import UserError, first_few, warn
 from captioning.images.image_file import list_images
 
 

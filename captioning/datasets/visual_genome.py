@@ -4,19 +4,9 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from captioning.datasets.base import (
-    ID,
-    NUMBER,
-    TEXT,
-    CaptionDataset,
-    ImageItem,
-    check_entry,
-    checked_entries,
-    first_few,
-    warn,
-)
+from captioning.datasets.base import ID, NUMBER, TEXT, CaptionDataset, ImageItem, check_entry, checked_entries
 from captioning.datasets.config import DatasetParams
-from captioning.errors import UserError
+from captioning.errors import UserError, first_few, warn
 from captioning.files import read_json
 from captioning.text.paragraphs import spaced_paragraph
 

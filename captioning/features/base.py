@@ -45,9 +45,6 @@ class FeatureReader:
     def __getitem__(self, key) -> np.ndarray:
         return self.get_many([key])[0]
 
-    def __contains__(self, key) -> bool:
-        return not self.missing([key])
-
     def pick(self, keys: Sequence) -> Sequence:
         """`keys`, and instead of each tuple of keys the first of it that has a record, or its first if none has."""
         if not any(isinstance(key, tuple) for key in keys):

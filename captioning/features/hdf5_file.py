@@ -67,8 +67,6 @@ def h5py():
 class H5Store(RowStore):
     """Rows gather in a plain file, as an HDF5 file that was not closed may be damaged; complete() turns it into one."""
 
-    copied_bytes = 2**25
-
     def __init__(self, writer, resume: bool):
         h5py()  # told before the work where it is missing
         super().__init__(writer, resume)
@@ -79,7 +77,7 @@ class H5Store(RowStore):
     def complete(self) -> None:
         writer, count = self.writer, len(self.rows)
         rows = np.memmap(self.data, writer.dtype, "r", shape=(count, *writer.shape))
-        step = max(1, self.copied_bytes // self.bytes)
+        step = max(1, 2**25 // self.bytes)  # records of 32 MiB at a time
         self.data = self.data.with_suffix(".h5")
         with h5py().File(self.data, "w") as file:
             data = file.create_dataset("data", rows.shape, writer.dtype)

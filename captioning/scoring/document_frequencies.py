@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning.errors import UserError, one_line
-from captioning.files import atomic_write, read_json
+from captioning.files import atomic_write, known_ending, read_json
 from captioning.text.ptb import ptb_tokens
 
 END_TOKEN = "<end>"  # counted like a word, so that a caption that stops in the middle scores less
@@ -66,7 +66,7 @@ class CachedWords:
 
     def save(self, path) -> None:
         """Write .npz, .json or .pkl, by the extension. Raises UserError for another one."""
-        kind = file_kind(path)
+        kind = known_ending(path, "cached words", EXTENSIONS)
         with atomic_write(path, "wb") as file:
             if kind == ".npz":
                 words = np.frombuffer("\n".join(self.tokens).encode(), np.uint8)
@@ -120,14 +120,6 @@ class CachedWords:
         words = cls.from_dict({"document_frequency": table, "ref_len": content.get("ref_len")})
         words.origin = str(content.get("origin", ""))
         return words
-
-
-def file_kind(path) -> str:
-    """The extension of a cached-words file. Raises UserError for another."""
-    kind = Path(path).suffix.lower()
-    if kind not in EXTENSIONS:
-        raise UserError(f"cached words: {path}: the file must end in {', '.join(EXTENSIONS)}")
-    return kind
 
 
 def tokenized(references: Mapping[object, Sequence[str]], end_token: bool = True) -> dict[object, list[list[str]]]:

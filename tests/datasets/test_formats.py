@@ -141,7 +141,7 @@ def test_a_story_goes_on_without_photos_that_have_no_features(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: "[]", "no list 'annotations'"),
+        (lambda d: "[]", "no 'annotations'"),
         (lambda d: d["annotations"].insert(4, {}), "annotations[4] is not a list of one object"),
         (lambda d: d["annotations"].insert(4, []), "annotations[4] is not a list of one object"),
         (lambda d: d["annotations"][4][0].pop("text") and None, "annotations[4][0] has no 'text'"),
