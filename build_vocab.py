@@ -70,10 +70,10 @@ from pathlib import Path
 from captioning.datasets.base import CaptionDataset
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError, run
-from captioning.files import atomic_write, known_ending
+from captioning.files import atomic_write
 from captioning.text.tokenizers import tokenize
 from captioning.text.tokens import SPECIALS
-from vocabulary import EXTENSIONS, Vocabulary, count_words, vocabulary_from_counts
+from vocabulary import Vocabulary, count_words, file_kind, vocabulary_from_counts
 
 DEFAULT = ("treebank", True)  # tokeniser and whether words are lower-cased: what a .txt vocabulary stands for
 
@@ -180,8 +180,7 @@ def main(args) -> None:
         "leftovers": beside(base, "leftovers") if args.create_leftovers_file else None,
         "stats": beside(base, "vocab_stats") if args.create_vocab_stats_file else None,
     }
-    output = outputs["vocabulary"]
-    if output and known_ending(output, "vocabulary", EXTENSIONS) == ".txt" and (tokenizer, lowercase) != DEFAULT:
+    if outputs["vocabulary"] and file_kind(outputs["vocabulary"]) == ".txt" and (tokenizer, lowercase) != DEFAULT:
         raise UserError("--vocab_output_path: a .txt file cannot keep how captions are split: use .json or .pkl")
     refuse_existing([path for path in outputs.values() if path], args.force)
 

@@ -14,7 +14,6 @@ Shapes: B images in the batch, N captions (rows), T time steps, D feature size, 
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from captioning.batches.captions import CaptionIds
 from captioning.batches.inputs import Input
 from captioning.batches.pixels import PhotoLoader, StoryPixels, stacked, with_files
 from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler, LoaderSettings
+from captioning.cores import core_count
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError, warn
@@ -144,7 +144,7 @@ class Loader:
         self.sampler = (GroupedBatchSampler if training else ImageBatchSampler)(counts, settings)
         workers = settings.num_workers
         if workers is None:
-            workers = 0 if transform is None else _cores()
+            workers = 0 if transform is None else core_count()
         self._data = DataLoader(
             _Batches(items, captions, self.inputs, transform, settings.seed if training else None),
             batch_size=None,  # an index is a whole batch
@@ -229,8 +229,3 @@ def get_eval_loader(
 def opened(inputs: Iterable[Input]) -> list:
     """The feature files and caches among the sources of `inputs`, each once: several inputs may share one."""
     return list({id(one.source): one.source for one in inputs if not one.from_pixels}.values())
-
-
-def _cores() -> int:
-    """Cores of the machine that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

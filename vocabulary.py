@@ -172,7 +172,7 @@ class Vocabulary:
 
     def save(self, path) -> None:
         """Write .json, .pkl (a pickle of the same plain dict) or .txt (a word a line), by the ending of `path`."""
-        extension = known_ending(path, "vocabulary", EXTENSIONS)
+        extension = file_kind(path)
         if extension == ".txt" and (self.tokenizer != "treebank" or not self.lowercase):
             raise UserError(f"{path}: a .txt file cannot keep the tokenizer ({self.tokenizer}): use .json or .pkl")
         with atomic_write(path, "wb") as file:
@@ -189,7 +189,7 @@ class Vocabulary:
 
         Raises UserError naming the file where it is missing, of an unknown ending, or malformed.
         """
-        extension = known_ending(path, "vocabulary", EXTENSIONS)
+        extension = file_kind(path)
         if not Path(path).exists():
             raise UserError(f"vocabulary: no such file: {path}; build_vocab.py makes one")
         try:
@@ -203,6 +203,11 @@ class Vocabulary:
             if str(path) in str(error):
                 raise
             raise UserError(f"{path}: {error}") from error
+
+
+def file_kind(path) -> str:
+    """The ending of a vocabulary file, in lower case. Raises UserError for one that is none of EXTENSIONS."""
+    return known_ending(path, "vocabulary", EXTENSIONS)
 
 
 def _words_of_lines(lines: list[str]) -> list[str]:
