@@ -13,6 +13,7 @@ Writes models/NAME/epN.model and best.model, which infer.py takes, last.model, w
 train_stats.json, which plot_stats.py draws.
 """
 
+import math
 import re
 import signal
 import sys
@@ -105,7 +106,7 @@ class TrainRun:
         torch.use_deterministic_algorithms(s.deterministic)
         dataset = open_dataset(self.data.dataset, self.data.dataset_config_file)
         dataset.require_captions()
-        name = s.model_name or run_name(s.model_basename, self.builder.model, self.builder.config)
+        name = s.model_name or run_name(s.model_basename, self.builder.wanted, self.builder.config)
         self.folder = RunFolder(Path(s.output_root) / s.model_path / name, sys.argv)
         saved = self.folder.prepare(s.resume, s.replace, is_main())
         self.log = TrainingLog(self.folder.path, s.tensorboard and is_main(), s.profiler and is_main())
@@ -116,6 +117,7 @@ class TrainRun:
             show_tokens(dataset, self.captioner.vocabulary)
         objective = self.open_data(dataset)
         self.start(saved, objective)
+        self.folder.remove_older()  # all that the new run needs is open
 
     def open_data(self, dataset: CaptionDataset) -> Objective:
         """Open the batches for training and for validation. Returns the objective, before self-critical training."""
@@ -124,7 +126,7 @@ class TrainRun:
         dataset = readable(dataset, cached)
         inputs = plan_inputs(config, dataset, sources=cached)
         keep_sizes(config, inputs)
-        models, weights = self.settings.distill, self.builder.model.weights
+        models, weights = self.settings.distill, self.builder.wanted.weights
         teachers = Teachers(models, captioner, inputs, dataset, weights) if models else None
         self.loader = self.open_loader(dataset, inputs + (teachers.inputs if teachers else []))
         self.loader.bad_items += bad
@@ -174,7 +176,7 @@ class TrainRun:
             self.first, state = position["epoch"], position["trainer"]
             self.position = position if position["batch"] else None
             print(f"resumed at epoch {self.first}, batch {position['batch']}")
-        elif self.builder.model.load_model:
+        elif self.builder.wanted.load_model:
             self.first = int(self.captioner.info.get("epoch", 0)) + 1
             position = self.captioner.info.get("training")
             if position and not s.optimizer_reset:
@@ -204,7 +206,7 @@ class TrainRun:
             words = CachedWords.load(self.settings.cached_words)
         else:
             name = re.sub(r"[^\w.+-]", "-", self.data.dataset)
-            file = None if self.builder.model.load_model else self.data.vocabulary_file
+            file = None if self.builder.wanted.load_model else self.data.vocabulary_file
             folder, name = (Path(file).parent, f"{Path(file).stem}-{name}") if file else (self.data.vocab_root, name)
             words = kept_words(references, folder, name, write=is_main())
         return SelfCritical(self.training, CiderReward(references, self.captioner.vocabulary, words=words))
@@ -273,6 +275,7 @@ class TrainRun:
             last = bar.done >= batches
             due = self.settings.save_every and self.trainer.step % self.settings.save_every == 0
             if is_main() and not last and (due or self.stop.signal):
+                self.check_loss(progress)  # before it takes the place of a good one
                 self.folder.save_last(self.captioner, self.trainer, epoch, bar.done, progress.state())
             return last or self.stop.signal is not None
 
@@ -280,18 +283,24 @@ class TrainRun:
         bar.close()
         return progress if self.stop.signal is None or bar.done >= batches else None
 
-    def show_loss(self, progress: Progress, bar: Bar) -> None:
-        """The mean loss of the epoch so far, in the bar and in the log. Raises UserError where it is not a number."""
-        loss = progress.loss
-        if loss != loss:
+    def check_loss(self, progress: Progress) -> float:
+        """The mean loss of the epoch so far. Raises UserError where it is not a number."""
+        if not math.isfinite(loss := progress.loss):
             advice = "lower --learning_rate or set --grad_clip"
             raise UserError(f"the loss is not a number at step {self.trainer.step}: {advice}")
-        bar.say(f"loss {loss:.3f}, {progress.speed:.0f} captions/s")
+        return loss
+
+    def show_loss(self, progress: Progress, bar: Bar) -> None:
+        """Show the mean loss of the epoch so far in the bar and in the log."""
+        bar.say(f"loss {self.check_loss(progress):.3f}, {progress.speed:.0f} captions/s")
         self.log.scalars("step", self.trainer.step, self.figures(progress))
 
     def figures(self, progress: Progress) -> dict[str, float]:
         """The row of an epoch, without what validation adds."""
-        row = {"training_loss": progress.loss, "learning_rate": self.trainer.optimizer.param_groups[0]["lr"]}
+        row = {
+            "training_loss": self.check_loss(progress),
+            "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
+        }
         return {**row, "training_reward": progress.reward} if self.trainer.objective.has_reward else row
 
     def end_epoch(self, epoch: int, progress: Progress) -> None:

@@ -76,9 +76,11 @@ class Parser(argparse.ArgumentParser):
     def _refuse_unknown_flags(self, words: list[str]) -> None:
         """Before argparse looks: it would rather complain that the flag which was meant is missing."""
         flags, lists = list(self._option_string_actions), "--help_all" if self.first_use else "--help"
-        for word in words[: words.index("--")] if "--" in words else words:
+        for before, word in zip(["", *words], words[: words.index("--")] if "--" in words else words):
             name = word.partition("=")[0]
             if name.startswith("--") and " " not in name and name not in flags:
+                if before in flags and self._option_string_actions[before].nargs is None:
+                    self.error(f"{before} needs a value; one that begins with - is written {before}={word}")
                 near = nearest(name, flags)
                 self.error(f"unknown flag {name}{f'; did you mean {near}?' if near else ''} ({lists} lists the flags)")
 

@@ -59,6 +59,7 @@ def test_the_help_shows_the_defaults_of_the_settings():
         (["--zzz"], "unknown flag --zzz (--help lists the flags)"),
         (["-x"], "unexpected argument -x (--help shows what is expected)"),
         (["--rate", "x"], "argument --rate: invalid float value: 'x'"),
+        (["--rate", "--foo"], "--rate needs a value; one that begins with - is written --rate=--foo"),
     ],
 )
 def test_a_mistake_is_one_line(words, message, capsys):

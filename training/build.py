@@ -29,17 +29,20 @@ class CaptionerBuilder:
     data: the vocabulary; typed_flags: what the flags say that were typed, which a loaded model must not contradict.
     """
 
-    def __init__(self, config: ModelConfig, model: ModelSettings, data: DataSettings, typed_flags: dict):
-        self.config, self.model, self.data, self.typed_flags = config, model, data, typed_flags
+    def __init__(self, config: ModelConfig, wanted: ModelSettings, data: DataSettings, typed_flags: dict):
+        self.config, self.wanted, self.data, self.typed_flags = config, wanted, data, typed_flags
         self.encoders: dict[str, ImageEncoder] = {}
 
     def build(self, dataset: CaptionDataset) -> Captioner:
         """A new captioner, the one of --load_model, or one of paragraphs over that. Raises UserError."""
-        if not self.model.load_model:
+        if not self.wanted.load_model:
             return self.new(dataset)
-        file, known = self.model.load_model[0], self.data.vocabulary_file and Vocabulary.load(self.data.vocabulary_file)
-        captioner = load_captioner(file, weights=self.model.weights, photos=False, vocabulary=known)
-        if self.model.hierarchical_model and captioner.config.paragraphs is None:
+        file, known = (
+            self.wanted.load_model[0],
+            self.data.vocabulary_file and Vocabulary.load(self.data.vocabulary_file),
+        )
+        captioner = load_captioner(file, weights=self.wanted.weights, photos=False, vocabulary=known)
+        if self.wanted.hierarchical_model and captioner.config.paragraphs is None:
             return self.paragraphs_over(captioner, dataset)
         captioner.model.finetune(self.config.finetune_encoder)
         print(f"architecture and vocabulary from {file}")
@@ -51,7 +54,7 @@ class CaptionerBuilder:
     def new(self, dataset: CaptionDataset) -> Captioner:
         """A captioner with fresh weights."""
         vocabulary = get_vocabulary(self.data, dataset)
-        features = {name: self.specs(getattr(self.model, name), dataset) for name in ("features", "persist_features")}
+        features = {name: self.specs(getattr(self.wanted, name), dataset) for name in ("features", "persist_features")}
         config = replace(self.config, **features)
         if not config.specs:
             raise UserError("--features names nothing: the decoder would see no image")
@@ -71,7 +74,7 @@ class CaptionerBuilder:
         for name in ("dropout", "encoder_dropout", "encoder_non_lin", "crop_size"):
             changes[name] = self.typed_flags.get(name, getattr(flat.config, name))
         captioner = self._captioner(replace(flat.config, **changes), flat.vocabulary)
-        file = self.model.load_model[0]
+        file = self.wanted.load_model[0]
         start_word_decoder(captioner.model.decoder, flat.model.decoder, file)
         print(f"the word decoder begins with the weights of {file}, whose vocabulary it has")
         return captioner
@@ -85,13 +88,13 @@ class CaptionerBuilder:
                 specs.append(file_spec(dataset, name))
                 continue
             if name not in self.encoders:
-                self.encoders[name] = build_encoder(name, weights=self.model.weights, transform=transform)
+                self.encoders[name] = build_encoder(name, weights=self.wanted.weights, transform=transform)
             specs.append(internal_spec(name, self.encoders[name]))
         return specs
 
     def _captioner(self, config: ModelConfig, vocabulary: Vocabulary) -> Captioner:
-        model = build_model(config, vocabulary, self.model.weights, extractors=self.encoders)
-        return Captioner(model, vocabulary, self.model.weights)
+        model = build_model(config, vocabulary, self.wanted.weights, extractors=self.encoders)
+        return Captioner(model, vocabulary, self.wanted.weights)
 
 
 def get_vocabulary(data: DataSettings, dataset: CaptionDataset) -> Vocabulary:

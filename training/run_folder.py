@@ -23,9 +23,9 @@ from training.trainer import Trainer
 CRITERIA = ("cider", "ciderd", "spice", "meteor", "bleu_4", "rouge_l", "loss")
 
 
-def run_name(basename: str, model: ModelSettings, config: ModelConfig) -> str:
+def run_name(basename: str, wanted: ModelSettings, config: ModelConfig) -> str:
     """A name for a run's folder, made of the settings that people vary."""
-    features = "-".join(Path(name).stem if is_feature_file(name) else name for name in model.features.split(","))
+    features = "-".join(Path(name).stem if is_feature_file(name) else name for name in wanted.features.split(","))
     parts = [basename, features.replace(":", "-"), config.attention, config.rnn_arch.lower(), str(config.hidden_size)]
     if config.paragraphs is not None:
         parts.append("coherent" if config.paragraphs.coherent_sentences else "hierarchical")
@@ -41,13 +41,15 @@ class RunFolder:
     def __init__(self, path, command: list[str]):
         self.path, self.command = Path(path), command
         self.stats: dict[int, dict[str, float]] = {}
+        self.older: list[Path] = []  # files of a run that this one replaces
         self.history: list[str] = []  # the commands that made the model of --load_model
 
     def prepare(self, resume: bool, replace: bool, writes: bool = True) -> dict | None:
-        """Make the folder, or empty it with `replace`; with `resume` return the contents of last.model if there is one.
+        """Make the folder; with `resume` return the contents of last.model if there is one.
 
-        writes False: only read, as the other processes of a run do. Raises UserError where a run of
-        this name exists and neither was asked for.
+        An older run stays until `remove_older`. writes False: only read, as the other processes of a run do.
+        Raises UserError where a run of this name exists and neither was asked for, and where there are models but no
+        last.model to resume.
         """
         if writes:
             remove_leftovers(self.path)
@@ -62,16 +64,25 @@ class RunFolder:
             return contents
         if not writes:
             return None
-        old = [*self.path.glob("*.model"), *self.path.glob("train_stats*.json")] if self.path.exists() else []
-        if old and not (replace or resume):
+        models = sorted(self.path.glob("*.model"), key=lambda file: file.stat().st_mtime)
+        if models and resume and not replace:
             raise UserError(
-                f"{self.path} holds a run already ({old[0].name}): "
+                f"--resume: there is no {last}, but there are other models: go on from one with "
+                f"--load_model {models[-1]} and another --model_name, or begin anew with --replace"
+            )
+        self.older = [*models, *self.path.glob("train_stats*.json")]
+        if self.older and not (replace or resume):
+            raise UserError(
+                f"{self.path} holds a run already ({self.older[0].name}): "
                 "give another --model_name, --resume to go on, or --replace"
             )
-        for file in old:
-            file.unlink()
         check_writable("--model_path", last)  # makes the folder
         return None
+
+    def remove_older(self) -> None:
+        """Remove the run that --replace writes over: the new one stands."""
+        for file in self.older:
+            file.unlink(missing_ok=True)
 
     def load_last(self, contents: dict, captioner: Captioner) -> None:
         """Give `captioner` the weights of last.model, whose `contents` `prepare` returned.

@@ -95,7 +95,8 @@ class Trainer:
     def _update_average(self) -> None:
         """Exponential moving average of the weights, warmed up so that the first steps do not weigh for long."""
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        for average, parameter in zip(self.average, self.parameters):
+            average.lerp_(parameter, 1 - decay)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -105,12 +106,12 @@ class Trainer:
             return
         current = [p.detach().clone() for p in self.parameters]
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
+            copy_all(self.parameters, self.average)
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self.parameters, current)
+                copy_all(self.parameters, current)
 
     def epoch_ended(self, row: dict[str, float]) -> None:
         """Give the plateau schedule the epoch's figures.
@@ -162,7 +163,12 @@ class Trainer:
             self.plateau.load_state_dict(state["plateau"])
             self.plateau.optimizer.param_groups[0]["lr"] = state["plateau_factor"]
         if self.average is not None and state.get("average"):
-            torch._foreach_copy_(self.average, [x.to(self.captioner.device) for x in state["average"]])
+            copy_all(self.average, state["average"])
+
+
+def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    for target, source in zip(targets, sources):
+        target.copy_(source)
 
 
 class Progress:

@@ -176,33 +176,33 @@ def read_stats(path: Path) -> dict[str, dict]:
 
 
 def validate_models(
-    model: ModelSettings, data: DataSettings, validation: Validation, device: torch.device, skip_existing: bool = False
+    wanted: ModelSettings, data: DataSettings, validation: Validation, device: torch.device, skip_existing: bool = False
 ) -> int:
-    """Measure each of `model.load_model` on `data.validate`, print its figures and keep them beside it.
+    """Measure each of `wanted.load_model` on `data.validate`, print its figures and keep them beside it.
 
     A model that fails is named and passed over, unless it is the only one. skip_existing: pass over models that have
     their figures; those whose name says their epoch (ep3.model) are not even read then. Returns the exit status.
     """
     failed = 0
-    for path in model.load_model:
+    for path in wanted.load_model:
         try:
-            validate_model(path, model, data, validation, device, skip_existing)
+            validate_model(path, wanted, data, validation, device, skip_existing)
         except UserError as error:
-            if len(model.load_model) == 1:
+            if len(wanted.load_model) == 1:
                 raise
             failed += 1
             print(f"{path}: left out: {error}")
     if failed:
-        print(f"{failed} of {len(model.load_model)} models could not be validated")
+        print(f"{failed} of {len(wanted.load_model)} models could not be validated")
     return 1 if failed else 0
 
 
 def validate_model(
-    path, model: ModelSettings, data: DataSettings, validation: Validation, device: torch.device, skip_existing: bool
+    path, wanted: ModelSettings, data: DataSettings, validation: Validation, device: torch.device, skip_existing: bool
 ) -> None:
     """Measure the model of the file `path`, print its figures and write them to its `stats_file`."""
     vocabulary = data.vocabulary_file and Vocabulary.load(data.vocabulary_file)
-    load = partial(load_captioner, path, device, model.weights, photos=False, vocabulary=vocabulary)
+    load = partial(load_captioner, path, device, wanted.weights, photos=False, vocabulary=vocabulary)
     file = stats_file(path, data.validate)
     known = read_stats(file)
     named = re.fullmatch(r"ep(\d+)", Path(path).stem)

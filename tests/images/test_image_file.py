@@ -1,4 +1,4 @@
-"""images.py against files of every kind, made by Pillow and by hand."""
+"""captioning/images/image_file.py against files of every kind, made by Pillow and by hand."""
 
 import io
 import pickle

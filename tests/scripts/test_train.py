@@ -210,6 +210,35 @@ def test_existing_run_is_not_overwritten(train):
         assert train("--features", "pooled.npy", "--num_epochs", 1, flag).status == 0
 
 
+def test_nothing_is_deleted_before_the_new_run_stands(train):
+    assert train("--features", "pooled.npy", "--num_epochs", 2).status == 0
+    folder = train.folder / "run"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for mistake in (["--features", "absent.npy"], ["--features", "pooled.npy", "--validate", "toy:absent"]):
+        done = train(*mistake, "--num_epochs", 1, "--replace")
+        assert done.status == 2 and done.err.count("\n") == 1
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    done = train("--num_epochs", 3, "--load_model", folder / "ep2.model", "--replace")  # of the folder that goes
+    assert done.status == 0, done.err
+    assert {path.name for path in folder.glob("*.model")} == {"ep3.model", "last.model", "best.model"}
+
+
+def test_resuming_without_last_model_names_what_is_there(train):
+    assert train("--features", "pooled.npy", "--num_epochs", 2).status == 0
+    (train.folder / "run" / "last.model").unlink()
+    done = train("--features", "pooled.npy", "--num_epochs", 3, "--resume")
+    assert done.status == 2 and done.err.count("\n") == 1
+    assert "no " in done.err and "last.model" in done.err and "--load_model" in done.err
+    assert (train.folder / "run" / "ep2.model").exists() and (train.folder / "run" / "best.model").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(train):
+    flags = ["--features", "pooled.npy", "--optimizer", "sgd", "--learning_rate", 1e12, "--validate", "toy:val"]
+    done = train(*flags, "--num_epochs", 2, "--log_step", 1000)
+    assert done.status == 2 and "the loss is not a number at step" in done.err
+    assert not list((train.folder / "run").glob("*.model"))
+
+
 def test_load_model_goes_on_from_its_epoch(train):
     assert train("--features", "pooled.npy", "--num_epochs", 2).status == 0
     start = train.folder / "run" / "last.model"

@@ -1,8 +1,8 @@
-"""ptb_tokenizer.py: the tokens of Stanford's PTBTokenizer, recorded and live, and what a difference does to scores.
+"""captioning/text/ptb.py: the tokens of Stanford's PTBTokenizer, recorded and live, and the scores that they give.
 
 The comparison on real captions takes a COCO caption file that you name, because no data set is part of the project:
 
-    CAPTIONS_JSON=annotations/captions_val2014.json python -m pytest tests/test_ptb_tokenizer.py -k captions_json
+    CAPTIONS_JSON=annotations/captions_val2014.json python -m pytest tests/text/test_ptb.py -k captions_json
 
 It prints how many captions differ between the two tokenizers and what that does to CIDEr and BLEU-4 (the first
 caption of each image against its others). Without the variable the made-up captions below are compared.
