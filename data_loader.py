@@ -14,7 +14,6 @@ Shapes: B images in the batch, N captions (rows), T time steps, D feature size, 
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from captioning.batches.captions import CaptionIds
 from captioning.batches.inputs import Input
 from captioning.batches.pixels import PhotoLoader, StoryPixels, stacked, with_files
 from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler, LoaderSettings
+from captioning.cores import core_count
 from captioning.datasets.base import CaptionDataset, ImageItem, warn
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError
@@ -270,4 +270,4 @@ def _workers(settings: LoaderSettings, transform) -> int:
         return settings.num_workers
     if transform is None:
         return 0
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return core_count()

@@ -20,14 +20,13 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="train_stats.json, or the folder that holds it (models/NAME)")
     add("--labels", metavar="A,B", help="names for the legend, one for each file (default: of the folders or files)")
-    add("--smooth_cider", type=int, default=1, metavar="W", help="draw the mean of CIDEr over W epochs (default: 1)")
+    add("--smooth_cider", default=1, metavar="W", help="draw the mean of CIDEr over W epochs")
     add("--watch", action="store_true", help="draw again whenever a file changes, until Ctrl-C")
-    add("--interval", type=float, default=2.0, metavar="S", help="--watch: seconds from look to look (default: 2)")
+    add("--interval", default=2.0, metavar="S", help="--watch: look at the files every S seconds")
     add("--output", metavar="FILE", help=".png, .svg or .pdf (default: a window, else train_stats.png beside FILE)")
     add("--metrics", metavar="NAMES", help="scores to draw, as in cider,bleu, or none (default: cider,bleu_4)")
     args = parser.parse_args(argv)
-    if args.smooth_cider < 0:
-        parser.error(f"--smooth_cider: {args.smooth_cider} is no number of epochs; give 1 or more")
+    parser.at_least(0, args, "smooth_cider")
     if not args.interval > 0:
         parser.error(f"--interval: {args.interval:g} is no time in seconds; give more than 0")
     if args.output and not args.output.lower().endswith((".png", ".svg", ".pdf")):
@@ -78,7 +77,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 LOSS_COLOURS = ["#0072B2", "#56B4E9", "#1B3A57", "#7A9CC6"]
 SCORE_COLOURS = ["#D55E00", "#E69F00", "#009E73", "#CC79A7", "#7F5539", "#666666"]
 GREY = "#444444"
-NO_WINDOW = "agg cairo inline module://matplotlib_inline.backend_inline pdf pgf ps svg template".split()
+NO_WINDOW = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
 STYLE = {
     "font.size": 11,
@@ -356,12 +355,13 @@ def window_maker():
     """matplotlib.pyplot where it can open a window here, else None."""
     if sys.platform not in ("win32", "darwin") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return None
-    if BACKEND:
-        with contextlib.suppress(ValueError):  # it is not installed
-            matplotlib.rcParams["backend"] = BACKEND
     import matplotlib.pyplot as pyplot  # tries the window toolkits in turn and settles on agg where none works
 
-    return pyplot if pyplot.get_backend().lower() not in NO_WINDOW else None
+    if BACKEND:
+        with contextlib.suppress(ImportError, ValueError):  # it is not installed, or is no backend
+            pyplot.switch_backend(BACKEND)
+    backend = pyplot.get_backend().lower()
+    return None if backend in NO_WINDOW or "inline" in backend else pyplot
 
 
 def save(figure, output: str | None, first: str) -> None:
