@@ -42,9 +42,7 @@ def parse_args(argv=None):
     add("--normalize", choices=list(NORMALIZE), default="default", help="skip: 0..1; subtract_half: -0.5..0.5")
     add("--crop_size", type=int, metavar="PIXELS", help="width and height of the encoder's images (default: its own)")
     add("--image_size", type=int, metavar="PIXELS", help="avg, max: of images before cropping (default: 256/224 of it)")
-    add(
-        "--output_dir", metavar="DIR", help="folder of the output (default: the dataset's features_path, else this one)"
-    )
+    add("--output_dir", metavar="DIR", help="its folder (default: the dataset's features_path, else this folder)")
     add("--output_file", metavar="NAME", help=".lmdb, .npy, .bin or .h5 (default: named by dataset, encoder and type)")
     add("--dtype", choices=["float32", "float16"], default="float32", help="type of the numbers in the file")
     add("--batch_size", default=32, metavar="N", help="images in a batch")

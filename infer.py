@@ -266,7 +266,7 @@ class InferRun:
         return Search(
             beam_size=1 if s.sample or old else s.beam_size or max(3, s.n_best),
             max_length=s.max_seq_length,
-            length_penalty=flags.length_penalty(s.length_penalty, captioner),
+            length_penalty=captioner.length_penalty if s.length_penalty is None else s.length_penalty,
             n_best=s.n_best,
             sample=s.sample,
             temperature=s.temperature or 1.0,

@@ -46,6 +46,7 @@ import threading
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 
 BACKEND = os.environ.pop("MPLBACKEND", None)  # for a window only: matplotlib fails where it names one that is missing
 
@@ -247,11 +248,11 @@ def best(history: History, scores: list[str]) -> tuple[str, float, float] | None
 
 def smoothed(values: list[float], window: int) -> list[float]:
     """Mean over `window` neighbours, over fewer near the ends, so that the curve keeps its ends."""
-    parts = []
+    means = []
     for i in range(len(values)):
         room = min(i, len(values) - 1 - i)
-        parts.append(values[i - min((window - 1) // 2, room) : i + min(window // 2, room) + 1])
-    return [sum(part) / len(part) for part in parts]
+        means.append(fmean(values[i - min((window - 1) // 2, room) : i + min(window // 2, room) + 1]))
+    return means
 
 
 def title(quantity: str) -> str:
@@ -288,7 +289,10 @@ def draw(figure, histories: list[History], scores: list[str], smooth: int = 1) -
         handles.append(Line2D([], [], **style, color=palette[quantity] if one else GREY, label=label))
     marked = [(history, *found) for history in histories if (found := best(history, scores))]
     for history, quantity, epoch, value in marked:
-        mark_best(left, left if is_loss(quantity) else right, epoch, value, colour(history, quantity))
+        axis, shade = left if is_loss(quantity) else right, colour(history, quantity)
+        left.axvline(epoch, color=shade, linewidth=1, alpha=0.35, zorder=0)
+        star = {"marker": "*", "markersize": 17, "markeredgecolor": "white", "zorder": 5, "clip_on": False}
+        axis.plot([epoch], [value], color=shade, **star)
     if marked:
         handles.append(Line2D([], [], linestyle="none", marker="*", markersize=12, color=GREY, label="best epoch"))
     decorate(left, right, drawn_losses, scores, palette if one else {})
@@ -321,12 +325,6 @@ def draw_curve(axis, history: History, quantity: str, style: dict, smooth: int) 
     if len(values) > 40 and style["marker"]:
         style = {**style, "markevery": len(values) // 20}
     axis.plot(epochs, values, **style)
-
-
-def mark_best(left, axis, epoch: float, value: float, colour: str) -> None:
-    left.axvline(epoch, color=colour, linewidth=1, alpha=0.35, zorder=0)
-    star = {"marker": "*", "markersize": 17, "markeredgecolor": "white", "zorder": 5, "clip_on": False}
-    axis.plot([epoch], [value], color=colour, **star)
 
 
 def decorate(left, right, drawn_losses: list[str], scores: list[str], palette: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from captioning.command_line import Parser
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_model_file
-from inference.flags import length_penalty, model_path
+from inference.flags import model_path
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -30,18 +30,9 @@ def parse_args(argv=None) -> Namespace:
     add("images", nargs="+", metavar="PHOTO", help="photos to caption")
     add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/flickr8k.model)")
     add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
-    add(
-        "--output",
-        metavar="FILE",
-        help=".png, .svg, .pdf (a page for each photo) or a folder (default: PHOTO_attention.png)",
-    )
+    add("--output", metavar="FILE", help=".png, .svg, .pdf (a page a photo) or folder (default: PHOTO_attention.png)")
     add("--beam_size", default=3, metavar="K", help="beams; 1 is greedy")
-    add(
-        "--length_penalty",
-        type=float,
-        metavar="A",
-        help="rank beams by log p / length^A (default: the model's own, or 0)",
-    )
+    add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
     add("--max_seq_length", default=20, metavar="N", help="most words of a caption")
     add("--block_trigrams", action="store_true", help="write no three words twice in a caption")
     add("--columns", type=int, metavar="N", help="panels in a row (default: as many as give a shape near 3:2)")
@@ -104,7 +95,7 @@ def main(args) -> int:
     if captioner.model.attended is None:
         raise UserError(f"--model {model}: it has no attention to show; train one with --attention soft")
     captioner.prepare_for_photos()
-    penalty = length_penalty(args.length_penalty, captioner)
+    penalty = captioner.length_penalty if args.length_penalty is None else args.length_penalty
     search = Search(args.beam_size, args.max_seq_length, penalty, block_trigrams=args.block_trigrams)
 
     def draw(image: str) -> tuple:

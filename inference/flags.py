@@ -17,11 +17,6 @@ def model_path(typed: str | None) -> Path:
     return Path(typed or BUNDLED)
 
 
-def length_penalty(typed: float | None, captioner) -> float:
-    """The length penalty that --length_penalty gives, or else the one that the model's file recommends."""
-    return captioner.length_penalty if typed is None else typed
-
-
 def add_images(add) -> None:
     add("images", nargs="*", metavar="IMAGE", help="image files")
     add("--image_dir", metavar="DIR", help="caption every image of this folder or zip file")
@@ -29,12 +24,7 @@ def add_images(add) -> None:
     add("--dataset", metavar="NAME", help='section of datasets.conf; several: "a:x+b:y"')
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
     add("--batch_size", default=32, metavar="N", help="images in a batch")
-    add(
-        "--num_workers",
-        type=int,
-        metavar="N",
-        help="processes that decode images (default: all cores; few images: none)",
-    )
+    add("--num_workers", type=int, metavar="N", help="processes that decode images (default: all cores, none for few)")
     add("--resize", type=int, metavar="PIXELS", help="width and height given to the encoder (default: the model's)")
     add("--ext_features", metavar="FILES", help="feature files in place of the model's --features, separated by commas")
     add("--ext_persist_features", metavar="FILES", help="feature files in place of the model's --persist_features")
@@ -52,12 +42,7 @@ def add_model(add) -> None:
 def add_search(add) -> None:
     add("--max_seq_length", default=20, metavar="N", help="most words of a sentence")
     add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
-    add(
-        "--length_penalty",
-        type=float,
-        metavar="A",
-        help="rank beams by log p / length^A (default: the model's own, or 0)",
-    )
+    add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
     add("--n_best", default=1, metavar="N", help="captions of each image, best first")
     add("--block_trigrams", action="store_true", help="write no three words twice in a caption")
     add("--trigram_penalty_alpha", default=0.0, metavar="A", help="a word that repeats a trigram loses A ln 2 of log p")
@@ -70,11 +55,7 @@ def add_search(add) -> None:
     add("--top_p", type=float, metavar="P", help="--sample: draw among the likeliest words that sum to P (default: 1)")
     add("--seed", type=int, metavar="N", help="--sample: seed of the random numbers (default: 42)")
     add("--no_capitalize", action="store_true", help="write lower-case words, without a capital and a period")
-    add(
-        "--lemma_pos_rules",
-        metavar="FILE",
-        help="lines 'lemma POS word': turns the tagged lemmas of a model into words",
-    )
+    add("--lemma_pos_rules", metavar="FILE", help="lines 'lemma POS word', to write words for a model's tagged lemmas")
 
 
 def add_words(add) -> None:
@@ -85,9 +66,7 @@ def add_words(add) -> None:
 def add_output(add) -> None:
     add("--print_results", action="store_true", help="print the captions too when they are written to a file")
     add("--output_file", metavar="FILE", help="results file")
-    add(
-        "--output_format", choices=("txt", "json", "jsonl", "csv"), help="default: from the file's extension, else json"
-    )
+    add("--output_format", choices=("txt", "json", "jsonl", "csv"), help="default: by the file's extension, else json")
     add("--results_path", metavar="DIR", help="folder of results (default: this one with --output_file, else results)")
     add("--store_image_paths", action="store_true", help="write paths of images in place of their ids")
     add("--resume", action="store_true", help="continue an interrupted jsonl or csv file: skip the images that it has")
@@ -97,23 +76,17 @@ def add_output(add) -> None:
     add("--verbose", action="store_true", help="print which model, encoder and device are used, and the speed")
 
 
-GROUPS = {
-    "images": add_images,
-    "model": add_model,
-    "search": add_search,
-    "probabilities of words": add_words,
-    "output": add_output,
-}
-
-
 def parse_args(doc: str, argv=None) -> Namespace:
     """The flags of `argv` (default: the command line's); `doc` is what --help begins with.
 
     Ends the script for values out of range and for flags that exclude each other.
     """
     parser = Parser(doc)
-    for title, add_flags in GROUPS.items():
-        add_flags(parser.group(title))
+    add_images(parser.group("images"))
+    add_model(parser.group("model"))
+    add_search(parser.group("search"))
+    add_words(parser.group("probabilities of words"))
+    add_output(parser.group("output"))
     args = parser.parse_args(argv)
     parser.at_least(1, args, "batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives")
     parser.at_least(0, args, "num_workers")

@@ -39,7 +39,7 @@ box.oninput = () => { const wanted = box.value.toLowerCase();
 """
 
 
-def write_gallery(path, results: list[Result], title: str, about: str = "", scores: Iterable[str] = ()) -> None:
+def write_gallery(path, results: list[Result], title: str, about: str, scores: Iterable[str]) -> None:
     """One HTML file that needs no other: every image as a thumbnail over its captions, and a box to search them.
 
     about: a line below the title; scores: lines of a table. Images that cannot be read are left grey.
