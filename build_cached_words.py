@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Count in how many images each phrase of one to four words occurs: the cached words that CIDEr-D weighs words by.
+"""Count in how many images each phrase of one to four words occurs: document frequencies, the weights of CIDEr-D.
 
     ./build_cached_words.py --dataset coco:train2014 --output coco-train2014.npz
     ./train.py --dataset coco:train2014 --self_critical_from_epoch 20 --cached_words coco-train2014.npz ...
