@@ -30,17 +30,12 @@ def parse_args(argv=None) -> Namespace:
     add("--force", action="store_true", help="write over --output where it exists")
     add("--weights", nargs="+", type=float, metavar="W", help="weight of each model in the mean (default: all alike)")
     add("--half", action="store_true", help="write float16, half the size; models are still loaded as float32")
-    add(
-        "--image_size",
-        type=int,
-        metavar="PIXELS",
-        help="give the encoder photos of this size when captioning with the result",
-    )
+    add("--image_size", type=int, metavar="PIXELS", help="caption photos of this size with the result")
     add("--length_penalty", type=float, metavar="A", help="default of infer.py --length_penalty for the result")
     add("--greedy", action="store_true", help="average only models that raise the CIDEr on --dataset (default: all)")
     add("--dataset", metavar="NAME", help="--greedy: validation data, sections of datasets.conf joined by +")
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
-    add("--beam_size", type=int, default=1, metavar="K", help="--greedy: beams of the captions (default 1: greedy)")
+    add("--beam_size", default=1, metavar="K", help="--greedy: beams of the captions; 1 is greedy")
     add("--num_workers", type=int, metavar="N", help="--greedy: processes that load images (default: all cores)")
     add("--encoder_weights", metavar="FILE", help="--greedy: local file of the encoder's weights (default: download)")
     add("--device", metavar="NAME", help="--greedy: cpu, cuda, cuda:1, mps (default: the best there is)")
@@ -52,10 +47,7 @@ def parse_args(argv=None) -> Namespace:
         parser.error("--greedy and --weights exclude each other: a soup weighs its models alike")
     if args.dataset and not args.greedy:
         parser.error("--dataset is for --greedy")
-    if args.image_size is not None and args.image_size < 1:
-        parser.error(f"--image_size {args.image_size}: at least 1")
-    if args.beam_size < 1:
-        parser.error(f"--beam_size {args.beam_size}: at least 1")
+    parser.at_least(1, args, "image_size", "beam_size")
     return args
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Count in how many images each phrase of one to four words occurs: the cached words that CIDEr-D weighs words by.
+"""Count in how many images each phrase of one to four words occurs: document frequencies, the weights of CIDEr-D.
 
     ./build_cached_words.py --dataset coco:train2014 --output coco-train2014.npz
     ./train.py --dataset coco:train2014 --self_critical_from_epoch 20 --cached_words coco-train2014.npz ...
@@ -22,8 +22,7 @@ def parse_args(argv=None) -> Namespace:
     add("--dataset", required=True, metavar="NAME", help="sections of datasets.conf, several joined by +")
     add("--dataset_config_file", metavar="FILE", help="the datasets.conf to use (default: see README)")
     add("--output", required=True, metavar="FILE", help="file to write: .npz, .json or .pkl")
-    add("--vocab", metavar="FILE", help="count words that this vocabulary lacks as <unk>, as DeepCaption does "
-        "(default: every word by itself)")  # fmt: skip
+    add("--vocab", metavar="FILE", help="count the words that this vocabulary lacks as <unk> (default: each by itself)")
     add("--no_end", action="store_true", help="do not count the end of a caption (default: as the word <end>)")
     add("--force", action="store_true", help="write over --output where it exists")
     return parser.parse_args(argv)

@@ -18,18 +18,12 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--dataset", metavar="NAME", help="section of the dataset file whose captions to use; several: a:x+b:y")
-    add(
-        "--dataset_config_file", default="datasets/datasets.conf", help="dataset file (default: datasets/datasets.conf)"
-    )
+    add("--dataset_config_file", default="datasets/datasets.conf", metavar="FILE", help="dataset file")
     add("--vocab_output_path", metavar="FILE", help="vocabulary to write: .json, .pkl or .txt")
-    add("--vocab_threshold", type=int, default=4, metavar="N", help="times a word must occur to be kept (default: 4)")
-    add("--tokenizer", default="treebank", choices=("treebank", "whitespace", "char", "regex"), help="how captions are "
-        "split: the Penn Treebank's rules (default), at blanks, into characters, or into words and signs")  # fmt: skip
-    add(
-        "--no_tokenize",
-        action="store_true",
-        help="captions are tokenised already: split them at blanks and keep the case",
-    )
+    add("--vocab_threshold", default=4, metavar="N", help="times a word must occur to be kept")
+    kinds = ("treebank", "whitespace", "char", "regex")
+    add("--tokenizer", default="treebank", choices=kinds, help="regex: words and signs; char: characters")
+    add("--no_tokenize", action="store_true", help="captions are tokens already: split them at blanks, keep the case")
     add("--show_tokens", action="store_true", help="print each caption with its tokens, and whether they are the SAME")
     add("--keep_frequency", action="store_true", help="keep the number of occurrences of each word in the file")
     add("--create_vocab_stats_file", action="store_true", help="also write all words with their counts")
@@ -43,10 +37,8 @@ def parse_args(argv=None):
     add("--force", action="store_true", help="replace files that exist")
     add("--verbose", action="store_true", help="print the words")
     args = parser.parse_args(argv)
-    if args.vocab_threshold < 1:
-        parser.error(f"--vocab_threshold: {args.vocab_threshold} is no number of occurrences; give 1 or more")
-    if args.num_workers is not None and args.num_workers < 0:
-        parser.error(f"--num_workers: {args.num_workers} is no number of processes; give 0 or more")
+    parser.at_least(1, args, "vocab_threshold")
+    parser.at_least(0, args, "num_workers")
     if args.no_tokenize and args.tokenizer != "treebank":
         parser.error(f"--no_tokenize and --tokenizer {args.tokenizer} exclude each other")
     if args.leftovers_from_vocabulary and args.leftovers_from_dataset:
@@ -62,11 +54,11 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
-import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from captioning.cores import core_count
 from captioning.datasets.base import CaptionDataset
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError, run
@@ -78,9 +70,9 @@ from vocabulary import Vocabulary, count_words, file_kind, vocabulary_from_count
 DEFAULT = ("treebank", True)  # tokeniser and whether words are lower-cased: what a .txt vocabulary stands for
 
 
-def refuse_existing(paths: list[Path], force: bool) -> None:
-    for path in paths:
-        if path.exists() and not force:
+def refuse_existing(*paths: Path | None) -> None:
+    for path in filter(None, paths):
+        if path.exists():
             raise UserError(f"{path} exists: --force replaces it")
 
 
@@ -118,15 +110,6 @@ class Counting:
     def vocabulary(self, counter: Counter, threshold: int, name: str | None = None) -> Vocabulary:
         return vocabulary_from_counts(counter, threshold, self.tokenizer, self.lowercase, name)
 
-    def show_tokens(self, dataset: CaptionDataset) -> None:
-        for caption in dataset.captions():
-            joined = " ".join(tokenize(caption, self.tokenizer, self.lowercase))
-            print("SAME" if joined == caption else "DIFF", caption, "=>", joined)
-
-
-def core_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 
 def left_over(counter: Counter, vocabulary: Vocabulary) -> Counter:
     """The words that `vocabulary` lacks, with their counts."""
@@ -161,32 +144,29 @@ def print_sizes(dataset: CaptionDataset, counter: Counter, vocabulary: Vocabular
 
 def main(args) -> None:
     workers = core_count() if args.num_workers is None else args.num_workers
-    tokenizer, lowercase = ("whitespace", False) if args.no_tokenize else (args.tokenizer, True)
-    counting = Counting(args.dataset_config_file, tokenizer, lowercase, workers)
-    if args.leftovers_from_vocabulary or args.leftovers_from_dataset:
-        path = beside(
-            args.vocab_output_path or args.leftovers_from_vocabulary or args.leftovers_from_dataset, "leftovers"
-        )
-        refuse_existing([path], args.force)
-        if args.leftovers_from_vocabulary:
-            words = leftovers_of_vocabulary(args.leftovers_from_vocabulary, args.dataset, counting)
-        else:
-            words = leftovers_of_dataset(args.leftovers_from_dataset, args.dataset, args.vocab_threshold, counting)
-        write_counts(path, words)
-        return
-    base = args.vocab_output_path or args.dataset
-    outputs = {
-        "vocabulary": None if args.dont_create_vocab else Path(args.vocab_output_path),
-        "leftovers": beside(base, "leftovers") if args.create_leftovers_file else None,
-        "stats": beside(base, "vocab_stats") if args.create_vocab_stats_file else None,
-    }
-    if outputs["vocabulary"] and file_kind(outputs["vocabulary"]) == ".txt" and (tokenizer, lowercase) != DEFAULT:
+    split = ("whitespace", False) if args.no_tokenize else (args.tokenizer, True)
+    counting = Counting(args.dataset_config_file, *split, workers)
+    source = args.leftovers_from_vocabulary or args.leftovers_from_dataset
+    base = args.vocab_output_path or source or args.dataset
+    stats = beside(base, "vocab_stats") if args.create_vocab_stats_file and not source else None
+    leftovers = beside(base, "leftovers") if args.create_leftovers_file or source else None
+    output = None if args.dont_create_vocab or source else Path(args.vocab_output_path)
+    if output and file_kind(output) == ".txt" and split != DEFAULT:
         raise UserError("--vocab_output_path: a .txt file cannot keep how captions are split: use .json or .pkl")
-    refuse_existing([path for path in outputs.values() if path], args.force)
+    if not args.force:
+        refuse_existing(output, leftovers, stats)
+    if args.leftovers_from_vocabulary:
+        write_counts(leftovers, leftovers_of_vocabulary(source, args.dataset, counting))
+    elif source:
+        write_counts(leftovers, leftovers_of_dataset(source, args.dataset, args.vocab_threshold, counting))
+    if source:
+        return
 
     dataset = counting.read(args.dataset)
     if args.show_tokens:
-        counting.show_tokens(dataset)
+        for caption in dataset.captions():
+            joined = " ".join(tokenize(caption, *split))
+            print("SAME" if joined == caption else "DIFF", caption, "=>", joined)
     counter = counting.count(dataset)
     vocabulary = counting.vocabulary(counter, args.vocab_threshold, args.dataset)
     if args.verbose:
@@ -194,15 +174,15 @@ def main(args) -> None:
     print_sizes(dataset, counter, vocabulary)
     if len(vocabulary) == len(SPECIALS):
         raise UserError(f"--vocab_threshold {args.vocab_threshold}: no word of {args.dataset} occurs that often")
-    if outputs["vocabulary"]:
+    if output:
         if not args.keep_frequency:
             vocabulary.counts = None
-        vocabulary.save(outputs["vocabulary"])
-        print(f"vocabulary written to {outputs['vocabulary']}")
-    if outputs["leftovers"]:
-        write_counts(outputs["leftovers"], left_over(counter, vocabulary))
-    if outputs["stats"]:
-        write_counts(outputs["stats"], counter)
+        vocabulary.save(output)
+        print(f"vocabulary written to {output}")
+    if leftovers:
+        write_counts(leftovers, left_over(counter, vocabulary))
+    if stats:
+        write_counts(stats, counter)
 
 
 if __name__ == "__main__":

@@ -24,24 +24,16 @@ def parse_args(argv=None) -> Namespace:
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
     add("--vocab_1", metavar="FILE", help="vocabulary to compare (default: the words of --dataset_1's captions)")
     add("--vocab_2", metavar="FILE", help="vocabulary to compare (default: the words of --dataset_2's captions)")
-    add(
-        "--vocab_threshold",
-        type=int,
-        default=1,
-        metavar="N",
-        help="without a vocabulary file: least count of a word (default: 1)",
-    )
-    add("--tokenizer", default="treebank", metavar="NAME", help="treebank, whitespace, char, regex (default: treebank)")
-    add("--show", type=int, default=10, metavar="N", help="name up to N words and images of each kind (default: 10)")
+    add("--vocab_threshold", default=1, metavar="N", help="without a vocabulary file: least count of a word")
+    add("--tokenizer", default="treebank", metavar="NAME", help="treebank, whitespace, char or regex")
+    add("--show", default=10, metavar="N", help="name up to N words and images of each kind")
     add("--output", metavar="FILE", help="write all figures, shared ids and words to this JSON file too")
     args = parser.parse_args(argv)
     for number in ("1", "2"):
         if not getattr(args, f"dataset_{number}") and not getattr(args, f"vocab_{number}"):
             parser.error(f"name --dataset_{number} or --vocab_{number}")
-    if args.vocab_threshold < 1:
-        parser.error(f"--vocab_threshold {args.vocab_threshold}: at least 1")
-    if args.show < 0:
-        parser.error(f"--show {args.show}: at least 0")
+    parser.at_least(1, args, "vocab_threshold")
+    parser.at_least(0, args, "show")
     return args
 
 
@@ -57,7 +49,7 @@ from dataclasses import dataclass, field
 
 from captioning.datasets.base import CaptionDataset
 from captioning.datasets.factory import open_dataset
-from captioning.errors import UserError, run
+from captioning.errors import run
 from captioning.files import atomic_write
 from captioning.text.tokenizers import tokenize
 from captioning.text.tokens import SPECIALS
@@ -87,11 +79,8 @@ def read_side(dataset: str | None, vocab: str | None, config_file: str | None, t
     side = Side(dataset or vocab)
     if dataset:
         add_dataset(side, open_dataset(dataset, config_file), tokenizer)
-    if vocab:
-        words = Vocabulary.load(vocab).words
-    else:
-        words = vocabulary_from_counts(side.counts, threshold, tokenizer).words
-    words = [word for word in words if word not in SPECIALS]
+    vocabulary = Vocabulary.load(vocab) if vocab else vocabulary_from_counts(side.counts, threshold, tokenizer)
+    words = [word for word in vocabulary.words if word not in SPECIALS]
     side.words = dict.fromkeys(sorted(words, key=lambda word: -side.counts[word]))
     return side
 
@@ -113,16 +102,13 @@ def add_dataset(side: Side, dataset: CaptionDataset, tokenizer: str) -> None:
 # ---- what is printed ----
 
 
-def length_figures(side: Side) -> dict[str, float]:
-    if not side.lengths:
+def length_figures(lengths: list[int]) -> dict[str, float]:
+    if not lengths:
         return {}
-    ordered = sorted(side.lengths)
-    return {
-        "mean": statistics.fmean(ordered),
-        "median": statistics.median(ordered),
-        "95%": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
-        "longest": ordered[-1],
-    }
+    ordered = sorted(lengths)
+    high = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    mean, median = statistics.fmean(ordered), statistics.median(ordered)
+    return {"mean": mean, "median": median, "95%": high, "longest": ordered[-1]}
 
 
 def missed(tokens: Side, vocabulary: Side) -> float | None:
@@ -142,7 +128,7 @@ def compare(one: Side, two: Side) -> dict:
             "all": [sum(one.captions.values()), sum(two.captions.values())],
             "all_shared": [sum(side.captions[text] for text in shared) for side in (one, two)],
         }
-    report["lengths"] = [length_figures(one), length_figures(two)]
+    report["lengths"] = [length_figures(one.lengths), length_figures(two.lengths)]
     report["words"] = overlap(one.words.keys(), two.words.keys()) | {
         "only": [[word for word in a.words if word not in b.words] for a, b in ((one, two), (two, one))],
         "tokens": [sum(side.counts.values()) for side in (one, two)],
@@ -172,11 +158,11 @@ def lines_of(report: dict, one: Side, two: Side, show: int) -> list[str]:
     for name in ("mean", "median", "95%", "longest"):
         values = [f"{figures[name]:.4g}" if figures else "" for figures in report["lengths"]]
         rows.append((f"words, {name}", *values, ""))
-    lines = [
-        f"{name:<22}" + "".join(f"{cell(value):>{width}}" for value in values[:2]) + f"{cell(values[2]):>10}"
-        for name, *values in rows
-        if any(value != "" for value in values)
-    ]
+    lines = []
+    for name, *values in rows:
+        one_text, two_text, shared = (f"{value:,}" if isinstance(value, int) else value for value in values)
+        if one_text or two_text or shared:
+            lines.append(f"{name:<22}{one_text:>{width}}{two_text:>{width}}{shared:>10}")
     for side, words in zip((one, two), report["words"]["only"]):
         if words and show:
             lines.append(f"only in {side.name}: {listed(words, show)}")
@@ -186,10 +172,6 @@ def lines_of(report: dict, one: Side, two: Side, show: int) -> list[str]:
         if shared and show:
             lines.append(f"their ids: {listed(report['images']['shared_ids'], show)}")
     return lines
-
-
-def cell(value) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def listed(names: list[str], most: int) -> str:
@@ -205,11 +187,8 @@ def main(args) -> int:
     report = compare(one, two)
     print("\n".join(lines_of(report, one, two, args.show)))
     if args.output:
-        try:
-            with atomic_write(args.output) as file:
-                json.dump(report, file, indent=1, ensure_ascii=False)
-        except OSError as error:
-            raise UserError(f"--output: cannot write {args.output}: {error.strerror or error}") from error
+        with atomic_write(args.output) as file:
+            json.dump(report, file, indent=1, ensure_ascii=False)
         print(f"written to {args.output}")
     return 0
 

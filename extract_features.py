@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from captioning.command_line import Parser
 from captioning.errors import UserError, run
@@ -32,63 +33,29 @@ NORMALIZE = {  # how pixels 0..1 are normalised; None: as the encoder was traine
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--dataset", help="sections of datasets.conf, several joined by +")
-    add("--dataset_config_file", help="file of the datasets (default: datasets/datasets.conf)")
-    add("--image_dir", help="a folder or zip file of images instead of a dataset; keys are the file names")
-    add("--extractor", default="resnet152", help="name of the encoder; with -conv, its last map (default resnet152)")
-    add(
-        "--weights",
-        metavar="FILE",
-        help="local file with the encoder's weights instead of a download; resnet152caffe-original needs it",
-    )
-    add(
-        "--feature_type",
-        choices=["plain", "avg", "max"],
-        default="plain",
-        help="plain: features of the whole image; avg, max: mean or maximum over ten crops, the corners and the middle "
-        "with their mirror images (default plain)",
-    )
-    add(
-        "--normalize",
-        choices=list(NORMALIZE),
-        default="default",
-        help="pixels: as the encoder expects (default), in 0..1 (skip), or these minus one half (subtract_half)",
-    )
-    add(
-        "--crop_size",
-        type=int,
-        help="width and height of the images that the encoder gets, in pixels (default: its own)",
-    )
-    add(
-        "--image_size",
-        type=int,
-        help="avg, max: width and height of the image before cropping (default: crop_size * 256/224)",
-    )
-    add("--output_dir", help="folder of the output (default: the dataset's features_path, or else this folder)")
-    add(
-        "--output_file",
-        metavar="NAME",
-        help=".lmdb, .npy, .bin or .h5 (default: DATASET-EXTRACTOR-TYPE.lmdb, with -NORMALIZE if set)",
-    )
-    add(
-        "--dtype",
-        choices=["float32", "float16"],
-        default="float32",
-        help="type of the numbers in the file (default float32)",
-    )
-    add("--batch_size", type=int, default=32, help="images in a batch (default 32)")
-    add("--num_workers", type=int, help="processes that load images (default: all cores)")
+    add("--dataset", metavar="NAME", help="sections of datasets.conf, several joined by +")
+    add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
+    add("--image_dir", metavar="DIR", help="a folder or zip file of images, whose names become keys, not a dataset")
+    add("--extractor", default="resnet152", metavar="NAME", help="name of the encoder; with -conv, its last map")
+    add("--weights", metavar="FILE", help="local file of the encoder's weights; resnet152caffe-original needs it")
+    add("--feature_type", choices=["plain", "avg", "max"], default="plain", help="avg, max: over ten crops")
+    add("--normalize", choices=list(NORMALIZE), default="default", help="skip: 0..1; subtract_half: -0.5..0.5")
+    add("--crop_size", type=int, metavar="PIXELS", help="width and height of the encoder's images (default: its own)")
+    add("--image_size", type=int, metavar="PIXELS", help="avg, max: of images before cropping (default: 256/224 of it)")
+    add("--output_dir", metavar="DIR", help="its folder (default: the dataset's features_path, else this folder)")
+    add("--output_file", metavar="NAME", help=".lmdb, .npy, .bin or .h5 (default: named by dataset, encoder and type)")
+    add("--dtype", choices=["float32", "float16"], default="float32", help="type of the numbers in the file")
+    add("--batch_size", default=32, metavar="N", help="images in a batch")
+    add("--num_workers", type=int, metavar="N", help="processes that load images (default: all cores)")
     add("--resume", action="store_true", help="continue an interrupted run")
     add("--force", action="store_true", help="replace an existing feature file")
     add("--cpu", action="store_true", help="do not use a GPU")
-    add("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     args = parser.parse_args(argv)
     if bool(args.dataset) == bool(args.image_dir):
         parser.error("name either --dataset or --image_dir")
-    for name, least in (("batch_size", 1), ("crop_size", 1), ("image_size", 1), ("num_workers", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            parser.error(f"--{name} {value}: at least {least}")
+    parser.at_least(1, args, "batch_size", "crop_size", "image_size")
+    parser.at_least(0, args, "num_workers")
     if args.feature_type != "plain" and args.extractor.endswith("-conv"):
         parser.error(f"--feature_type {args.feature_type} is for vectors: maps of ten crops do not lie on one another")
     return args
@@ -114,26 +81,26 @@ def items_by_key(dataset: CaptionDataset) -> dict[str, ImageItem]:
 
 
 class ExtractRun:
-    """One run of this script.
+    """One run of this script. flags: those of parse_args, by name.
 
     prepare() opens the dataset and checks all that can be checked without torch; run() encodes, in every process that
     torchrun started, and gives the exit status; close() parts from the other processes.
     """
 
-    def __init__(self, args):
-        self.args = args
+    def __init__(self, **flags):
+        self.flags = SimpleNamespace(**flags)
         self.alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
         self.joined = False
         self.writer = None  # the first process has one
 
     def prepare(self) -> None:
-        args = self.args
-        if args.weights and not Path(args.weights).is_file():
-            raise UserError(f"--weights: no such file: {args.weights}")
-        if args.image_dir:
-            self.dataset = GenericDataset(image_dir=args.image_dir)
+        flags = self.flags
+        if flags.weights and not Path(flags.weights).is_file():
+            raise UserError(f"--weights: no such file: {flags.weights}")
+        if flags.image_dir:
+            self.dataset = GenericDataset(image_dir=flags.image_dir)
         else:
-            self.dataset = open_dataset(args.dataset, args.dataset_config_file)
+            self.dataset = open_dataset(flags.dataset, flags.dataset_config_file)
         self.dataset.require_images()
         self.path = self.output_path()
         self.items = items_by_key(self.dataset)
@@ -143,20 +110,20 @@ class ExtractRun:
 
     def output_path(self) -> Path:
         """Where the features go. An absolute --output_file, or one with a folder, is taken as it is."""
-        args, name = self.args, self.args.output_file
+        flags, name = self.flags, self.flags.output_file
         if name is None:
-            source = args.dataset or Path(args.image_dir).resolve().name
-            parts = [source.replace(":", "-").replace("/", "-"), args.extractor.replace(":", "-"), args.feature_type]
-            parts += [] if args.normalize == "default" else [args.normalize]
+            source = flags.dataset or Path(flags.image_dir).resolve().name
+            parts = [source.replace(":", "-").replace("/", "-"), flags.extractor.replace(":", "-"), flags.feature_type]
+            parts += [] if flags.normalize == "default" else [flags.normalize]
             name = "-".join(parts) + ".lmdb"
-        own = self.dataset.features_path if args.output_file is None or "/" not in name else None
-        return Path(args.output_dir or own or ".") / name
+        own = self.dataset.features_path if flags.output_file is None or "/" not in name else None
+        return Path(flags.output_dir or own or ".") / name
 
     def is_complete(self) -> bool:
         """Whether --resume finds the file with all records. Raises UserError for a file that must not be replaced."""
-        if not self.path.exists() or self.args.force:
+        if not self.path.exists() or self.flags.force:
             return False
-        if self.args.resume:
+        if self.flags.resume:
             from captioning.features.factory import open_features
 
             if not open_features(self.path).missing(self.items):
@@ -170,22 +137,25 @@ class ExtractRun:
         # torch is imported only now, so that the mistakes above are answered at once
         import torch
 
-        from captioning.devices import from_main, start_processes, to_main
-        from inference.extraction import extract, share_of
+        from captioning.devices import choose_device, from_main, share, start_processes, to_main
+        from inference.extraction import PhotoEncoder, extract, share_of
 
+        flags = self.flags
         start_processes(torch.device("cpu"))  # over the CPU: what they exchange are finished features
         self.joined = True
         if not self.alone and from_main(self.is_complete):
             return 0
-        encoder = self.make_encoder()
+        changes = {**(NORMALIZE[flags.normalize] or {}), **({"size": flags.crop_size} if flags.crop_size else {})}
+        encoder = PhotoEncoder(flags.extractor, flags.weights, changes, flags.feature_type, flags.image_size)
+        encoder.to(choose_device(flags.device, flags.cpu))
         todo = from_main(lambda: self.open_writer(encoder))
         self.dataset.items = [self.items[key] for key in todo]
         bad: list[str] = []
         began = time.monotonic()
         with contextlib.nullcontext() if self.writer is None else self.writer:
             if todo:
-                loader = share_of(self.dataset, encoder.transform, self.args.batch_size, self.args.num_workers)
-                extract(encoder, loader, self.writer, self.args.dtype)
+                loader = share_of(self.dataset, encoder.transform, flags.batch_size, flags.num_workers)
+                extract(encoder, loader, self.writer, flags.dtype)
                 bad = sorted({message for messages in to_main(loader.bad_items) for message in messages})
                 loader.close()
         if self.writer is not None:
@@ -193,31 +163,17 @@ class ExtractRun:
             print(f"{len(self.writer):,} records in {self.path} ({speed:.0f} images/s)")
             if bad:
                 print(f"{len(bad)} images could not be read and have no features", file=sys.stderr)
-        return from_main(lambda: 1 if bad else 0)
-
-    def make_encoder(self):
-        """The PhotoEncoder with the size and the normalisation of pixels that the flags ask for."""
-        from inference.extraction import PhotoEncoder
-
-        args = self.args
-        changes = dict(NORMALIZE[args.normalize] or {})
-        if args.crop_size:
-            changes["size"] = args.crop_size
-        encoder = PhotoEncoder(args.extractor, args.weights, changes, args.feature_type, args.image_size)
-        encoder.to(args.device, args.cpu)
-        return encoder
+        return share(1 if bad else 0)
 
     def open_writer(self, encoder) -> list[str]:
         """Open the file; gives the keys of the images that it lacks. Called in the first process only."""
         from captioning.features.writer import FeatureWriter
 
-        args = self.args
-        self.writer = FeatureWriter(
-            self.path, encoder.shape, args.dtype, encoder.provenance, keys=self.items, resume=args.resume
-        )
-        done = f", {len(self.writer):,} of them done already" if args.resume else ""
+        dtype, resume = self.flags.dtype, self.flags.resume
+        self.writer = FeatureWriter(self.path, encoder.shape, dtype, encoder.provenance, self.items, resume)
+        done = f", {len(self.writer):,} of them done already" if resume else ""
         print(f"{len(self.items):,} images{done}")
-        print(f"{args.extractor} {'x'.join(map(str, encoder.shape))} {args.dtype} -> {self.path}", flush=True)
+        print(f"{self.flags.extractor} {'x'.join(map(str, encoder.shape))} {dtype} -> {self.path}", flush=True)
         return self.writer.todo
 
     def close(self) -> None:
@@ -228,7 +184,7 @@ class ExtractRun:
 
 
 def main(args) -> int:
-    with contextlib.closing(ExtractRun(args)) as job:
+    with contextlib.closing(ExtractRun(**vars(args))) as job:
         job.prepare()
         return job.run()
 

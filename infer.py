@@ -27,9 +27,11 @@ if __name__ == "__main__":
 
 import contextlib
 import copy
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
@@ -50,87 +52,83 @@ def note(message: str) -> None:
 
 
 class InferRun:
-    """One run of this script.
+    """One run of this script. settings: the flags of inference.flags, by name.
 
     prepare() opens the images and checks all that can be checked without torch; run() captions them, writes what was
     asked for and gives the exit status.
     """
 
-    def __init__(self, args):
-        self.args = args
-        self.style = Style(not args.no_capitalize, None, args.probabilities, args.alternatives, args.store_image_paths)
+    def __init__(self, **settings):
+        self.settings = s = SimpleNamespace(**settings)
+        self.style = Style(not s.no_capitalize, None, s.probabilities, s.alternatives, s.store_image_paths)
 
     # ---- without torch ----
 
     def prepare(self) -> None:
         """Raises UserError for mistakes in the images, the outputs and the paths of other files."""
-        args = self.args
+        s = self.settings
         self.dataset = self.open_images()
-        self.model = flags.model_path(args.model)
+        self.model = flags.model_path(s.model)
         self.metrics = ()
         self.file = self.open_results()
         self.results = self.file.results if self.file else []
         self.rest = self.skip_captioned() if self.file else self.dataset
         if self.rest.items:  # otherwise all is done, and no model is needed
             require_model_file(self.model)
-        if args.lemma_pos_rules:
-            self.style = replace(self.style, rules=LemmaRules.load(args.lemma_pos_rules))
-        self.vocabulary = Vocabulary.load(args.vocab) if args.vocab else None
+        if s.lemma_pos_rules:
+            self.style = replace(self.style, rules=LemmaRules.load(s.lemma_pos_rules))
+        self.vocabulary = Vocabulary.load(s.vocab) if s.vocab else None
 
     def open_images(self) -> CaptionDataset:
         """The images to caption. Raises UserError where there are none."""
-        args = self.args
-        loose = bool(args.images or args.image_dir)
-        if loose and args.dataset in (None, "generic"):
-            check_photos(args.images)
-            dataset = GenericDataset(files=args.images, image_dir=args.image_dir, recursive=args.recursive)
+        s = self.settings
+        loose = bool(s.images or s.image_dir)
+        if loose and s.dataset in (None, "generic"):
+            check_photos(s.images)
+            dataset = GenericDataset(files=s.images, image_dir=s.image_dir, recursive=s.recursive)
         elif loose:
-            raise UserError(f"--dataset {args.dataset} and images or --image_dir exclude each other")
-        elif not args.dataset:
+            raise UserError(f"--dataset {s.dataset} and images or --image_dir exclude each other")
+        elif not s.dataset:
             raise UserError("nothing to caption: give image files, --image_dir or --dataset")
         else:
-            dataset = open_dataset(args.dataset, args.dataset_config_file)
+            dataset = open_dataset(s.dataset, s.dataset_config_file)
         names = {item.image_id: self.style.id_of(item) for item in dataset.items}
-        if args.store_image_paths and len(set(names.values())) < len(names):
+        if s.store_image_paths and len(set(names.values())) < len(names):
             raise UserError("--store_image_paths: several items share a photo, so a path does not tell them apart")
-        if args.scoring and not any(item.captions for item in dataset.items):
+        if s.scoring and not any(item.captions for item in dataset.items):
             raise UserError("--scoring needs captions to compare with: give a --dataset that has them")
         return dataset
 
     def open_results(self) -> ResultsFile | None:
         """The results file, None where captions are only printed. All outputs are checked here."""
-        args = self.args
+        s = self.settings
         path, form = self.results_path()
-        if args.resume and form not in GROWING:
+        if s.resume and form not in GROWING:
             raise UserError(f"--resume goes on with {' and '.join(GROWING)} files: name one with --output_file")
-        if args.resume and args.attention_output:
+        if s.resume and s.attention_output:
             raise UserError("--attention_output cannot be resumed: leave out --resume")
-        outputs = {"--output_file": path, "--html": args.html, "--attention_output": args.attention_output}
+        outputs = {"--output_file": path, "--html": s.html, "--attention_output": s.attention_output}
         for option, name in outputs.items():
             if name:
                 check_writable(option, name)
-        if args.scoring:
+        if s.scoring:
             from captioning.scoring.metrics import parse_metrics
 
-            self.metrics = parse_metrics(args.scoring)
-        return ResultsFile(path, form, args.resume, self.style.wants_words) if path else None
+            self.metrics = parse_metrics(s.scoring)
+        return ResultsFile(path, form, s.resume, self.style.wants_words) if path else None
 
     def results_path(self) -> tuple[Path | None, str]:
         """The results file and its format; None where captions are only printed."""
-        args = self.args
-        if args.output_file:
-            return Path(args.results_path or ".") / args.output_file, format_of(args.output_file, args.output_format)
-        if not (args.dataset or args.results_path or args.output_format):
+        s = self.settings
+        if s.output_file:
+            return Path(s.results_path or ".") / s.output_file, format_of(s.output_file, s.output_format)
+        if not (s.dataset or s.results_path or s.output_format):
             return None, ""
-        source = args.dataset or (Path(args.image_dir).resolve().name if args.image_dir else "images")
-        # ep5 or best says little without the folder of its run
-        bundled = self.model == flags.BUNDLED
-        name = self.model.stem if bundled else f"{self.model.resolve().parent.name}-{self.model.stem}"
-        name = f"{source}_{name}"
-        for character in ':/\\ *?"<>|':
-            name = name.replace(character, "-")
-        form = args.output_format or "json"
-        return Path(args.results_path or "results") / f"{name}.{form}", form
+        source = s.dataset or (Path(s.image_dir).resolve().name if s.image_dir else "images")
+        run = "" if self.model == flags.BUNDLED else f"{self.model.resolve().parent.name}-"  # "best" says little alone
+        name = re.sub(r'[:/\\ *?"<>|]', "-", f"{source}_{run}{self.model.stem}")
+        form = s.output_format or "json"
+        return Path(s.results_path or "results") / f"{name}.{form}", form
 
     def skip_captioned(self) -> CaptionDataset:
         """The images that the results file does not have yet; its results get what the dataset knows of theirs."""
@@ -159,10 +157,10 @@ class InferRun:
         if self.file:
             note(f"{self.file.path}: captions of {len(self.results)} images")
         lines, left_out = report_scores(self.metrics, self.results) if self.metrics else ([], False)
-        if self.args.html:
-            title = f"{len(self.results)} images of {self.args.dataset or self.args.image_dir or 'a list'}"
-            write_gallery(self.args.html, self.results, title, f"Captioned by {self.model}", lines)
-            note(f"{self.args.html}: gallery of {len(self.results)} images")
+        if self.settings.html:
+            title = f"{len(self.results)} images of {self.settings.dataset or self.settings.image_dir or 'a list'}"
+            write_gallery(self.settings.html, self.results, title, f"Captioned by {self.model}", lines)
+            note(f"{self.settings.html}: gallery of {len(self.results)} images")
         if bad:
             note(f"{script_name()}: {len(bad)} of {len(self.rest)} images could not be read")
         return 1 if bad or left_out else 0
@@ -170,18 +168,22 @@ class InferRun:
     def caption_rest(self) -> list[str]:
         """Caption the images that are left, into the results; gives why images were left out."""
         # torch is imported only now, so that mistakes are answered at once
+        from data_loader import LoaderSettings
         from inference.attention_maps import AttentionLog
-        from inference.captions import ImageCaptions
+        from inference.captions import ImageCaptions, open_loader
 
-        args, attention = self.args, None
+        s, attention = self.settings, None
         captioner = self.open_model()
-        loader = self.open_loader(captioner)
-        if args.verbose:
+        replaced = {"features": s.ext_features, "persist_features": s.ext_persist_features}
+        settings = LoaderSettings(s.batch_size, num_workers=s.num_workers)
+        photos = "instead" if s.dataset else "always"
+        loader = open_loader(captioner, self.rest, settings, replaced, photos, s.resize)
+        if s.verbose:
             self.describe(captioner, loader.inputs)
-        if args.attention_output:
+        if s.attention_output:
             attention = AttentionLog(captioner.config.specs[captioner.model.attended].shape[1:])
         began = time.monotonic()
-        captions = ImageCaptions(captioner, self.search(captioner), self.style, args.amp, attention)
+        captions = ImageCaptions(captioner, self.search(captioner), self.style, s.amp, attention)
         try:
             self.take(captions.of(loader))
         except KeyboardInterrupt:
@@ -190,21 +192,21 @@ class InferRun:
             raise
         if not self.results:
             raise UserError(f"none of the {len(self.rest)} images could be captioned")
-        if args.verbose:
+        if s.verbose:
             count, seconds = len(self.rest) - len(loader.bad_items), time.monotonic() - began
             note(f"{count} images in {seconds:.1f} s, {count / max(seconds, 1e-9):.1f} a second")
         if attention is not None:
-            attention.write(args.attention_output)
-            note(f"{args.attention_output}: attention weights of {len(attention.ids)} images")
+            attention.write(s.attention_output)
+            note(f"{s.attention_output}: attention weights of {len(attention.ids)} images")
         if self.style.rules and (line := self.style.rules.report()):
-            note(f"{args.lemma_pos_rules}: {line}")
+            note(f"{s.lemma_pos_rules}: {line}")
         return loader.bad_items
 
     def take(self, results) -> None:
         """Keep each of (item, result), in the results file if there is one; print it where that is asked for."""
         from tqdm import tqdm
 
-        printed = self.args.print_results or self.file is None
+        printed = self.settings.print_results or self.file is None
         add = self.file.add if self.file else self.results.append
         with tqdm(total=len(self.rest), unit="image", desc="caption", disable=True if printed else None) as bar:
             for item, result in results:
@@ -221,47 +223,35 @@ class InferRun:
         from captioning.devices import choose_device
         from model import load_captioner
 
-        args = self.args
-        device = choose_device(args.device, args.cpu)
-        captioner = load_captioner(self.model, device, args.weights, photos=False, vocabulary=self.vocabulary)
+        s = self.settings
+        device = choose_device(s.device, s.cpu)
+        captioner = load_captioner(self.model, device, s.weights, photos=False, vocabulary=self.vocabulary)
         if self.vocabulary is not None:
             if len(self.vocabulary) != len(captioner.vocabulary):
                 sizes = f"it has {len(self.vocabulary)} words, the model {len(captioner.vocabulary)}"
-                raise UserError(f"--vocab {args.vocab} does not fit the model: {sizes}")
+                raise UserError(f"--vocab {s.vocab} does not fit the model: {sizes}")
             captioner.vocabulary = self.vocabulary
         if self.as_deepcaption(captioner):
-            note(
-                "a model of DeepCaption: captions as it wrote them (greedy, with <unk>); --beam_size 3 searches better"
-            )
+            note("a model of DeepCaption: captions as its own (greedy, with <unk>); --beam_size 3 searches better")
         if captioner.config.paragraphs is not None:
             self.check_paragraphs()
-        if args.attention_output and captioner.model.attended is None:
+        if s.attention_output and captioner.model.attended is None:
             raise UserError("--attention_output: the model has no attention")
         return captioner
 
     def check_paragraphs(self) -> None:
         """Raises UserError for what cannot be asked of a model that writes paragraphs."""
-        several = self.args.n_best
-        if several > 1 and not self.args.sample:
+        several = self.settings.n_best
+        if several > 1 and not self.settings.sample:
             raise UserError(f"--n_best {several}: a beam search writes one paragraph of an image; for several --sample")
         for name in ("alternatives", "probabilities", "lemma_pos_rules"):
-            if getattr(self.args, name):
+            if getattr(self.settings, name):
                 raise UserError(f"--{name} is for captions of one sentence; the model writes paragraphs")
-
-    def open_loader(self, captioner):
-        from data_loader import LoaderSettings
-        from inference.captions import open_loader
-
-        args = self.args
-        replaced = {"features": args.ext_features, "persist_features": args.ext_persist_features}
-        settings = LoaderSettings(args.batch_size, num_workers=args.num_workers)
-        photos = "instead" if args.dataset else "always"
-        return open_loader(captioner, self.rest, settings, replaced, photos, args.resize)
 
     def as_deepcaption(self, captioner) -> bool:
         """Whether to write as DeepCaption did, greedily and with <unk>: with its models, unless a flag says how."""
-        args = self.args
-        asked = args.beam_size or args.sample or args.n_best > 1 or args.length_penalty or args.block_trigrams
+        s = self.settings
+        asked = s.beam_size or s.sample or s.n_best > 1 or s.length_penalty or s.block_trigrams
         return captioner.info.get("made_by") == "DeepCaption" and not asked
 
     def search(self, captioner):
@@ -270,36 +260,34 @@ class InferRun:
 
         from captioning.decoder.search import Search
 
-        args, old = self.args, self.as_deepcaption(captioner)
-        if args.sample:
-            torch.manual_seed(42 if args.seed is None else args.seed)
+        s, old = self.settings, self.as_deepcaption(captioner)
+        if s.sample:
+            torch.manual_seed(42 if s.seed is None else s.seed)
         return Search(
-            beam_size=1 if args.sample or old else args.beam_size or max(3, args.n_best),
-            max_length=args.max_seq_length,
-            length_penalty=flags.length_penalty(args.length_penalty, captioner),
-            n_best=args.n_best,
-            sample=args.sample,
-            temperature=args.temperature or 1.0,
-            top_k=args.top_k or 0,
-            top_p=args.top_p or 1.0,
-            allow_unk=args.allow_unk or old,
-            block_trigrams=args.block_trigrams,
-            trigram_penalty_alpha=args.trigram_penalty_alpha,
-            no_repeat_sentences=args.no_repeat_sentences,
-            only_complete_sentences=args.only_complete_sentences,
+            beam_size=1 if s.sample or old else s.beam_size or max(3, s.n_best),
+            max_length=s.max_seq_length,
+            length_penalty=captioner.length_penalty if s.length_penalty is None else s.length_penalty,
+            n_best=s.n_best,
+            sample=s.sample,
+            temperature=s.temperature or 1.0,
+            top_k=s.top_k or 0,
+            top_p=s.top_p or 1.0,
+            allow_unk=s.allow_unk or old,
+            block_trigrams=s.block_trigrams,
+            trigram_penalty_alpha=s.trigram_penalty_alpha,
+            no_repeat_sentences=s.no_repeat_sentences,
+            only_complete_sentences=s.only_complete_sentences,
         )
 
     def describe(self, captioner, inputs) -> None:
         """Print what --verbose asks for; inputs: the Input of each feature that the model reads."""
-        made = [
-            f"{x.spec.name} made by {x.spec.provenance['extractor']}"
-            if x.from_pixels and x.spec.from_file
-            else x.spec.name
-            for x in inputs
-        ]
+        made = [one.spec.name for one in inputs]
+        for number, one in enumerate(inputs):
+            if one.from_pixels and one.spec.from_file:
+                made[number] += f" made by {one.spec.provenance['extractor']}"
         size = sum(p.numel() for p in captioner.model.decoder.parameters())
         note(f"model {self.model}: decoder of {size / 1e6:.1f} million weights, {len(captioner.vocabulary)} words")
-        pixels = f"; images {captioner.size}x{captioner.size}" if any(x.from_pixels for x in inputs) else ""
+        pixels = f"; images {captioner.size}x{captioner.size}" if any(one.from_pixels for one in inputs) else ""
         note(f"features {', '.join(made)}{pixels}; device {captioner.device}")
         note(f"{len(self.rest)} images of {self.rest.name}")
 
@@ -329,18 +317,15 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
     scores = score_captions(candidates, {result.image_id: result.references for result in known}, metrics)
     if line := java_note(metrics):
         note(line)
-    statistics = caption_statistics(candidates.values())
-    lines = [
-        *scores.lines(),
-        f"{len(candidates)} captions, {statistics['distinct']:.1%} of them distinct, "
-        f"mean length {statistics['mean_length']:.1f} words",
-    ]
+    found = caption_statistics(candidates.values())
+    figures = f"{found['distinct']:.1%} of them distinct, mean length {found['mean_length']:.1f} words"
+    lines = [*scores.lines(), f"{len(candidates)} captions, {figures}"]
     print("\n".join(lines))
     return lines, bool(scores.left_out)
 
 
 def main(args) -> int:
-    job = InferRun(args)
+    job = InferRun(**vars(args))
     job.prepare()
     return job.run()
 

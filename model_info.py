@@ -62,18 +62,18 @@ def describe(path) -> tuple[dict, Vocabulary | None]:
             contents["vocabulary"] = Vocabulary.from_deepcaption(old["vocab"]).to_dict()
     state = contents["state"] or {f"{part}.{k}": v for part in ("encoder", "decoder") for k, v in old[part].items()}
     vocabulary = Vocabulary.from_dict(contents["vocabulary"]) if "vocabulary" in contents else None
-    file = Path(path)
+    facts = vocabulary and {name: getattr(vocabulary, name) for name in ("tokenizer", "threshold", "dataset")}
     info = {
         "file": str(path),
-        "bytes": file.stat().st_size,
-        "sha256": sha256(file),
+        "bytes": Path(path).stat().st_size,
+        "sha256": sha256(path),
         "made_by": contents.get("made_by", "DeepCaption reborn"),
         "problem": contents.get("problem"),
         "epoch": contents.get("epoch"),
         "weights": count_weights(state),
         "config": contents.get("config"),
         "settings": None if old is None else settings(old),
-        "vocabulary": vocabulary and vocabulary_facts(vocabulary),
+        "vocabulary": vocabulary and {"words": len(vocabulary), **facts},
         "versions": contents.get("versions"),
         "stats": contents.get("stats"),
         "training_state": "training" in contents or bool(old and old.get("optimizer")),
@@ -84,14 +84,10 @@ def describe(path) -> tuple[dict, Vocabulary | None]:
 
 
 def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else slow_digest(file)
-
-
-def slow_digest(file) -> str:  # Python 3.10
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -111,29 +107,21 @@ def count_weights(state: dict) -> dict[str, int]:
 
 def settings(old: dict) -> dict:
     """What DeepCaption noted beside weights and vocabulary, in types that JSON knows."""
-    kept = {name: value for name, value in old.items() if name not in NO_SETTINGS}
-    return {name: value._asdict() if hasattr(value, "_asdict") else plain(value) for name, value in kept.items()}
-
-
-def plain(value):
-    known = isinstance(value, str | int | float | bool | list | tuple | dict | None)
-    return value if known else f"({type(value).__name__})"
-
-
-def vocabulary_facts(vocabulary: Vocabulary) -> dict:
-    return {
-        "words": len(vocabulary),
-        "tokenizer": vocabulary.tokenizer,
-        "threshold": vocabulary.threshold,
-        "dataset": vocabulary.dataset,
-    }
+    found = {}
+    for name, value in old.items():
+        if name not in NO_SETTINGS:
+            value = value._asdict() if hasattr(value, "_asdict") else value
+            known = isinstance(value, str | int | float | bool | list | tuple | dict | None)
+            found[name] = value if known else f"({type(value).__name__})"
+    return found
 
 
 def lines(info: dict, verbose: bool) -> list[str]:
     """`info` for people."""
     rows = [("file", f"{info['file']}, {info['bytes'] / 1e6:,.2f} MB"), ("sha256", info["sha256"])]
     rows.append(("made by", info["made_by"] + (f", epoch {info['epoch']}" if info.get("epoch") else "")))
-    rows += [("problem", info["problem"])] if "problem" in info else []
+    if "problem" in info:
+        rows.append(("problem", info["problem"]))
     parts = ", ".join(f"{name} {count:,}" for name, count in info["weights"].items() if name != "total")
     rows.append(("weights", f"{info['weights']['total']:,} ({parts})"))
     if "config" in info:

@@ -19,39 +19,14 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="train_stats.json, or the folder that holds it (models/NAME)")
-    add(
-        "--labels",
-        metavar="A,B",
-        help="names for the legend, one for each file (default: the folders' or files' names)",
-    )
-    add(
-        "--smooth_cider",
-        type=int,
-        default=1,
-        metavar="W",
-        help="draw the mean of CIDEr over W epochs (default: 1, no mean)",
-    )
+    add("--labels", metavar="A,B", help="names for the legend, one for each file (default: of the folders or files)")
+    add("--smooth_cider", default=1, metavar="W", help="draw the mean of CIDEr over W epochs")
     add("--watch", action="store_true", help="draw again whenever a file changes, until Ctrl-C")
-    add(
-        "--interval",
-        type=float,
-        default=2.0,
-        metavar="S",
-        help="--watch: look at the files every S seconds (default: 2)",
-    )
-    add(
-        "--output",
-        metavar="FILE",
-        help="file to write, .png, .svg or .pdf (default: a window, else train_stats.png beside FILE)",
-    )
-    add(
-        "--metrics",
-        metavar="NAMES",
-        help="scores to draw, separated by commas, as in cider,bleu; or none (default: cider,bleu_4)",
-    )
+    add("--interval", default=2.0, metavar="S", help="--watch: look at the files every S seconds")
+    add("--output", metavar="FILE", help=".png, .svg or .pdf (default: a window, else train_stats.png beside FILE)")
+    add("--metrics", metavar="NAMES", help="scores to draw, as in cider,bleu, or none (default: cider,bleu_4)")
     args = parser.parse_args(argv)
-    if args.smooth_cider < 0:
-        parser.error(f"--smooth_cider: {args.smooth_cider} is no number of epochs; give 1 or more")
+    parser.at_least(0, args, "smooth_cider")
     if not args.interval > 0:
         parser.error(f"--interval: {args.interval:g} is no time in seconds; give more than 0")
     if args.output and not args.output.lower().endswith((".png", ".svg", ".pdf")):
@@ -62,6 +37,7 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
+import contextlib
 import math
 import os
 import re
@@ -70,6 +46,9 @@ import threading
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean
+
+BACKEND = os.environ.pop("MPLBACKEND", None)  # for a window only: matplotlib fails where it names one that is missing
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -90,6 +69,7 @@ SCORES = {  # name in the file -> in the legend, marker
     "bleu_2": ("BLEU-2", ">"),
     "bleu_3": ("BLEU-3", "X"),
 }
+OTHER_NAMES = {"rouge": "rouge_l", "cider_d": "ciderd", "val_loss": "validation_loss", "train_loss": "training_loss"}
 OTHER_MARKERS = "hd*pH"
 LOSS_DASHES = {"training_loss": "solid", "validation_loss": (0, (5, 2))}
 
@@ -98,6 +78,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 LOSS_COLOURS = ["#0072B2", "#56B4E9", "#1B3A57", "#7A9CC6"]
 SCORE_COLOURS = ["#D55E00", "#E69F00", "#009E73", "#CC79A7", "#7F5539", "#666666"]
 GREY = "#444444"
+NO_WINDOW = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
 STYLE = {
     "font.size": 11,
@@ -128,7 +109,7 @@ class History:
         return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-# ---------------------------------------------------------------------------------------------- reading
+# ---- reading ----
 
 
 def stats_file(name: str) -> Path:
@@ -136,8 +117,17 @@ def stats_file(name: str) -> Path:
     return path / "train_stats.json" if path.is_dir() else path
 
 
-def default_label(path: Path) -> str:
-    return path.resolve().parent.name if path.name == "train_stats.json" else path.name.split(".")[0] or path.name
+def labels_of(files: list[str], typed: str | None) -> list[str]:
+    """A label for each file. Raises UserError where --labels has another number of them."""
+    if typed is None:
+        paths = map(stats_file, files)
+        return [
+            p.resolve().parent.name if p.name == "train_stats.json" else p.name.split(".")[0] or p.name for p in paths
+        ]
+    labels = [label.strip() for label in typed.split(",")]
+    if len(labels) != len(files):
+        raise UserError(f"--labels: {len(labels)} labels for {len(files)} files; give one for each")
+    return labels
 
 
 def read_stats(path: Path) -> dict[float, dict[str, float]]:
@@ -175,17 +165,11 @@ def quantity_name(key: str) -> str:
     if not is_loss(name):
         name = re.sub(r"^(validation|val)_(scores_)?", "", name)
     name = re.sub(r"^bleu_?(\d)$", r"bleu_\1", name)
-    return {"rouge": "rouge_l", "cider_d": "ciderd", "val_loss": "validation_loss", "train_loss": "training_loss"}.get(
-        name, name
-    )
+    return OTHER_NAMES.get(name, name)
 
 
 def is_loss(quantity: str) -> bool:
     return "loss" in quantity
-
-
-def read_histories(files: list[str], labels: list[str]) -> list[History]:
-    return [History(label, i, read_stats(stats_file(name))) for i, (name, label) in enumerate(zip(files, labels))]
 
 
 def watched(files: list[str], labels: list[str], pause):
@@ -217,7 +201,7 @@ def watched(files: list[str], labels: list[str], pause):
             return
 
 
-# ---------------------------------------------------------------------------------------------- what to draw
+# ---- what to draw ----
 
 
 def quantities(histories: list[History]) -> list[str]:
@@ -264,11 +248,11 @@ def best(history: History, scores: list[str]) -> tuple[str, float, float] | None
 
 def smoothed(values: list[float], window: int) -> list[float]:
     """Mean over `window` neighbours, over fewer near the ends, so that the curve keeps its ends."""
-    parts = []
+    means = []
     for i in range(len(values)):
         room = min(i, len(values) - 1 - i)
-        parts.append(values[i - min((window - 1) // 2, room) : i + min(window // 2, room) + 1])
-    return [sum(part) / len(part) for part in parts]
+        means.append(fmean(values[i - min((window - 1) // 2, room) : i + min(window // 2, room) + 1]))
+    return means
 
 
 def title(quantity: str) -> str:
@@ -280,7 +264,7 @@ def described(history: History, scores: list[str]) -> str:
     return f"best epoch {found[1]:g} ({title(found[0])} {found[2]:.3f})" if found else ""
 
 
-# ---------------------------------------------------------------------------------------------- drawing
+# ---- drawing ----
 
 
 def draw(figure, histories: list[History], scores: list[str], smooth: int = 1) -> None:
@@ -303,15 +287,17 @@ def draw(figure, histories: list[History], scores: list[str], smooth: int = 1) -
             draw_curve(axis, history, quantity, {**style, "color": colour(history, quantity)}, smooth)
         label = f"{title(quantity)}, mean of {smooth}" if quantity == "cider" and smooth > 1 else title(quantity)
         handles.append(Line2D([], [], **style, color=palette[quantity] if one else GREY, label=label))
-    for history in histories:
-        if found := best(history, scores):
-            quantity, epoch, value = found
-            mark_best(left, left if is_loss(quantity) else right, epoch, value, colour(history, quantity))
-    if any(best(history, scores) for history in histories):
+    marked = [(history, *found) for history in histories if (found := best(history, scores))]
+    for history, quantity, epoch, value in marked:
+        axis, shade = left if is_loss(quantity) else right, colour(history, quantity)
+        left.axvline(epoch, color=shade, linewidth=1, alpha=0.35, zorder=0)
+        star = {"marker": "*", "markersize": 17, "markeredgecolor": "white", "zorder": 5, "clip_on": False}
+        axis.plot([epoch], [value], color=shade, **star)
+    if marked:
         handles.append(Line2D([], [], linestyle="none", marker="*", markersize=12, color=GREY, label="best epoch"))
     decorate(left, right, drawn_losses, scores, palette if one else {})
-    columns = len(handles) if len(handles) <= 5 else math.ceil(len(handles) / 2)
-    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, columns))
+    columns = max(1, len(handles) if len(handles) <= 5 else math.ceil(len(handles) / 2))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
     labels = [", ".join(filter(None, [plain(history.label), described(history, scores)])) for history in histories]
     if one:
@@ -341,12 +327,6 @@ def draw_curve(axis, history: History, quantity: str, style: dict, smooth: int) 
     axis.plot(epochs, values, **style)
 
 
-def mark_best(left, axis, epoch: float, value: float, colour: str) -> None:
-    left.axvline(epoch, color=colour, linewidth=1, alpha=0.35, zorder=0)
-    star = {"marker": "*", "markersize": 17, "markeredgecolor": "white", "zorder": 5, "clip_on": False}
-    axis.plot([epoch], [value], color=colour, **star)
-
-
 def decorate(left, right, drawn_losses: list[str], scores: list[str], palette: dict[str, str]) -> None:
     left.set_xlabel("epoch")
     left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -358,10 +338,7 @@ def decorate(left, right, drawn_losses: list[str], scores: list[str], palette: d
         label = ", ".join(map(title, scores)) if len(scores) < 4 else "score"
         right.set_ylabel(label, color=palette.get(scores[0], GREY))
         right.set_ylim(bottom=min(0, right.get_ylim()[0]))
-    if right is not left:
-        right.spines["right"].set_visible(True)
-    else:
-        left.spines["right"].set_visible(False)
+    right.spines["right"].set_visible(right is not left)
 
 
 def plain(label: str) -> str:
@@ -369,16 +346,20 @@ def plain(label: str) -> str:
     return (" " + label if label.startswith("_") else label).replace("$", r"\$")
 
 
-# ---------------------------------------------------------------------------------------------- showing
+# ---- showing ----
 
 
-def has_display() -> bool:
-    """Can matplotlib open a window here?"""
+def window_maker():
+    """matplotlib.pyplot where it can open a window here, else None."""
     if sys.platform not in ("win32", "darwin") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return False
-    import matplotlib.pyplot as plt  # tries the window toolkits in turn and settles on agg where none works
+        return None
+    import matplotlib.pyplot as pyplot  # tries the window toolkits in turn and settles on agg where none works
 
-    return plt.get_backend().lower() not in ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
+    if BACKEND:
+        with contextlib.suppress(ImportError, ValueError):  # it is not installed, or is no backend
+            pyplot.switch_backend(BACKEND)
+    backend = pyplot.get_backend().lower()
+    return None if backend in NO_WINDOW or "inline" in backend else pyplot
 
 
 def save(figure, output: str | None, first: str) -> None:
@@ -392,40 +373,19 @@ def save(figure, output: str | None, first: str) -> None:
     print(f"wrote {path}", flush=True)
 
 
-def report(histories: list[History], scores: list[str]) -> None:
-    for history in histories:
-        last = f"{history.label}: epoch {max(history.epochs):g}"
-        print(", ".join(filter(None, [last, described(history, scores)])), flush=True)
-
-
-def labels_of(files: list[str], typed: str | None) -> list[str]:
-    """A label for each file. Raises UserError where --labels has another number of them."""
-    if typed is None:
-        return [default_label(stats_file(name)) for name in files]
-    labels = [label.strip() for label in typed.split(",")]
-    if len(labels) != len(files):
-        raise UserError(f"--labels: {len(labels)} labels for {len(files)} files; give one for each")
-    return labels
-
-
 class Plot:
     """The figure in a window, or in a file where `output` names one or no window can be opened.
 
     metrics: as in --metrics; smooth: epochs that CIDEr is averaged over.
     """
 
-    SIZE = (9, 5.6)  # inches
-
     def __init__(self, files: list[str], metrics: str | None, smooth: int, output: str | None):
         self.files, self.metrics, self.smooth, self.output = files, metrics, smooth, output
         self.ended = threading.Event()
         matplotlib.rcParams.update(STYLE)
-        self.pyplot = None
-        if not output and has_display():
-            import matplotlib.pyplot as pyplot
-
-            self.pyplot = pyplot
-        self.figure = (self.pyplot.figure if self.pyplot else Figure)(figsize=self.SIZE, layout="constrained")
+        self.pyplot = None if output else window_maker()
+        new_figure = self.pyplot.figure if self.pyplot else Figure
+        self.figure = new_figure(figsize=(9, 5.6), layout="constrained")  # inches
 
     def show(self, histories: list[History], strict: bool = True) -> None:
         """Draw and print `histories`. strict: raise UserError where they lack what was asked for."""
@@ -433,16 +393,13 @@ class Plot:
         if strict and not (scores or losses(histories)):
             raise UserError(f"FILE: {self.files[0]} has neither losses nor scores; name what to draw with --metrics")
         draw(self.figure, histories, scores, self.smooth)
-        report(histories, scores)
+        for history in histories:
+            last = f"{history.label}: epoch {max(history.epochs):g}"
+            print(", ".join(filter(None, [last, described(history, scores)])), flush=True)
         if self.pyplot:
             self.figure.canvas.draw_idle()
         else:
             save(self.figure, self.output, self.files[0])
-
-    def wait(self) -> None:
-        """Until the window is closed, if there is one."""
-        if self.pyplot:
-            self.pyplot.show()
 
     def watch(self, labels: list[str], interval: float) -> None:
         """Draw again whenever a file changes, until Ctrl-C or until the window is closed."""
@@ -465,14 +422,16 @@ class Plot:
 
 
 def main(args) -> None:
-    labels = labels_of(args.files, args.labels)
-    histories = None if args.watch else read_histories(args.files, labels)  # a mistake is told before a window opens
-    plot = Plot(args.files, args.metrics, args.smooth_cider, args.output)
+    files, labels = args.files, labels_of(args.files, args.labels)
+    if not args.watch:  # a mistake is named before a window opens
+        histories = [History(label, i, read_stats(stats_file(files[i]))) for i, label in enumerate(labels)]
+    plot = Plot(files, args.metrics, args.smooth_cider, args.output)
     if args.watch:
         plot.watch(labels, args.interval)
-    else:
-        plot.show(histories)
-        plot.wait()
+        return
+    plot.show(histories)
+    if plot.pyplot:
+        plot.pyplot.show()  # until the window is closed
 
 
 if __name__ == "__main__":

@@ -22,24 +22,18 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--image_dir", required=True, help="folder of the original images, searched with its subfolders")
     add("--output_dir", required=True, help="folder for the resized images, made if missing")
-    add("--image_size", type=int, default=256, help="width and height of the result, in pixels (default: 256)")
+    add("--image_size", default=256, help="width and height of the result, in pixels")
     add("--keep_aspect", action="store_true", help="keep the proportions: the shorter side gets --image_size pixels")
-    add(
-        "--subset",
-        metavar="FILE",
-        help="resize only the images that this file lists: a file name a line, with or without extension",
-    )
+    add("--subset", metavar="FILE", help="resize only these images: a file name a line, with or without extension")
     add("--create_zip", action="store_true", help="write one file OUTPUT_DIR.zip instead of a folder")
     add("--num_workers", type=int, help="parallel processes (default: one per core; 0 or 1: no other process)")
-    add("--quality", type=int, default=95, help="JPEG and WebP quality, 1 to 100 (default: 95)")
+    add("--quality", default=95, help="JPEG and WebP quality, 1 to 100")
     add("--report", metavar="FILE", help="CSV file to write: the images that failed, and why")
     args = parser.parse_args(argv)
-    if args.image_size < 1:
-        parser.error(f"--image_size: {args.image_size} is no size in pixels; give 1 or more")
+    parser.at_least(1, args, "image_size")
+    parser.at_least(0, args, "num_workers")
     if not 1 <= args.quality <= 100:
         parser.error(f"--quality: {args.quality} is out of range; give 1 to 100")
-    if args.num_workers is not None and args.num_workers < 0:
-        parser.error(f"--num_workers: {args.num_workers} is no number of processes; give 0 or more")
     return args
 
 
@@ -62,18 +56,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from captioning.cores import core_count
 from captioning.errors import UserError, run
-from captioning.files import atomic_write
-from captioning.images.image_file import (
-    MAX_PIXELS,
-    ImageError,
-    image_error,
-    image_size,
-    list_images,
-    open_image,
-    resize_square,
-    target_size,
-)
+from captioning.files import atomic_write, read_lines
+from captioning.images import image_file
+from captioning.images.image_file import ImageError, image_error, open_image, target_size
 
 # A JPEG is decoded at a reduced scale as long as it keeps this many times the result: with three the mean difference
 # from decoding in full is about half a grey level, with one it would be one and a half, on some photos four. Not quite
@@ -82,16 +69,7 @@ OVERSAMPLING = 2.9
 # torch resizes in a fifth of Pillow's time and takes two seconds to import: it pays from this many images per process.
 TORCH_FROM = 2000
 
-FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".gif": "GIF",
-}
+OTHER_FORMATS = {".jpg": "JPEG", ".tif": "TIFF"}  # extensions that are not the name of their format
 
 
 @dataclass(frozen=True)
@@ -123,7 +101,7 @@ def resize_one(name: str, settings: Settings) -> Outcome:
             return Outcome(name, "kept")
         image = open_image(source, size_hint=int(settings.image_size * OVERSAMPLING))
         width, height = target_size(image.size, settings.image_size, settings.keep_aspect)
-        if width * height > MAX_PIXELS:
+        if width * height > image_file.MAX_PIXELS:
             raise image_error(source, f"too narrow: it would become {width}x{height}")
         data = encoded(shrunk(image, settings), source, settings.quality)
     except ImageError as error:
@@ -147,7 +125,7 @@ def shrunk(image, settings: Settings):
         small = tensor_resize(image, target_size(image.size, settings.image_size, settings.keep_aspect))
         if small is not None:
             return small
-    return resize_square(image, settings.image_size, settings.keep_aspect)
+    return image_file.resize_square(image, settings.image_size, settings.keep_aspect)
 
 
 def is_done(source: Path, target: Path, settings: Settings) -> bool:
@@ -155,7 +133,7 @@ def is_done(source: Path, target: Path, settings: Settings) -> bool:
     try:
         if target.stat().st_mtime < source.stat().st_mtime or ends_in_zeros(target):
             return False
-        size = image_size(source) if settings.keep_aspect else (1, 1)  # a square needs no look at the source
+        size = image_file.image_size(source) if settings.keep_aspect else (1, 1)  # a square needs no look at the source
         return open_image(target).size == target_size(size, settings.image_size, settings.keep_aspect)
     except (OSError, ImageError):
         return False
@@ -170,7 +148,8 @@ def ends_in_zeros(path: Path) -> bool:
 
 def encoded(image, source: Path, quality: int) -> bytes:
     """The file content for `image` in the format that the extension of `source` stands for."""
-    form = FORMATS[source.suffix.lower()]
+    extension = source.suffix.lower()
+    form = OTHER_FORMATS.get(extension, extension[1:].upper())
     if image.mode == "RGBX" and form != "JPEG":
         image = image.convert("RGB")
     if form == "GIF":
@@ -215,13 +194,8 @@ def begin_worker(with_torch: bool) -> None:
 
 def select(names: list[str], subset: str) -> tuple[list[str], list[str]]:
     """The names that the lines of file `subset` stand for, and the lines that stand for none."""
-    try:
-        lines = Path(subset).read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"--subset: cannot read {subset}: {error.strerror or error}") from error
-    except UnicodeDecodeError:
-        raise UserError(f"--subset: {subset} is not a text file (UTF-8)") from None
-    ids = dict.fromkeys(line.strip() for line in lines if line.strip())
+    lines = read_lines(subset, "--subset")
+    ids = dict.fromkeys(filter(None, map(str.strip, lines)))
     chosen, used = [], set()
     for name in names:
         path = Path(name)
@@ -241,34 +215,12 @@ def find_images(image_dir: Path, output_dir: Path) -> list[str]:
     source, target = image_dir.resolve(), output_dir.resolve()
     if source == target or target in source.parents:
         raise UserError(f"--output_dir: {output_dir} must not be or hold --image_dir: originals could be overwritten")
-    paths = list_images(image_dir, recursive=True)
+    paths = image_file.list_images(image_dir, recursive=True)
     if source in target.parents:
         paths = [path for path in paths if target not in path.resolve().parents]
     if not paths:
         raise UserError(f"--image_dir: {image_dir} has no images (JPEG, PNG, WebP, BMP, TIFF or GIF)")
     return [str(path.relative_to(image_dir)) for path in paths]
-
-
-def core_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def make_folder(output_dir: Path) -> None:
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir: cannot make {output_dir}: {error.strerror or error}") from error
-
-
-def zip_path(output_dir: Path) -> Path:
-    return output_dir if output_dir.suffix == ".zip" else output_dir.with_name(output_dir.name + ".zip")
-
-
-def write_report(path: str, failures: list[tuple[str, str]]) -> None:
-    with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "reason"])
-        writer.writerows(failures)
 
 
 def resize_all(names: list[str], settings: Settings, workers: int, archive: Path | None) -> tuple[Counter, list]:
@@ -296,29 +248,30 @@ def resize_all(names: list[str], settings: Settings, workers: int, archive: Path
 
 def main(args) -> int:
     image_dir, output_dir = Path(args.image_dir), Path(args.output_dir)
-    names, unknown = find_images(image_dir, output_dir), []
+    names, failures = find_images(image_dir, output_dir), []
     if args.subset:
         names, lines = select(names, args.subset)
-        unknown = [(line, "in --subset, but there is no such image") for line in lines]
-    for line, reason in unknown:
+        failures = [(line, "in --subset, but there is no such image") for line in lines]
+    for line, reason in failures:
         print(f"resize.py: {line}: {reason}", file=sys.stderr)
 
-    archive = zip_path(output_dir) if args.create_zip else None
-    if not archive:
-        make_folder(output_dir)
+    archive = None
+    if args.create_zip:
+        archive = output_dir if output_dir.suffix == ".zip" else output_dir.with_name(output_dir.name + ".zip")
+    else:
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output_dir: cannot make {output_dir}: {error.strerror or error}") from error
     workers = core_count() if args.num_workers is None else args.num_workers
-    settings = Settings(
-        image_dir,
-        None if archive else output_dir,
-        args.image_size,
-        args.keep_aspect,
-        args.quality,
-        with_torch=len(names) >= TORCH_FROM * max(1, workers),
-    )
-    counts, failures = resize_all(names, settings, workers, archive)
-    failures = unknown + failures
+    with_torch = len(names) >= TORCH_FROM * max(1, workers)
+    folder = None if archive else output_dir
+    settings = Settings(image_dir, folder, args.image_size, args.keep_aspect, args.quality, with_torch)
+    counts, failed = resize_all(names, settings, workers, archive)
+    failures += failed
     if args.report:
-        write_report(args.report, failures)
+        with atomic_write(args.report) as file:
+            csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *failures])
     shape = f"shorter side {args.image_size}" if args.keep_aspect else f"{args.image_size}x{args.image_size}"
     kept = f", {counts['kept']} already there" if counts["kept"] else ""
     print(f"{archive or output_dir}: {counts['resized']} images resized ({shape}){kept}, {len(failures)} failed")

@@ -4,7 +4,6 @@
     ./score.py results.json --ground_truth annotations/captions_val2014.json
     ./score.py results.json --ground_truth captions.json --scoring bleu,cider --tokenizer python --output scores.json
     ./score.py results.json --ground_truth captions.json --scoring ciderd --cached_words coco-train-words.p
-
     ./score.py results/*.json --ground_truth captions.json --output scores.csv    # a row for each file
     ./score.py results.json --ground_truth captions.json --per_image images.csv   # a row for each image
 
@@ -14,59 +13,43 @@ Genome's list of paragraphs. Images of the ground truth without a result are cou
 cannot run (METEOR and SPICE without Java) is named with the reason; the exit status is 1 if --scoring asked for it.
 """
 
-import csv
-import json
 import sys
 from argparse import Namespace
-from functools import partial
-from pathlib import Path
 
 from captioning.command_line import Parser
-from captioning.errors import UserError, run
-from captioning.files import atomic_write, check_writable, read_json
 
 DEFAULT_SCORING = "bleu,meteor,rouge,cider"
 
 
 def parse_args(argv=None) -> Namespace:
-    parser = Parser("Score a results file (JSON list of image_id and caption) against reference captions.")
-    parser.add_argument(
-        "results",
-        nargs="+",
-        metavar="RESULTS.json",
-        help="captions to score, as infer.py writes them; several to compare",
-    )
-    parser.add_argument(
-        "--ground_truth",
-        metavar="FILE",
-        required=True,
-        help="reference captions: COCO's file of captions, or Visual Genome's of paragraphs",
-    )
-    parser.add_argument(
-        "--scoring",
-        metavar="NAMES",
-        help="comma-separated metrics: bleu, meteor, rouge, cider, ciderd, spice; METEOR and SPICE need Java, ciderd "
-        f"needs --cached_words (default: {DEFAULT_SCORING})",
-    )
-    parser.add_argument(
-        "--tokenizer",
-        choices=("auto", "ptb", "python"),
-        default="auto",
-        help="ptb: Stanford's, which needs Java; python: the same tokens without Java; auto: ptb if there is Java "
-        "(default: auto)",
-    )
-    parser.add_argument(
-        "--cached_words",
-        metavar="FILE",
-        help="file of build_cached_words.py: document frequencies for ciderd",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="write the scores to this file too, a .csv (a row for each results file) or else JSON",
-    )
-    parser.add_argument("--per_image", metavar="FILE.csv", help="write the scores of every caption to this file")
-    return parser.parse_args(argv)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("results", nargs="+", metavar="RESULTS.json", help="captions to score, as infer.py writes them")
+    add("--ground_truth", metavar="FILE", required=True, help="reference captions: COCO's or Visual Genome's file")
+    add("--scoring", metavar="NAMES", help="bleu, meteor, rouge, cider, ciderd (with --cached_words), spice; METEOR, "
+        f"SPICE need Java (default: {DEFAULT_SCORING})")  # fmt: skip
+    add("--tokenizer", choices=("auto", "ptb", "python"), default="auto", help="ptb: Stanford's, which needs Java; "
+        "python: the same tokens without Java; auto: ptb if there is Java (default: auto)")  # fmt: skip
+    add("--cached_words", metavar="FILE", help="ciderd: document frequencies (of build_cached_words.py)")
+    add("--output", metavar="FILE", help="write the scores too, to .csv (a row for each results file) or else as JSON")
+    add("--per_image", metavar="FILE.csv", help="write the scores of every caption to this file")
+    args = parser.parse_args(argv)
+    if args.per_image and not args.per_image.lower().endswith(".csv"):
+        parser.error(f"--per_image {args.per_image}: name a .csv file")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+
+from captioning.datasets.base import ID, TEXT, checked_entries
+from captioning.errors import UserError, run
+from captioning.files import atomic_write, check_writable, read_json
 
 
 def read_ground_truth(path: str) -> dict:
@@ -78,9 +61,8 @@ def read_ground_truth(path: str) -> dict:
             raise UserError(f"--ground_truth: {path} is no COCO caption file: it has no list 'annotations'")
         entries, place, text = content["annotations"], "annotations", "caption"
     references = {}
-    for i, entry in enumerate(entries):
-        image_id, caption = image_and_caption(entry, f"--ground_truth: {path}: {place}[{i}]", text)
-        references.setdefault(image_id, []).append(caption)
+    for _, entry in checked_entries(entries, f"--ground_truth: {path}", place, image_id=ID, **{text: TEXT}):
+        references.setdefault(entry["image_id"], []).append(entry[text])
     if not references:
         raise UserError(f"--ground_truth: {path} has no captions")
     return references
@@ -94,26 +76,13 @@ def read_results(path: str) -> dict:
     if not content:
         raise UserError(f"results: {path} is empty: there are no captions to score")
     captions, places = {}, {}
-    for i, entry in enumerate(content):
-        image_id, caption = image_and_caption(entry, f"results: {path}: entry [{i}]")
+    for place, entry in checked_entries(content, f"results: {path}", "", image_id=ID, caption=TEXT):
+        image_id = entry["image_id"]
         if str(image_id) in places:
-            raise UserError(f"results: {path}: image {image_id} has two captions, [{places[str(image_id)]}] and [{i}]")
-        places[str(image_id)] = i
-        captions[image_id] = caption
+            raise UserError(f"results: {path}: image {image_id} has two captions, {places[str(image_id)]} and {place}")
+        places[str(image_id)] = place
+        captions[image_id] = entry["caption"]
     return captions
-
-
-def image_and_caption(entry, place: str, text: str = "caption") -> tuple:
-    """The two values of an entry, the second under the key `text`; `place` names the entry where it is malformed."""
-    if not isinstance(entry, dict):
-        raise UserError(f"{place} is not an object with 'image_id' and '{text}'")
-    for name, kinds in (("image_id", (int, str)), (text, (str,))):
-        if name not in entry:
-            raise UserError(f"{place} has no '{name}'")
-        if not isinstance(entry[name], kinds) or isinstance(entry[name], bool):
-            wanted = " or ".join("text" if kind is str else "a number" for kind in kinds)
-            raise UserError(f"{place}: '{name}' is {json.dumps(entry[name])[:60]}, it must be {wanted}")
-    return entry["image_id"], entry[text]
 
 
 def match_images(captions: dict, references: dict) -> dict:
@@ -156,10 +125,10 @@ def score_file(path: str, captions: dict, references: dict, score) -> tuple[dict
         "images_without_result": missing,
         "statistics": statistics,
     }
-    rows = []
-    for i, (image_id, caption) in enumerate(captions.items()):
-        each = {name: values[i] for name, values in scores.per_image.items()}
-        rows.append({"results": path, "image_id": image_id, "caption": caption, **each})
+    rows = [{"results": path, "image_id": image_id, "caption": text} for image_id, text in captions.items()]
+    for name, values in scores.per_image.items():
+        for row, value in zip(rows, values):
+            row[name] = value
     return report, rows
 
 
@@ -167,20 +136,13 @@ def write_reports(path: str, reports: list[dict]) -> None:
     """CSV with a row for each results file, or JSON: the report, a list of them where there are several."""
     if not path.lower().endswith(".csv"):
         with atomic_write(path) as file:
-            json.dump(reports[0] if len(reports) == 1 else reports, file, indent=2)
-            file.write("\n")
+            file.write(json.dumps(reports[0] if len(reports) == 1 else reports, indent=2) + "\n")
         return
-    rows = [
-        {"name": name, **report["scores"], "images": report["images"], **report["statistics"]}
-        for name, report in zip(names_of(reports), reports)
-    ]
-    write_csv(path, rows)
-
-
-def names_of(reports: list[dict]) -> list[str]:
-    """File names without folder and ending; whole paths where these are not enough to tell them apart."""
     names = [Path(report["results"]).stem for report in reports]
-    return names if len(set(names)) == len(names) else [report["results"] for report in reports]
+    if len(set(names)) < len(names):  # they do not tell the files apart
+        names = [report["results"] for report in reports]
+    figures = [{**report["scores"], "images": report["images"], **report["statistics"]} for report in reports]
+    write_csv(path, [{"name": name, **values} for name, values in zip(names, figures)])
 
 
 def write_csv(path: str, rows: list[dict]) -> None:
@@ -193,8 +155,6 @@ def write_csv(path: str, rows: list[dict]) -> None:
 
 
 def main(args) -> int:
-    if args.per_image and not args.per_image.lower().endswith(".csv"):
-        raise UserError(f"--per_image {args.per_image}: name a .csv file")
     for option, path in (("--output", args.output), ("--per_image", args.per_image)):
         if path:
             check_writable(option, path)
@@ -230,4 +190,4 @@ def main(args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, parse_args()))
+    sys.exit(run(main, ARGS))

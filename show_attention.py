@@ -11,6 +11,7 @@ exit status is then 1.
 """
 
 import math
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from captioning.command_line import Parser
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_model_file
-from inference.flags import length_penalty, model_path
+from inference.flags import model_path
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -29,36 +30,18 @@ def parse_args(argv=None) -> Namespace:
     add("images", nargs="+", metavar="PHOTO", help="photos to caption")
     add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/flickr8k.model)")
     add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
-    add(
-        "--output",
-        metavar="FILE",
-        help="file to write, .png, .svg or .pdf, or a folder; a .pdf has a page for each photo "
-        "(default: PHOTO_attention.png in this folder)",
-    )
-    add("--beam_size", type=int, default=3, metavar="K", help="beams; 1 is greedy (default: 3)")
-    add(
-        "--length_penalty",
-        type=float,
-        metavar="A",
-        help="rank beams by log p / length^A (default: the model's own, else 0)",
-    )
-    add("--max_seq_length", type=int, default=20, metavar="N", help="most words of a caption (default: 20)")
+    add("--output", metavar="FILE", help=".png, .svg, .pdf (a page a photo) or folder (default: PHOTO_attention.png)")
+    add("--beam_size", default=3, metavar="K", help="beams; 1 is greedy")
+    add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
+    add("--max_seq_length", default=20, metavar="N", help="most words of a caption")
     add("--block_trigrams", action="store_true", help="write no three words twice in a caption")
     add("--columns", type=int, metavar="N", help="panels in a row (default: as many as give a shape near 3:2)")
-    add(
-        "--dpi",
-        type=int,
-        default=150,
-        metavar="N",
-        help="dots an inch, 2.35 inches a panel (default: 150)",
-    )
+    add("--dpi", default=150, metavar="N", help="dots an inch, 2.35 inches a panel")
     add("--no_capitalize", action="store_true", help="write lower-case words, without a capital and a period")
     add("--cpu", action="store_true", help="do not use a GPU")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     args = parser.parse_args(argv)
-    for name in ("beam_size", "max_seq_length", "columns", "dpi"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            parser.error(f"--{name} {value}: must be at least 1")
+    parser.at_least(1, args, "beam_size", "max_seq_length", "columns", "dpi")
     if not math.isfinite(args.length_penalty or 0.0):
         parser.error(f"--length_penalty {args.length_penalty}: must be a number")
     return args
@@ -103,21 +86,22 @@ def main(args) -> int:
 
     # torch is imported only now, so that the mistakes above are answered at once
     from captioning.decoder.search import Search
-    from inference.attention_figures import Artist, open_model, write_figures, write_pages
+    from captioning.devices import choose_device
+    from inference.attention_maps import draw_caption, write_figures
+    from model import load_captioner
 
-    captioner = open_model(model, args.device, args.cpu, args.weights)
-    search = Search(
-        beam_size=args.beam_size,
-        max_length=args.max_seq_length,
-        length_penalty=length_penalty(args.length_penalty, captioner),
-        block_trigrams=args.block_trigrams,
-    )
-    artist = Artist(captioner, search, not args.no_capitalize, args.columns)
-    if len(paths) > 1 and len(set(paths)) == 1:
-        bad = write_pages(artist, args.images, paths[0], args.dpi)
-    else:
-        bad = write_figures(artist, args.images, paths, args.dpi)
-    return 1 if bad else 0
+    os.environ.pop("MPLBACKEND", None)  # figures go into files; matplotlib fails where it names one that is missing
+    captioner = load_captioner(model, choose_device(args.device, args.cpu), args.weights, photos=False)
+    if captioner.model.attended is None:
+        raise UserError(f"--model {model}: it has no attention to show; train one with --attention soft")
+    captioner.prepare_for_photos()
+    penalty = captioner.length_penalty if args.length_penalty is None else args.length_penalty
+    search = Search(args.beam_size, args.max_seq_length, penalty, block_trigrams=args.block_trigrams)
+
+    def draw(image: str) -> tuple:
+        return draw_caption(image, captioner, search, not args.no_capitalize, args.columns)
+
+    return 1 if write_figures(args.images, paths, draw, args.dpi) else 0
 
 
 if __name__ == "__main__":

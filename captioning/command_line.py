@@ -73,6 +73,13 @@ class Parser(argparse.ArgumentParser):
         typed = vars(found)
         return argparse.Namespace(**{**self.defaults, **typed}, typed_flags=typed)
 
+    def at_least(self, least: int, values: argparse.Namespace, *names: str) -> None:
+        """End the script where a flag of `names` has a value below `least`."""
+        for name in names:
+            value = getattr(values, name)
+            if value is not None and value < least:
+                self.error(f"--{name} {value}: must be at least {least}")
+
     def _refuse_unknown_flags(self, words: list[str]) -> None:
         """Before argparse looks: it would rather complain that the flag which was meant is missing."""
         flags, lists = list(self._option_string_actions), "--help_all" if self.first_use else "--help"

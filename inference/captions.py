@@ -8,7 +8,7 @@ for item, result in ImageCaptions(captioner, Search(beam_size=3), Style()).of(lo
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
@@ -64,21 +64,18 @@ def give_images_at(captioner: Captioner, size: int) -> None:
         raise UserError(f"--resize {size}: the model's encoder cannot take images of this size ({reason})") from error
 
 
+@dataclass
 class ImageCaptions:
     """The results of a loader's images.
 
     amp: "bf16" for mixed precision; attention: gathers where the model looked for the words of each best caption.
     """
 
-    def __init__(
-        self,
-        captioner: Captioner,
-        search: Search,
-        style: Style,
-        amp: str = "off",
-        attention: AttentionLog | None = None,
-    ):
-        self.captioner, self.search, self.style, self.amp, self.attention = captioner, search, style, amp, attention
+    captioner: Captioner
+    search: Search
+    style: Style
+    amp: str = "off"
+    attention: AttentionLog | None = None
 
     def of(self, loader: Loader) -> Iterator[tuple[ImageItem, Result]]:
         """Each image with its result, in the order of the loader, which is closed at the end."""
@@ -105,10 +102,9 @@ class ImageCaptions:
             return [[] for _ in captions]
         with autocast(self.captioner.device, self.amp):
             found = word_probabilities(self.captioner, memory, captions, style.alternatives or 1)
-        return [
-            [[[(w, p if style.probabilities else None) for w, p in step.words] for step in steps] for steps in several]
-            for several in found
-        ]
+        if style.probabilities:
+            return found
+        return [[[[(word, None) for word, _ in step] for step in steps] for steps in several] for several in found]
 
     def _log_attention(self, items: list[ImageItem], memory, captions: list[list[Caption]]) -> None:
         best = [several[0] for several in captions]

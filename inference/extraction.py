@@ -10,8 +10,9 @@ import os
 import numpy as np
 import torch
 
+from captioning.cores import core_count
 from captioning.datasets.base import CaptionDataset
-from captioning.devices import choose_device, from_main, process, to_main
+from captioning.devices import from_main, process, to_main
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.ten_crops import pooled_crops
 from captioning.encoder.transforms import TenCrops, image_transform
@@ -25,28 +26,24 @@ class PhotoEncoder:
 
     name, weights, changes: as build_encoder's; feature_type: "plain" for the whole image, "avg" or "max" over ten
     crops of an image resized to `image_size` (None: the usual proportion to the encoder's own size).
+    provenance: what made the features, for the feature file: the encoder, its weights and the transform.
     Raises UserError for what build_encoder refuses, and for crops that are larger than the image.
     """
 
     def __init__(self, name: str, weights: str | None, changes: dict, feature_type: str, image_size: int | None):
-        self.name, self.feature_type = name, feature_type
+        self.feature_type = feature_type
         self.encoder = build_encoder(name, weights=weights, transform=changes or None)
-        self.shape = self.encoder.shape
-        size, interpolation = self.encoder.transform["size"], self.encoder.transform["interpolation"]
+        self.shape, transform = self.encoder.shape, self.encoder.transform
+        size, interpolation = transform["size"], transform["interpolation"]
         self.transform = image_transform(size, interpolation)
+        self.provenance = {"extractor": name, "weights_sha256": self.encoder.weights_sha256}
+        self.provenance |= {"transform": transform, "feature_type": feature_type}
         if feature_type != "plain":
             self.transform = TenCrops(size, image_size or round(size * 256 / 224), interpolation)
+            self.provenance["image_size"] = self.transform.image_size
 
-    @property
-    def provenance(self) -> dict:
-        """What made the features: the encoder, its weights and the transform, for the feature file."""
-        made = {"extractor": self.name, "weights_sha256": self.encoder.weights_sha256}
-        made |= {"transform": self.encoder.transform, "feature_type": self.feature_type}
-        return made if self.feature_type == "plain" else {**made, "image_size": self.transform.image_size}
-
-    def to(self, device: str | None, cpu: bool) -> None:
-        """Move the encoder to a device by name, None for the best there is."""
-        self.encoder.to(choose_device(device, cpu))
+    def to(self, device: torch.device) -> None:
+        self.encoder.to(device)
 
     @torch.inference_mode()
     def encode(self, pixels: torch.Tensor) -> np.ndarray:
@@ -61,7 +58,7 @@ def share_of(dataset: CaptionDataset, transform, batch_size: int, workers: int |
     """The loader of this process' share of the images; only the first process names images that are missing."""
     rank, count = process()
     if workers is None and count > 1:  # the machine's cores are for all processes on it
-        workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", count)))
+        workers = max(1, core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", count)))
     silence = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(io.StringIO())
     settings = LoaderSettings(batch_size, num_workers=workers, rank=rank, world_size=count)
     with silence:

@@ -17,30 +17,16 @@ def model_path(typed: str | None) -> Path:
     return Path(typed or BUNDLED)
 
 
-def length_penalty(typed: float | None, captioner) -> float:
-    """The length penalty that --length_penalty gives, or else the one that the model's file recommends."""
-    return captioner.length_penalty if typed is None else typed
-
-
 def add_images(add) -> None:
     add("images", nargs="*", metavar="IMAGE", help="image files")
     add("--image_dir", metavar="DIR", help="caption every image of this folder or zip file")
     add("--recursive", action="store_true", help="with --image_dir: caption the images of its subfolders too")
     add("--dataset", metavar="NAME", help='section of datasets.conf; several: "a:x+b:y"')
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
-    add("--batch_size", type=int, default=32, metavar="N", help="images in a batch (default: 32)")
-    add(
-        "--num_workers",
-        type=int,
-        metavar="N",
-        help="processes that decode images (default: one per core; none for a few images)",
-    )
+    add("--batch_size", default=32, metavar="N", help="images in a batch")
+    add("--num_workers", type=int, metavar="N", help="processes that decode images (default: all cores, none for few)")
     add("--resize", type=int, metavar="PIXELS", help="width and height given to the encoder (default: the model's)")
-    add(
-        "--ext_features",
-        metavar="FILES",
-        help="feature files, separated by commas, in place of the model's --features (default: the same files)",
-    )
+    add("--ext_features", metavar="FILES", help="feature files in place of the model's --features, separated by commas")
     add("--ext_persist_features", metavar="FILES", help="feature files in place of the model's --persist_features")
 
 
@@ -50,84 +36,38 @@ def add_model(add) -> None:
     add("--vocab", metavar="FILE", help="vocabulary of the same size to use instead of the model's own")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: cuda or mps where there is one)")
     add("--cpu", action="store_true", help="the same as --device cpu")
-    add("--amp", choices=("off", "bf16"), default="off", help="mixed precision (default: off)")
+    add("--amp", choices=("off", "bf16"), default="off", help="mixed precision")
 
 
 def add_search(add) -> None:
-    add("--max_seq_length", type=int, default=20, metavar="N", help="most words of a sentence (default: 20)")
+    add("--max_seq_length", default=20, metavar="N", help="most words of a sentence")
     add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
-    add(
-        "--length_penalty",
-        type=float,
-        metavar="A",
-        help="rank beams by log p / length^A (default: the model's own, else 0)",
-    )
-    add("--n_best", type=int, default=1, metavar="N", help="captions of each image, best first (default: 1)")
+    add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
+    add("--n_best", default=1, metavar="N", help="captions of each image, best first")
     add("--block_trigrams", action="store_true", help="write no three words twice in a caption")
-    add(
-        "--trigram_penalty_alpha",
-        type=float,
-        default=0.0,
-        metavar="A",
-        help="subtract A ln 2 from the log-probability of a word each time it would repeat three words (default: 0)",
-    )
-    add(
-        "--no_repeat_sentences",
-        action="store_true",
-        help="write no sentence twice in a paragraph, but the next best one, or none",
-    )
-    add(
-        "--only_complete_sentences",
-        action="store_true",
-        help="leave out sentences that are cut off at --max_seq_length",
-    )
+    add("--trigram_penalty_alpha", default=0.0, metavar="A", help="a word that repeats a trigram loses A ln 2 of log p")
+    add("--no_repeat_sentences", action="store_true", help="write no sentence of a paragraph twice, but the next best")
+    add("--only_complete_sentences", action="store_true", help="leave out sentences cut off at --max_seq_length")
     add("--allow_unk", action="store_true", help="allow <unk>, the unknown word, in captions")
     add("--sample", action="store_true", help="draw words at random by their probabilities, in place of a beam search")
-    add(
-        "--temperature",
-        type=float,
-        metavar="T",
-        help="with --sample: divide logits by T; below 1, likely words become likelier (default: 1)",
-    )
-    add("--top_k", type=int, metavar="K", help="with --sample: draw among the K likeliest words (default: all)")
-    add(
-        "--top_p",
-        type=float,
-        metavar="P",
-        help="with --sample: draw among the likeliest words whose probabilities sum to P (default: 1)",
-    )
-    add("--seed", type=int, metavar="N", help="with --sample: seed of the random numbers (default: 42)")
+    add("--temperature", type=float, metavar="T", help="--sample: divide logits by T, to sharpen below 1 (default: 1)")
+    add("--top_k", type=int, metavar="K", help="--sample: draw among the K likeliest words (default: all)")
+    add("--top_p", type=float, metavar="P", help="--sample: draw among the likeliest words that sum to P (default: 1)")
+    add("--seed", type=int, metavar="N", help="--sample: seed of the random numbers (default: 42)")
     add("--no_capitalize", action="store_true", help="write lower-case words, without a capital and a period")
-    add(
-        "--lemma_pos_rules",
-        metavar="FILE",
-        help="file of lines 'lemma POS word': turns the tagged lemmas that a model writes into words",
-    )
+    add("--lemma_pos_rules", metavar="FILE", help="lines 'lemma POS word', to write words for a model's tagged lemmas")
 
 
 def add_words(add) -> None:
     add("--probabilities", action="store_true", help="write every word with its probability: a=0.69 man=0.15 ...")
-    add(
-        "--alternatives",
-        type=int,
-        metavar="N",
-        help="show N words at every step, first the one written, then the next likeliest, as in a/two/the (default: 1)",
-    )
+    add("--alternatives", type=int, metavar="N", help="show N words at every step, the written one first: a/two/the")
 
 
 def add_output(add) -> None:
     add("--print_results", action="store_true", help="print the captions too when they are written to a file")
     add("--output_file", metavar="FILE", help="results file")
-    add(
-        "--output_format",
-        choices=("txt", "json", "jsonl", "csv"),
-        help="format of the results file (default: from its extension, else json)",
-    )
-    add(
-        "--results_path",
-        metavar="DIR",
-        help="folder of the results file (default: this folder with --output_file, else results)",
-    )
+    add("--output_format", choices=("txt", "json", "jsonl", "csv"), help="default: by the file's extension, else json")
+    add("--results_path", metavar="DIR", help="folder of results (default: this one with --output_file, else results)")
     add("--store_image_paths", action="store_true", help="write paths of images in place of their ids")
     add("--resume", action="store_true", help="continue an interrupted jsonl or csv file: skip the images that it has")
     add("--html", metavar="FILE", help="write a gallery of the images with their captions, in one file")
@@ -136,29 +76,20 @@ def add_output(add) -> None:
     add("--verbose", action="store_true", help="print which model, encoder and device are used, and the speed")
 
 
-GROUPS = {
-    "images": add_images,
-    "model": add_model,
-    "search": add_search,
-    "probabilities of words": add_words,
-    "output": add_output,
-}
-
-
 def parse_args(doc: str, argv=None) -> Namespace:
     """The flags of `argv` (default: the command line's); `doc` is what --help begins with.
 
     Ends the script for values out of range and for flags that exclude each other.
     """
     parser = Parser(doc)
-    for title, add_flags in GROUPS.items():
-        add_flags(parser.group(title))
+    add_images(parser.group("images"))
+    add_model(parser.group("model"))
+    add_search(parser.group("search"))
+    add_words(parser.group("probabilities of words"))
+    add_output(parser.group("output"))
     args = parser.parse_args(argv)
-    for name in ("batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            parser.error(f"--{name} {value}: must be at least 1")
-    if args.num_workers is not None and args.num_workers < 0:
-        parser.error(f"--num_workers {args.num_workers}: must be 0 or more")
+    parser.at_least(1, args, "batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives")
+    parser.at_least(0, args, "num_workers")
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not args.sample:
             parser.error(f"--{name} is for sampling: add --sample")

@@ -3,10 +3,10 @@
 import base64
 import html
 import io
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from captioning.cores import core_count
 from captioning.files import atomic_write
 from captioning.images.image_file import ImageError, open_image
 from inference.results import Result
@@ -39,13 +39,13 @@ box.oninput = () => { const wanted = box.value.toLowerCase();
 """
 
 
-def write_gallery(path, results: list[Result], title: str, about: str = "", scores: Iterable[str] = ()) -> None:
+def write_gallery(path, results: list[Result], title: str, about: str, scores: Iterable[str]) -> None:
     """One HTML file that needs no other: every image as a thumbnail over its captions, and a box to search them.
 
     about: a line below the title; scores: lines of a table. Images that cannot be read are left grey.
     """
     scores = "\n".join(scores)
-    with atomic_write(path) as file, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with atomic_write(path) as file, ThreadPoolExecutor(min(8, core_count())) as pool:
         file.write(
             '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -11,9 +11,9 @@ needed for the inflected forms only. A token without a tag is a word already.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from captioning.errors import UserError
+from captioning.files import read_lines
 
 JOINTS = "_/|#"
 
@@ -35,14 +35,8 @@ class LemmaRules:
 
         Of two lines about the same lemma and tag the later counts. Raises UserError naming the file and the line.
         """
-        try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise UserError(f"--lemma_pos_rules: cannot read {path}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"--lemma_pos_rules: {path} is not UTF-8 text (byte {error.start})") from error
         rules = {}
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_lines(path, "--lemma_pos_rules"), 1):
             if not line.strip() or line.startswith("# "):
                 continue
             fields = line.split()

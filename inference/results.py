@@ -82,9 +82,7 @@ def format_of(path, given: str | None = None) -> str:
     form = given or Path(path).suffix.lower().removeprefix(".")
     if form not in FORMATS:
         known = ", ".join(FORMATS)
-        raise UserError(
-            f"--output_file {path}: the extension tells no format; end it in one of {known}, or give --output_format"
-        )
+        raise UserError(f"--output_file {path}: end it in one of {known}, or give --output_format")
     return form
 
 
@@ -99,16 +97,17 @@ class ResultsFile:
         self.path, self.form, self.words = Path(path), form, words
         self.part = self.path.with_name(self.path.name + ".part")
         self.earlier: list[Result] = []
-        if resume:
-            source = next((p for p in (self.part, self.path) if p.exists()), None)
-            if source is not None:
-                self.earlier = read_results(source, form, unfinished=source == self.part, words=words)
+        if resume and (self.part.exists() or self.path.exists()):
+            unfinished = self.part.exists()
+            self.earlier = read_results(self.part if unfinished else self.path, form, unfinished, words)
         self.results = list(self.earlier)
 
     def __enter__(self) -> "ResultsFile":
         if self.form in GROWING:
+            columns = COLUMNS + ["words"] * self.words
             with atomic_write(self.part) as file:  # without the half line that an interruption may have left
-                file.write(_head(self.form, self.words) + "".join(_lines(self.form, result) for result in self.earlier))
+                file.write(",".join(columns) + "\n" if self.form == "csv" else "")
+                file.writelines(_lines(self.form, result) for result in self.earlier)
             self._file = open(self.part, "a", encoding="utf-8", newline="")
         return self
 
@@ -137,10 +136,6 @@ class ResultsFile:
                     file.writelines(_lines(self.form, result) for result in self.results)
 
 
-def _head(form: str, words: bool) -> str:
-    return ",".join(COLUMNS + ["words"] * words) + "\n" if form == "csv" else ""
-
-
 def word_text(steps: list[list[Word]], capitalize: bool = True) -> str:
     """The words of a caption, <end> left out: `A=0.69/two=0.08 man=0.15`, or `A/two man` without probabilities."""
     texts = []
@@ -166,10 +161,10 @@ def _lines(form: str, result: Result) -> str:
         return json.dumps(_coco(result, "jsonl"), ensure_ascii=False) + "\n"
     if form == "txt":
         return "".join(f"{result.image_id} {text}\n" for text in shown_texts(result))
-    out = io.StringIO()
     rows = [[result.image_id, n, text, f"{p:.4f}"] for n, (text, p) in enumerate(result.captions, 1)]
     if result.words or result.shown:
         rows = [[*row, text] for row, text in zip(rows, shown_texts(result))]
+    out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()
 
@@ -181,15 +176,13 @@ def _coco(result: Result, form: str) -> dict:
         if form == "jsonl":
             entry["log_prob"] = round(log_prob, 4)
             if result.words:
-                entry["words"] = [[_number(word) for word in step] for step in result.words[number]]
+                entry["words"] = [
+                    [name if p is None else [name, float(f"{p:.6g}")] for name, p in step]
+                    for step in result.words[number]
+                ]
         entries.append(entry)
     more = {"n_best": entries} if len(entries) > 1 else {}
     return {"image_id": result.image_id, **entries[0], **more}
-
-
-def _number(word: Word) -> str | list:
-    name, p = word
-    return name if p is None else [name, float(f"{p:.6g}")]
 
 
 def _word(entry: str | list) -> Word:
@@ -212,10 +205,8 @@ def read_results(path, form: str, unfinished: bool = False, words: bool = False)
     read = _read_jsonl if form == "jsonl" else _read_csv
     try:
         results = list(read((line for line in lines if line), words))
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise UserError(
-            f"--resume: {path} is no {form} results file of this script ({error}); remove it first"
-        ) from error
+    except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
+        raise UserError(f"--resume: {path} is no {form} results file of infer.py ({error}); remove it first") from error
     return results[:-1] if form == "csv" and unfinished and cut else results
 
 
@@ -231,17 +222,14 @@ def _read_jsonl(lines: Iterable[str], words: bool) -> Iterator[Result]:
         yield result
 
 
-def _read_csv(lines: Iterable[str], words: bool) -> Iterator[Result]:
+def _read_csv(lines: Iterable[str], words: bool) -> list[Result]:
     rows, columns = csv.reader(lines), COLUMNS + ["words"] * words
     if (head := next(rows, columns)) != columns:
         raise ValueError(f"its columns are {','.join(head)}, not {','.join(columns)}")
-    result = None
+    results: list[Result] = []
     for image_id, rank, text, log_prob, *shown in rows:
         if rank == "1":
-            if result is not None:
-                yield result
-            result = Result(image_id, [])
-        result.captions.append((text, float(log_prob)))
-        result.shown += shown
-    if result is not None:
-        yield result
+            results.append(Result(image_id, []))
+        results[-1].captions.append((text, float(log_prob)))
+        results[-1].shown += shown
+    return results

@@ -1,13 +1,12 @@
 """How sure the model was of every word of its captions, and what else it might have written there.
 
     shown = word_probabilities(captioner, memory, captions, 3)    # captions: what captioner.caption(memory, ...) gave
-    shown[0][0][0].words                                          # [("a", 0.695), ("two", 0.085), ("the", 0.069)]
+    shown[0][0][0]                                                # [("a", 0.695), ("two", 0.085), ("the", 0.069)]
 
 Shapes: M words of all captions, V vocabulary, N words shown.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,16 +14,7 @@ from torch import Tensor
 from captioning.errors import UserError
 from captioning.text.tokens import PAD, START
 
-
-@dataclass
-class Step:
-    """One word of a caption, or its <end>.
-
-    words: the word written, then the likeliest others in order, each with its probability given the image and the words
-    before it; the probabilities of all words of the vocabulary sum to one.
-    """
-
-    words: list[tuple[str, float]]
+Step = list[tuple[str, float]]  # the word written, then the likeliest others in order, each with its probability
 
 
 @torch.inference_mode()
@@ -32,29 +22,25 @@ def word_probabilities(captioner, memory, captions: Sequence[Sequence], shown: i
     """The steps of every caption, <end> included, `shown` words each (fewer where the vocabulary has fewer).
 
     captioner: a model.Captioner; memory: what its encode() gave for B images; captions: for each of them its
-    model.Caption objects. The product of a caption's probabilities is exp(caption.log_prob).
-    Raises UserError for a model that writes paragraphs.
+    model.Caption objects. A probability is that of the word given the image and the words before it. The product of a
+    caption's probabilities is exp(caption.log_prob). Raises UserError for a model that writes paragraphs.
     """
-    if getattr(captioner.config, "paragraphs", None) is not None:
-        raise UserError("--probabilities and --alternatives tell of captions; the model writes paragraphs")
+    if captioner.config.paragraphs is not None:
+        raise UserError("--probabilities and --alternatives are for captions; the model writes paragraphs")
     captioner.model.eval()
-    flat = [(image, caption) for image, several in enumerate(captions) for caption in several]
+    flat = [(image, caption.tokens) for image, several in enumerate(captions) for caption in several]
     if not flat:
         return [[] for _ in captions]
     images = torch.tensor([image for image, _ in flat], device=captioner.device)
-    sentences = [caption.tokens for _, caption in flat]
-    logits, targets, _, packing = captioner.model.read_sentences(memory, sentences, images)
+    logits, targets, _, packing = captioner.model.read_sentences(memory, [tokens for _, tokens in flat], images)
     ids, probabilities = likeliest(logits.float().softmax(1), targets, shown)
     names = captioner.vocabulary.words
     steps: list[list[Step]] = [[] for _ in flat]
     # the tokens of a row come in order of time
-    for number, step_ids, step_p in zip(packing.row.tolist(), ids.tolist(), probabilities.tolist()):
-        pairs = [(names[i], p) for i, p in zip(step_ids, step_p) if p >= 0]
-        steps[number].append(Step(pairs))
-    out: list[list[list[Step]]] = [[] for _ in captions]
-    for (image, _), found in zip(flat, steps):
-        out[image].append(found)
-    return out
+    for row, step_ids, step_p in zip(packing.row.tolist(), ids.tolist(), probabilities.tolist()):
+        steps[row].append([(names[i], p) for i, p in zip(step_ids, step_p) if p >= 0])
+    rows = iter(steps)
+    return [[next(rows) for _ in several] for several in captions]
 
 
 def likeliest(probabilities: Tensor, chosen: Tensor, shown: int) -> tuple[Tensor, Tensor]:

@@ -108,11 +108,11 @@ def test_probabilities_against_single_steps(world):
             expected = stepwise(captioner, memory.select(torch.tensor([image])), caption.tokens)
             assert len(steps) == len(expected) == len(caption.tokens) + 1
             for step, p, token in zip(steps, expected, [*caption.tokens, END]):
-                assert step.words[0] == (WORDS[token], pytest.approx(p[token], abs=1e-5))
+                assert step[0] == (WORDS[token], pytest.approx(p[token], abs=1e-5))
                 others = [i for i in p.argsort()[::-1] if i not in (token, PAD, START)][:3]
-                assert [word for word, _ in step.words[1:]] == [WORDS[i] for i in others]
-                assert [q for _, q in step.words[1:]] == pytest.approx([p[i] for i in others], abs=1e-5)
-            total = math.prod(step.words[0][1] for step in steps)
+                assert [word for word, _ in step[1:]] == [WORDS[i] for i in others]
+                assert [q for _, q in step[1:]] == pytest.approx([p[i] for i in others], abs=1e-5)
+            total = math.prod(step[0][1] for step in steps)
             assert total == pytest.approx(math.exp(caption.log_prob), rel=1e-3)
 
 
@@ -120,8 +120,8 @@ def test_more_alternatives_than_words(world):
     captioner = load_captioner(world / "vec.model", photos=False)
     memory = captioner.encode(None, [torch.randn(1, 6)])
     steps = word_probabilities(captioner, memory, captioner.caption(memory, Search()), 100)[0][0]
-    assert all(sorted(word for word, _ in step.words) == sorted(set(WORDS) - {"<pad>", "<start>"}) for step in steps)
-    assert sum(p for _, p in steps[0].words) == pytest.approx(1, abs=0.2)
+    assert all(sorted(word for word, _ in step) == sorted(set(WORDS) - {"<pad>", "<start>"}) for step in steps)
+    assert sum(p for _, p in steps[0]) == pytest.approx(1, abs=0.2)
 
 
 def parse(text: str) -> list[list[tuple[str, float]]]:
@@ -243,7 +243,7 @@ def test_captions_of_lemmas_become_words(world, infer, tmp_path):
     assert infer("--lemma_pos_rules", tmp_path / "r.txt", "--probabilities").status == 0  # words stay the model's own
 
 
-@pytest.mark.parametrize("text, told", [("ride VBZ\n", "line 1"), ("", "no rules"), (None, "cannot read")])
+@pytest.mark.parametrize("text, told", [("ride VBZ\n", "line 1"), ("", "no rules"), (None, "no such file")])
 def test_lemma_rules_that_are_none(infer, tmp_path, text, told):
     if text is not None:
         (tmp_path / "r.txt").write_text(text)

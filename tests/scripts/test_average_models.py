@@ -108,10 +108,10 @@ def test_a_length_penalty_in_the_file_is_infers_default(models, tmp_path):
     kept = tmp_path / "kept.model"
     assert run_here("average_models.py", models[1], "--length_penalty", 0.7, "--output", kept).status == 0
     captioner = load_captioner(kept, photos=False)
-    asked = [InferRun(parse_args(flags)).search(captioner) for flags in ([], ["--length_penalty", "0"])]
+    asked = [InferRun(**vars(parse_args(flags))).search(captioner) for flags in ([], ["--length_penalty", "0"])]
     assert [search.length_penalty for search in asked] == [0.7, 0.0]
     plain = load_captioner(models[1], photos=False)
-    assert InferRun(parse_args([])).search(plain).length_penalty == 0.0
+    assert InferRun(**vars(parse_args([]))).search(plain).length_penalty == 0.0
 
 
 def test_another_image_size(tmp_path, models):

@@ -127,13 +127,13 @@ def test_leftovers_from_a_dataset(build, tmp_path):
         (("--dataset", "pets:train", "--vocab_output_path", "v.h5"), "unknown ending of 'v.h5'"),
         (
             ("--dataset", "pets:train", "--vocab_output_path", "v.json", "--vocab_threshold", "0"),
-            "--vocab_threshold: 0",
+            "--vocab_threshold 0",
         ),
         (
             ("--dataset", "pets:train", "--vocab_output_path", "v.json", "--vocab_threshold", "99"),
             "no word .* that often",
         ),
-        (("--dataset", "pets:train", "--vocab_output_path", "v.json", "--num_workers", "-1"), "--num_workers: -1"),
+        (("--dataset", "pets:train", "--vocab_output_path", "v.json", "--num_workers", "-1"), "--num_workers -1"),
         (("--dataset", "pets:train", "--vocab_output_path", "v.txt", "--tokenizer", "char"), ".txt file cannot keep"),
         (("--dataset", "pets:train", "--no_tokenize", "--tokenizer", "char"), "exclude each other"),
         (("--leftovers_from_vocabulary", "v.json", "--leftovers_from_dataset", "x"), "exclude each other"),

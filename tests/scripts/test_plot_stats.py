@@ -201,12 +201,23 @@ def test_watching_as_a_program(model):
             process.kill()
 
 
+@pytest.mark.parametrize("backend", ["module://no_such_package.backend", "no_such_backend"])
+def test_a_backend_that_is_not_installed(script_alone, model, tmp_path, backend):
+    """MPLBACKEND as a notebook leaves it to programs that it starts, in an environment without that package."""
+    environment = {**os.environ, "MPLBACKEND": backend}
+    for display, output in ((None, ["--output", tmp_path / "p.png"]), (None, []), (":no", [])):
+        env = environment if display is None else {**environment, "DISPLAY": display}
+        result = script_alone("plot_stats.py", model.parent, *output, env=env)
+        assert (result.status, result.err) == (0, ""), result.err
+    assert (tmp_path / "p.png").exists() and model.with_name("train_stats.png").exists()
+
+
 def test_window(script, model, monkeypatch):
     """The path with a display, drawn without one: a window is shown, nothing is written, closing it ends --watch."""
     import matplotlib.pyplot as plt
 
     shown = []
-    monkeypatch.setattr(plot_stats, "has_display", lambda: True)
+    monkeypatch.setattr(plot_stats, "window_maker", lambda: plt)
     monkeypatch.setattr(plt, "show", lambda block=True: shown.append(block))
     plt.switch_backend("agg")
     try:
