@@ -26,7 +26,7 @@ from captioning.deepcaption import models as deepcaption_files
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.provenance import make_encoder
 from captioning.encoder.ten_crops import encode_views, photo_transform
-from captioning.encoder.transforms import image_transform
+from captioning.encoder.transforms import ImageTransform
 from captioning.errors import UserError
 from captioning.fast.steps import fast_decoder, ready
 from captioning.fast.threads import map_on_cores
@@ -210,11 +210,11 @@ class Captioner:
         provenances = [spec.provenance for spec in self.config.specs if spec.provenance]
         settings = next((provenance["transform"] for provenance in provenances if provenance.get("transform")), None)
         self.size = None if settings is None else self.config.crop_size or settings["size"]
-        self.transform = None if settings is None else image_transform(self.size, settings["interpolation"])
+        self.transform = None if settings is None else ImageTransform(self.size, settings["interpolation"])
 
     @property
     def device(self) -> torch.device:
-        return self.model.decoder.embed.weight.device
+        return next(self.model.decoder.parameters()).device
 
     @property
     def length_penalty(self) -> float:
@@ -237,7 +237,7 @@ class Captioner:
                 made[provenance] = make_encoder(spec, self.weights).to(self.device).eval()
             own = made[provenance].transform
             if self.transform is None:  # the file names the encoder only
-                self.size, self.transform = own["size"], image_transform(own["size"], own["interpolation"])
+                self.size, self.transform = own["size"], ImageTransform(own["size"], own["interpolation"])
             if (own["size"], own["interpolation"]) != (self.size, self.transform.interpolation):
                 raise UserError(
                     f"the model's features are of photos of different sizes ({own['size']} pixels for {spec.name}, "
@@ -245,7 +245,7 @@ class Captioner:
                 )
             self.model.extractors[index] = made[provenance]
         try:
-            plain = image_transform(self.size, self.transform.interpolation)
+            plain = ImageTransform(self.size, self.transform.interpolation)
             self.transform = photo_transform(list(self.model.extractors), plain)
         except ValueError as error:
             raise UserError(f"the model's features are of {error}, so it cannot caption photos") from error

@@ -14,7 +14,7 @@ from captioning.datasets.base import CaptionDataset
 from captioning.devices import choose_device, from_main, process, to_main
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.ten_crops import pooled_crops
-from captioning.encoder.transforms import TenCrops, image_transform
+from captioning.encoder.transforms import ImageTransform, TenCrops
 from captioning.features.writer import FeatureWriter
 from captioning.progress import Bar
 from data_loader import Loader, LoaderSettings, get_eval_loader
@@ -33,7 +33,7 @@ class PhotoEncoder:
         self.encoder = build_encoder(name, weights=weights, transform=changes or None)
         self.shape = self.encoder.shape
         size, interpolation = self.encoder.transform["size"], self.encoder.transform["interpolation"]
-        self.transform = image_transform(size, interpolation)
+        self.transform = ImageTransform(size, interpolation)
         if feature_type != "plain":
             self.transform = TenCrops(size, image_size or round(size * 256 / 224), interpolation)
 

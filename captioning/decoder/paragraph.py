@@ -28,28 +28,18 @@ from torch import Tensor, nn
 
 from captioning.config import ModelConfig
 from captioning.decoder.sentence import ImageEmbedding, Memory, SentenceDecoder
-from captioning.rows import Packing, State
+from captioning.rows import ImageMemory, Packing, State
 
 CONTINUE, STOP = 0, 1  # the classes of the stop classifier
 Read = Callable[[SentenceDecoder, Memory, Tensor, Packing], tuple[Tensor, Tensor | None, Tensor]]
 
 
 @dataclass
-class ParagraphMemory:
-    """What the decoder keeps of each image; every tensor has the images as its first dimension."""
+class ParagraphMemory(ImageMemory):
+    """What the decoder keeps of each image."""
 
     pooled: Tensor  # (B, P) what the sentence RNN reads
     words: Memory  # what the word decoder keeps of the image; its `first` is set for each sentence
-
-    @property
-    def device(self) -> torch.device:
-        return self.pooled.device
-
-    def select(self, index: Tensor) -> "ParagraphMemory":
-        return ParagraphMemory(self.pooled.index_select(0, index), self.words.select(index))
-
-    def __len__(self) -> int:
-        return len(self.pooled)
 
 
 @dataclass
@@ -148,10 +138,6 @@ class HierarchicalDecoder(nn.Module):
         """The dropout probability on the pooled image and on the map that words attend to."""
         self.pooling.dropout.p = p
         self.word_decoder.set_encoder_dropout(p)
-
-    @property
-    def embed(self) -> nn.Embedding:
-        return self.word_decoder.embed
 
     # ---- per image ----
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from captioning.rows import first_states
 
-MODES = ("always", "sampled", "additive", "additive_sampled")
-
 
 def truth_probability(iteration: int, k: float = 6500.0, beta: float = 0.3) -> float:
     """p(i) = k / (k + exp(i * beta / k)): inverse sigmoid decay from about 1 towards 0. Beta scales the speed."""

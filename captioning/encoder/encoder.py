@@ -14,7 +14,7 @@ CHUNK = 4  # images that a CPU encodes at a time: more at once run out of its ca
 class ImageEncoder(nn.Module):
     """An encoder that normalises its pixels itself: (B,3,H,W) uint8 or float 0..255 -> (B,D) or (B,D,h,w) float32.
 
-    `name`; `dim` = D; `spatial`; `grid` = (h,w) or None; `transform`, the dict that image_transform() and the
+    `name`; `dim` = D; `spatial`; `grid` = (h,w) or None; `transform`, the dict that ImageTransform() and the
     normalisation are made of; `weights_sha256`. It starts frozen: without gradients, in eval mode also after train().
     Maps come in channels-last memory
     where the network allows, so that flattening them to (B,h*w,D) copies nothing.

@@ -2,7 +2,7 @@
 
     encoder = build_encoder("resnet152")                # (B,3,224,224) uint8 -> (B,2048)
     encoder = build_encoder("efficientnet_lite0-conv")  # -> (B,1280,7,7), the last spatial map
-    transform = image_transform(encoder.transform["size"], encoder.transform["interpolation"])
+    transform = ImageTransform(encoder.transform["size"], encoder.transform["interpolation"])
     features = encoder(torch.stack([transform(image)]))
 
 Names: any classifier of torchvision (`inceptionv3` is its inception_v3), `efficientnet_lite0`, whose weights come with

@@ -1,6 +1,6 @@
 """Photos for models trained on features of ten crops: the views of a photo that each of their encoders needs.
 
-    transform = PhotoViews(whole=image_transform(224, "bilinear"), crops=TenCrops(224, 256))
+    transform = PhotoViews(whole=ImageTransform(224, "bilinear"), crops=TenCrops(224, 256))
     pixels = transform(image)                       # (11, 3, 224, 224): the whole image, then its ten crops
     features = TenCropFeatures(extractor, "avg")(pixels.unsqueeze(0))   # (1, D)
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captioning.encoder.encoder import ImageEncoder
-from captioning.encoder.transforms import ImageTransform, TenCrops, image_transform
+from captioning.encoder.transforms import ImageTransform, TenCrops
 
 CROPS = 10
 
@@ -81,7 +81,7 @@ def photo_transform(extractors: list[nn.Module], plain: ImageTransform) -> Image
 
 def with_size(transform: ImageTransform | PhotoViews, size: int) -> ImageTransform | PhotoViews:
     """The same transform to squares of another `size` in pixels."""
-    plain = image_transform(size, transform.interpolation)
+    plain = ImageTransform(size, transform.interpolation)
     if not isinstance(transform, PhotoViews):
         return plain
     larger = round(transform.crops.image_size * size / transform.size)

@@ -132,8 +132,7 @@ class _LSTM(torch.autograd.Function):
             inputs.new_empty(inputs.shape[0], hidden.shape[1]) for _ in range(5)
         )
         of_hidden = packed(weight)
-        for start, n in zip(packing.starts(), packing.active):
-            now = slice(start, start + n)
+        for now, n in packing.steps():
             hidden_in[now], cells_in[now] = hidden[:n], cell[:n]
             gate = gates[now].add_(product(hidden_in[now], of_hidden))
             advance_cell(gate, cells_in[now], cells[now], tanhs[now], hidden_out[now])
@@ -146,12 +145,10 @@ class _LSTM(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_hidden):
         weight, gates, hidden_in, cells_in, tanhs = ctx.saved_tensors
-        active = ctx.packing.active
         grads = torch.empty_like(gates)
-        grad_h, grad_c = (gates.new_zeros(active[0], hidden_in.shape[1]) for _ in range(2))
+        grad_h, grad_c = (gates.new_zeros(ctx.packing.active[0], hidden_in.shape[1]) for _ in range(2))
         to_hidden = packed(weight.t())
-        for start, n in reversed(list(zip(ctx.packing.starts(), active))):
-            now = slice(start, start + n)
+        for now, n in reversed(ctx.packing.steps()):
             dh = grad_h[:n].add_(grad_hidden[now])
             cell_gradients(gates[now], cells_in[now], tanhs[now], dh, grad_c[:n], out=grads[now])
             grad_h[:n] = product(grads[now], to_hidden)
@@ -198,8 +195,7 @@ class _AttentionLSTM(torch.autograd.Function):
         ctx.powers = key_powers is not None
         key_terms = key_powers if ctx.powers else keys
         minus_score = -2 * score
-        for start, n in zip(packing.starts(), packing.active):
-            now = slice(start, start + n)
+        for now, n in packing.steps():
             hidden_in[now], cells_in[now] = hidden[:n], cell[:n]
             from_hidden = product(hidden_in[now], of_hidden)  # (n, 4H + A + 1)
             queries[now] = from_hidden[:, 4 * H : 4 * H + A]
@@ -232,8 +228,7 @@ class _AttentionLSTM(torch.autograd.Function):
         grad_keys, grad_score = torch.zeros_like(key_terms), torch.zeros_like(score)
         grad_h, grad_c = gates.new_zeros(N, H), gates.new_zeros(N, H)
         scratch, slopes = torch.empty_like(key_terms), torch.empty_like(key_terms)
-        for t, (start, n) in reversed(list(enumerate(zip(packing.starts(), packing.active)))):
-            now = slice(start, start + n)
+        for t, (now, n) in reversed(list(enumerate(packing.steps()))):
             grads, of_query = grad_gates[now], grad_queries[now]
             dh = grad_h[:n].add_(grad_hidden[now])
             cell_gradients(gates[now], cells_in[now], tanhs[now], dh, grad_c[:n], out=grads)

@@ -11,7 +11,6 @@ Shapes: B images, K rows of each, N = B K rows, R regions, E embedding, H hidden
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from captioning.fast import switch
 from captioning.fast.linear import packed, product
 from captioning.fast.lstm import advance_cell, double_exponential, reciprocals
-from captioning.rows import State, each_row, image_for_start
+from captioning.rows import ImageMemory, State, each_row, image_for_start
 
 LARGEST_TABLE = 2**28  # bytes
 
@@ -43,24 +42,12 @@ def ready(decoder, memory) -> tuple:
 
 
 @dataclass
-class FastMemory:
+class FastMemory(ImageMemory):
     """A decoder's memory, and what each step would compute of its images again."""
 
-    plain: Any
+    plain: ImageMemory
     key_powers: Tensor | None  # (B, R, A) exp(2 keys)
     persist_gates: Tensor | None  # (B, 4H) the persistent features' part of the gates
-
-    @property
-    def device(self) -> torch.device:
-        return self.plain.device
-
-    def select(self, index: Tensor) -> "FastMemory":
-        """The memory of rows `index` (M,)."""
-        parts = (None if x is None else x.index_select(0, index) for x in (self.key_powers, self.persist_gates))
-        return FastMemory(self.plain.select(index), *parts)
-
-    def __len__(self) -> int:
-        return len(self.plain)
 
 
 class FastDecoder:
