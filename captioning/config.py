@@ -33,7 +33,7 @@ class FeatureSpec:
 
 
 def fixed(default, when: bool | str = True):
-    """A field that a loaded model has once and for all: it decides the shape or the meaning of weights.
+    """A field that a loaded model cannot change: it decides the shape or the meaning of weights.
 
     when: "attention" where that holds only for a model with attention. It stands in the field's metadata, as "fixed".
     """
@@ -179,8 +179,8 @@ class ModelConfig(Settings):
         """Index in `specs` of the map attended to: the first of the persistent features, else of the initial ones."""
         if not self.attention:
             return None
-        order = list(range(len(self.features), len(self.specs))) + list(range(len(self.features)))
-        for index in order:
+        n, total = len(self.features), len(self.specs)
+        for index in (*range(n, total), *range(n)):
             if self.specs[index].spatial:
                 return index
         names = ", ".join(spec.name for spec in self.specs)

@@ -30,11 +30,6 @@ def each_row(of_images: Tensor, rows: int) -> Tensor:
     return of_images if len(of_images) == rows else of_images.repeat_interleave(rows // len(of_images), 0)
 
 
-def image_for_start(embedded: Tensor, tokens: Tensor, first: Tensor) -> Tensor:
-    """Embeddings (..., E) of tokens (...,), the pooled image's (..., E) in place of that of <start>."""
-    return torch.where((tokens == START).unsqueeze(-1), first, embedded)
-
-
 @dataclass
 class ImageMemory:
     """Base of what a decoder keeps of each image: fields are tensors with the images (or rows) as their first

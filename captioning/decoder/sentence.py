@@ -7,8 +7,8 @@ Everything that writes or trains a sentence goes through three calls:
     logits, state, weights = decoder.step(tokens, state, memory)
 
 `decoder(memory, tokens, packing, row_image)` gives the logits of whole sentences under teacher forcing: what does not
-depend on the step is computed once for all steps, and a test holds it equal to `step`. Where captioning/fast has a
-quicker way to run an LSTM over whole sentences it is asked first; without it the path here is complete.
+depend on the step is computed once for all steps, and a test holds it equal to `step`. captioning/fast runs some LSTMs
+over whole sentences more quickly.
 
 Shapes: B images, N rows (sentences), T time steps, R regions, D feature size, E embedding, H hidden, A attention,
 P projected region, V vocabulary.
@@ -23,7 +23,8 @@ from captioning.config import ModelConfig
 from captioning.decoder.attention import Attention
 from captioning.fast.linear import Dropout, Linear
 from captioning.fast.lstm import attention_lstm_applies, attention_lstm_layer, lstm_applies, lstm_layers
-from captioning.rows import ImageMemory, Packing, State, each_row, first_states, image_for_start, select_state
+from captioning.rows import ImageMemory, Packing, State, each_row, first_states, select_state
+from captioning.text.tokens import START
 
 
 @dataclass
@@ -149,13 +150,16 @@ class SentenceDecoder(nn.Module):
 
         The memory is of the N rows, or of B images with K = N / B rows each that stand together.
         """
-        first = each_row(memory.first, len(tokens)) if self.skip_start else None
-        return self.step_embedded(self.embed_words(tokens, first), state, memory)
+        return self.step_embedded(self.embed_words(tokens, memory.first), state, memory)
 
     def embed_words(self, tokens: Tensor, first: Tensor | None) -> Tensor:
-        """Embeddings of tokens (...,) -> (..., E); with `skip_start` the pooled image (..., E) replaces <start>."""
+        """Embeddings of tokens (N, ...) -> (N, ..., E). With `skip_start` the pooled image replaces that of <start>:
+        `first` is (N, ..., E), or (B, E) for N rows that stand together.
+        """
         embedded = self.embed(tokens)
-        return image_for_start(embedded, tokens, first) if self.skip_start else embedded
+        if not self.skip_start:
+            return embedded
+        return torch.where((tokens == START).unsqueeze(-1), each_row(first, len(tokens)), embedded)
 
     def step_embedded(self, embedded: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor | None]:
         """`step` from embeddings (N, E), which additive teacher forcing mixes."""

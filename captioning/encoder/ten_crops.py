@@ -56,11 +56,6 @@ def pooled_crops(extractor: ImageEncoder, pixels: Tensor, kind: str) -> Tensor:
     return features.mean(1) if kind == "avg" else features.amax(1)
 
 
-def ten_crop_size(transform: dict, provenance: dict) -> int:
-    """The side that photos are resized to before cropping: the one in the feature file, else the usual 256 for 224."""
-    return provenance.get("image_size") or round(transform["size"] * 256 / 224)
-
-
 def encode_views(extractor: nn.Module, pixels: Tensor) -> Tensor:
     """What an encoder makes of pixels (B, 3, S, S) or views (B, W, 3, S, S); a plain one encodes the whole image."""
     views = pixels.dim() == 5 and not isinstance(extractor, TenCropFeatures)

@@ -1,8 +1,7 @@
 """LSTMs over whole sentences, with and without attention, as one autograd function each; the layout they work on.
 
-Run step by step under autograd, each step's weight gradient is a product of its own and each slice of the image's
-regions a zero-filled tensor. Here the rows of a batch are sorted by length so that finished rows leave the loop, all
-steps write into shared buffers, and every weight gradient is a single product at the end.
+Under autograd each step's weight gradient is a product of its own and each slice of the image's regions a zero-filled
+tensor. Here all steps write into shared buffers, and every weight gradient is a single product at the end.
 
 tanh takes twenty times as long as the additions around it on a CPU. Of the cell it is written as 2 sigmoid(2x) - 1. Of
 the attention scores it is 1 - 2 r with r = 1 / (1 + exp(2k) exp(2q)): the exponentials of the keys k are taken once a
@@ -39,7 +38,7 @@ def lstm_layers(rnn: nn.LSTM, inputs: Tensor, state: State, packing: Packing) ->
         if layer:
             inputs = dropout(inputs, rnn.dropout, rnn.training)
         w_input, w_hidden, b_input, b_hidden = (getattr(rnn, f"{name}_l{layer}") for name in WEIGHTS)
-        inputs = lstm(linear(inputs, w_input, b_input + b_hidden), hidden, cell, w_hidden, packing)
+        inputs = _LSTM.apply(linear(inputs, w_input, b_input + b_hidden), hidden, cell, w_hidden, packing)
     return inputs
 
 
@@ -61,36 +60,16 @@ def attention_lstm_layer(
     inputs = linear(embedded, w_embed, rnn.bias_ih_l0 + rnn.bias_hh_l0)  # (M, 4H)
     if memory.persist is not None:
         inputs = inputs + (memory.persist @ w_persist.t()).index_select(0, packing.rank)
-    weights = {
-        "hidden": rnn.weight_hh_l0,
-        "context": w_context,
-        "query": attention.query.weight,
-        "score": attention.score.weight[0],
-        "gate": attention.gate.weight[0],
-        "gate_bias": attention.gate.bias,
-    }
+    weights = {"hidden": rnn.weight_hh_l0, "context": w_context, "query": attention.query.weight}
+    weights |= {"score": attention.score.weight[0], "gate": attention.gate.weight[0], "gate_bias": attention.gate.bias}
     hidden, cell = (part[0] for part in state)
     return attention_lstm(inputs, hidden, cell, memory.keys, memory.values, weights, packing)
 
 
-def lstm(inputs: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, packing: Packing) -> Tensor:
-    """One LSTM layer over every step of a batch (Hochreiter and Schmidhuber 1997, with forget gates).
-
-    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. hidden, cell (N, H): rows in
-    `packing.order`. weight (4H, H): of the hidden state. Returns packed hidden states (M, H).
-    """
-    return _LSTM.apply(inputs, hidden, cell, weight, packing)
-
-
-def tanh_(x: Tensor) -> Tensor:
-    """tanh of x in place; see above."""
-    return x.mul_(2).sigmoid_().mul_(2).sub_(1) if x.device.type == "cpu" else x.tanh_()
-
-
 def advance_cell(gates: Tensor, cell: Tensor, cell_out: Tensor, tanh_out: Tensor, hidden_out: Tensor) -> None:
     """An LSTM's element-wise part: gates (n, 4H) become the activated ones in place; the other outputs are (n, H)."""
-    H = cell.shape[1]
-    if gates.device.type == "cpu":
+    H, on_cpu = cell.shape[1], gates.device.type == "cpu"
+    if on_cpu:
         g = gates[:, 2 * H : 3 * H].mul_(2)
         gates.sigmoid_()
         g.mul_(2).sub_(1)
@@ -100,7 +79,10 @@ def advance_cell(gates: Tensor, cell: Tensor, cell_out: Tensor, tanh_out: Tensor
         gates[:, 3 * H :].sigmoid_()
     i, f, g, o = gates.chunk(4, 1)
     torch.mul(f, cell, out=cell_out).addcmul_(i, g)
-    tanh_(tanh_out.copy_(cell_out))
+    if on_cpu:
+        torch.mul(cell_out, 2, out=tanh_out).sigmoid_().mul_(2).sub_(1)
+    else:
+        torch.tanh(cell_out, out=tanh_out)
     torch.mul(o, tanh_out, out=hidden_out)
 
 
@@ -125,6 +107,12 @@ def cell_gradients(
 
 
 class _LSTM(torch.autograd.Function):
+    """One LSTM layer over every step of a batch (Hochreiter and Schmidhuber 1997, with forget gates).
+
+    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. hidden, cell (N, H): rows in
+    `packing.order`. weight (4H, H): of the hidden state. Gives packed hidden states (M, H).
+    """
+
     @staticmethod
     def forward(ctx, inputs, hidden, cell, weight, packing):
         gates = inputs.clone()  # becomes the activated gates

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from toy_decoders import ROW_IMAGE, STEPS, B, V, build, captions, every_decoder, image_inputs
 
-from captioning.decoder.teacher_forcing import mixed_pass, truth_probability
+from captioning.decoder.teacher_forcing import mixed_read, truth_probability
 from captioning.rows import Packing
 
 MODES = ("sampled", "additive", "additive_sampled")
@@ -36,9 +36,9 @@ def test_the_schedule_falls_and_beta_scales_its_speed():
 
 def mixed(decoder, memory, mode, p, seed=0):
     packing = Packing.of(STEPS, "cpu")
-    return mixed_pass(
-        decoder, memory, captions(), packing, ROW_IMAGE, mode, p, torch.Generator().manual_seed(seed)
-    ), packing
+    rows, coins = memory.select(ROW_IMAGE[packing.order]), torch.Generator().manual_seed(seed)
+    logits, weights, _ = mixed_read(decoder, rows, captions(), packing, mode, p, coins)
+    return (logits, weights), packing
 
 
 def definition(decoder, memory, mode, p, seed=0):
@@ -118,7 +118,7 @@ def test_a_time_step_has_one_coin_for_the_whole_batch():
     torch.manual_seed(0)
     tokens = torch.randint(4, V, (B, 200))
     with torch.no_grad():
-        mixed_pass(decoder, memory, tokens, packing, torch.arange(B), "sampled", 0.5, torch.Generator().manual_seed(1))
+        mixed_read(decoder, memory, tokens, packing, "sampled", 0.5, torch.Generator().manual_seed(1))
     truth = decoder.embed(tokens)
     same = torch.stack([(inputs == truth[:, t]).all(1) for t, inputs in enumerate(fed)])  # (T, B)
     kept = same.all(1)
