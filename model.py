@@ -38,16 +38,13 @@ from vocabulary import Vocabulary
 
 
 class CaptionModel(nn.Module):
-    """Encoders (frozen unless `finetune_encoder`) and a sentence decoder, or a paragraph decoder over one.
-
-    extractors: for each of `config.specs` its encoder, or None where features come from a file.
-    """
+    """Encoders (frozen unless `finetune_encoder`) and a sentence decoder, or a paragraph decoder over one."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, extractors: list[ImageEncoder | None]):
+        """extractors: for each of `config.specs` its encoder, or None where features come from a file."""
         super().__init__()
         self.config = config
-        self.attended = config.attended()
-        self.n_initial = len(config.features)
+        self.attended, self.n_initial = config.attended(), len(config.features)
         self.extractors = nn.ModuleList(nn.Identity() if x is None else x for x in extractors)
         decoder = SentenceDecoder(vocab_size, config)
         self.decoder = decoder if config.paragraphs is None else HierarchicalDecoder(decoder, config)
@@ -170,10 +167,7 @@ def build_model(
     pretrained: bool = True,
     extractors: dict[str, ImageEncoder] | None = None,
 ) -> CaptionModel:
-    """A model with fresh decoder weights. Encoders get their pretrained weights, from `weights` where given.
-
-    extractors: encoders that are built already, by name.
-    """
+    """A model with fresh decoder weights. Encoders not among `extractors`, by name, get pretrained ones (`weights`)."""
     built = dict(extractors or {})
     for spec in config.specs:
         if not spec.from_file and spec.name not in built:

@@ -32,9 +32,7 @@ def each_row(of_images: Tensor, rows: int) -> Tensor:
 
 @dataclass
 class ImageMemory:
-    """Base of what a decoder keeps of each image: fields are tensors with the images (or rows) as their first
-    dimension, other memories, or None.
-    """
+    """Base of what a decoder keeps of B images (or N rows): fields are tensors (B, ...), other memories, or None."""
 
     @property
     def device(self) -> torch.device:
@@ -59,18 +57,13 @@ class ImageMemory:
 
 @dataclass
 class Packing:
-    """Real tokens of N rows in time-major order, longest row first (the order of `torch`'s PackedSequence).
+    """Real tokens of N rows in time-major order, longest row first (the order of `torch`'s PackedSequence)."""
 
-    order (N,): rows by falling length. active: how many of them are alive at each step.
-    row, time (M,): token j of the packed order stands at [row[j], time[j]] of the padded batch.
-    rank (M,): its row's place in `order`.
-    """
-
-    order: Tensor
-    active: list[int]
-    row: Tensor
+    order: Tensor  # (N,) rows by falling length
+    active: list[int]  # how many of them are alive at each step
+    row: Tensor  # (M,) token j of the packed order stands at [row[j], time[j]] of the padded batch
     time: Tensor
-    rank: Tensor
+    rank: Tensor  # (M,) the place of its row in `order`
 
     @classmethod
     def of(cls, steps: Tensor, device) -> "Packing":

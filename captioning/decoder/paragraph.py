@@ -89,10 +89,7 @@ class CouplingUnit(nn.Module):
 
 
 class HierarchicalDecoder(nn.Module):
-    """Sentence RNN over a word decoder that is built from the same `config`, whose `paragraphs` is a ParagraphConfig.
-
-    A paragraph ends after `max_sentences` at the latest.
-    """
+    """Sentence RNN over a word decoder of the same `config`, whose `paragraphs` is a ParagraphConfig."""
 
     def __init__(self, word_decoder: SentenceDecoder, config: ModelConfig):
         super().__init__()

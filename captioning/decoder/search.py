@@ -161,10 +161,7 @@ class _Ended:
 
 
 def _restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool) -> Tensor:
-    """log_probs (N, V) with -inf for words that may not follow tokens (N, t); at the last step all but <end>.
-
-    Changed in place, unless a gradient flows through them.
-    """
+    """log_probs (N, V), in place unless a gradient flows, with -inf for words that may not follow tokens (N, t)."""
     allowed = log_probs.clone() if log_probs.requires_grad else log_probs
     allowed[:, [PAD, START] if search.allow_unk else [PAD, START, UNK]] = -torch.inf
     if last_step:

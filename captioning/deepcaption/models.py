@@ -51,13 +51,11 @@ ATTENTION = (
 
 @dataclass(frozen=True)
 class OldEncoder:
-    """name: our encoder of the same numbers. parts: beginnings of its tensors' names in DeepCaption's files, and ours.
-    last: a linear layer after what our encoder gives, to be folded into the layer that reads the features.
-    """
+    """What an encoder of DeepCaption is here."""
 
-    name: str
-    parts: dict[str, str] = field(default_factory=lambda: {"": ""})
-    last: str = ""
+    name: str  # our encoder of the same numbers
+    parts: dict[str, str] = field(default_factory=lambda: {"": ""})  # beginnings of its tensors' names, and of ours
+    last: str = ""  # a linear layer after what our encoder gives, to be folded into the layer that reads the features
 
 
 ENCODERS = {
@@ -292,14 +290,11 @@ def share_embeddings(state: dict[str, Tensor]) -> bool:
 
 @dataclass
 class FeatureGroup:
-    """The features of `--features` or of `--persist_features`, in the order in which they are concatenated.
-
-    extractors: of each its encoder, or None where it comes from a file. layers: of each the size that DeepCaption's
-    weights expect and the linear layer (weight, bias) to fold into them, or None.
-    """
+    """The features of `--features` or of `--persist_features`, in the order in which they are concatenated."""
 
     specs: list[FeatureSpec]
-    extractors: list[ImageEncoder | None]
+    extractors: list[ImageEncoder | None]  # None where it comes from a file
+    # the size that DeepCaption's weights expect, and the linear layer (weight, bias) to fold into them, or None
     layers: list[tuple[int, tuple[Tensor, Tensor] | None]]
 
     @classmethod

@@ -46,11 +46,8 @@ ORIGINAL, RESCALED = "resnet152caffe-original", "resnet152caffe-torchvision"
 CAFFE_NAMES = {ORIGINAL: "resnet152", RESCALED: "resnet152"}  # -> the torchvision network that they are made of
 MEAN_RGB = (123.68, 116.779, 103.939)  # grey levels
 STEM = "conv1.weight"
-
-
-def caffe_transform(name: str) -> dict:
-    """What differs in the image transform: mean and std of red, green, blue with pixels in 0..1."""
-    return {"mean": [m / 255 for m in MEAN_RGB], "std": [1 / 255] * 3} if name == ORIGINAL else {}
+# What differs in the image transform: mean and std of red, green, blue with pixels in 0..1.
+CAFFE_TRANSFORMS = {ORIGINAL: {"mean": [m / 255 for m in MEAN_RGB], "std": [1 / 255] * 3}, RESCALED: {}}
 
 
 def as_caffe(model: nn.Module) -> nn.Module:
@@ -62,10 +59,7 @@ def as_caffe(model: nn.Module) -> nn.Module:
 
 
 def caffe_weights(name: str, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The weights for red, green, blue: the first convolution's channels are reversed instead of the pixels'.
-
-    Raises UserError where there are none.
-    """
+    """The weights for red, green, blue: instead of the pixels' the first convolution's channels are reversed."""
     if state is None:
         raise UserError(f"the weights of {name} cannot be downloaded: name a local copy with --weights FILE")
     if name == ORIGINAL and STEM in state:

@@ -109,7 +109,7 @@ def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: b
         options = {"aux_logits": False, "init_weights": False, "transform_input": False}
         transform |= {"mean": [0.5] * 3, "std": [0.5] * 3}  # what transform_input comes down to
     caffe = base in deepcaption_networks.CAFFE_NAMES
-    transform |= {**deepcaption_networks.caffe_transform(base), **changes}
+    transform |= {**deepcaption_networks.CAFFE_TRANSFORMS.get(base, {}), **changes}
     if name.startswith("vit_"):
         options = {"image_size": transform["size"]}
     download = pretrained and not weights and not caffe

@@ -1,7 +1,4 @@
-"""An encoder's frozen parts with batch norms folded into convolutions, and these fused with what follows them.
-
-The output is the same, sooner.
-"""
+"""An encoder's frozen parts, sooner: batch norms folded into convolutions, and these fused with what follows them."""
 
 import copy
 import operator

@@ -31,9 +31,7 @@ def lstm_applies(rnn: nn.RNNBase, inputs: Tensor) -> bool:
 
 
 def lstm_layers(rnn: nn.LSTM, inputs: Tensor, state: State, packing: Packing) -> Tensor:
-    """All layers of an LSTM over packed inputs (M, .), from `state` in the order of the packing -> the last layer's
-    hidden states (M, H), packed.
-    """
+    """All layers over packed inputs (M, .), from `state` in the packing's order -> the last hidden states (M, H)."""
     for layer, (hidden, cell) in enumerate(zip(*state)):
         if layer:
             inputs = dropout(inputs, rnn.dropout, rnn.training)
@@ -62,8 +60,7 @@ def attention_lstm_layer(
         inputs = inputs + (memory.persist @ w_persist.t()).index_select(0, packing.rank)
     weights = {"hidden": rnn.weight_hh_l0, "context": w_context, "query": attention.query.weight}
     weights |= {"score": attention.score.weight[0], "gate": attention.gate.weight[0], "gate_bias": attention.gate.bias}
-    hidden, cell = (part[0] for part in state)
-    return attention_lstm(inputs, hidden, cell, memory.keys, memory.values, weights, packing)
+    return attention_lstm(inputs, tuple(part[0] for part in state), memory.keys, memory.values, weights, packing)
 
 
 def advance_cell(gates: Tensor, cell: Tensor, cell_out: Tensor, tanh_out: Tensor, hidden_out: Tensor) -> None:
@@ -144,24 +141,18 @@ class _LSTM(torch.autograd.Function):
 
 
 def attention_lstm(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    weights: dict[str, Tensor],
-    packing: Packing,
+    inputs: Tensor, state: State, keys: Tensor, values: Tensor, weights: dict[str, Tensor], packing: Packing
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LSTM with soft attention over every step of a batch (Xu et al. 2015, eqs. 1 to 5 and section 4.2.1).
 
-    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. hidden, cell (N, H),
+    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. state: hidden and cell (N, H),
     keys (N, R, A), values (N, R, P): rows in `packing.order`. weights: hidden (4H, H), context (4H, P), query (A, H),
     score (A,), gate (H,), gate_bias (1,).
     Returns packed hidden states (M, H), gated contexts (M, P) and attention weights (M, R).
     """
     w = weights
-    tensors = [inputs, hidden, cell, keys, values, w["hidden"], w["query"], w["gate"]]
-    tensors += [w["context"], w["score"], w["gate_bias"]]
+    of_weights = (w[name] for name in ("hidden", "query", "gate", "context", "score", "gate_bias"))
+    tensors = (inputs, *state, keys, values, *of_weights)
     with torch.autocast(inputs.device.type, enabled=False):  # under mixed precision the recurrence stays in one type
         return _AttentionLSTM.apply(*(x.to(w["hidden"].dtype).contiguous() for x in tensors), packing)
 
@@ -235,21 +226,12 @@ class _AttentionLSTM(torch.autograd.Function):
             grad_keys[:n].addcmul_(slope, dscores.unsqueeze(2))
             torch.mul(torch.bmm(dscores.unsqueeze(1), slope).squeeze(1), score, out=of_query[:, :A]).mul_(4)
             torch.add(product(grads, to_hidden), product(of_query, to_query), out=grad_h[:n])
-        grad_query = weight_gradient(grad_queries, hidden_in)
-        return (
-            grad_gates,
-            grad_h,
-            grad_c,
-            grad_keys.mul_(4 * score),
-            torch.bmm(attention_by_row.transpose(1, 2), context_by_row),
-            weight_gradient(grad_gates, hidden_in),
-            grad_query[:-1],
-            grad_query[-1],
-            weight_gradient(grad_gates, gated),
-            grad_score,
-            grad_queries[:, -1].sum().reshape(1),
-            None,
-        )
+        grad_values = torch.bmm(attention_by_row.transpose(1, 2), context_by_row)
+        grad_query = weight_gradient(grad_queries, hidden_in)  # (A + 1, H)
+        of_images = grad_gates, grad_h, grad_c, grad_keys.mul_(4 * score), grad_values
+        of_hidden = weight_gradient(grad_gates, hidden_in), grad_query[:-1], grad_query[-1]
+        of_context = weight_gradient(grad_gates, gated), grad_score, grad_queries[:, -1].sum().reshape(1)
+        return *of_images, *of_hidden, *of_context, None
 
 
 def double_exponential(keys: Tensor) -> Tensor | None:
