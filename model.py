@@ -21,12 +21,13 @@ from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.decoder.paragraph_search import Paragraph, explain_paragraphs, write_paragraphs
 from captioning.decoder.search import Search, generate
 from captioning.decoder.sentence import Memory, SentenceDecoder
-from captioning.decoder.teacher_forcing import mixed_pass
+from captioning.decoder.teacher_forcing import mixed_read
 from captioning.deepcaption import models as deepcaption_files
+from captioning.devices import autocast
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.provenance import make_encoder
 from captioning.encoder.ten_crops import encode_views, photo_transform
-from captioning.encoder.transforms import image_transform
+from captioning.encoder.transforms import ImageTransform
 from captioning.errors import UserError
 from captioning.fast.steps import fast_decoder, ready
 from captioning.fast.threads import map_on_cores
@@ -37,16 +38,13 @@ from vocabulary import Vocabulary
 
 
 class CaptionModel(nn.Module):
-    """Encoders (frozen unless `finetune_encoder`) and a sentence decoder, or a paragraph decoder over one.
-
-    extractors: for each of `config.specs` its encoder, or None where features come from a file.
-    """
+    """Encoders (frozen unless `finetune_encoder`) and a sentence decoder, or a paragraph decoder over one."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, extractors: list[ImageEncoder | None]):
+        """extractors: for each of `config.specs` its encoder, or None where features come from a file."""
         super().__init__()
         self.config = config
-        self.attended = config.attended()
-        self.n_initial = len(config.features)
+        self.attended, self.n_initial = config.attended(), len(config.features)
         self.extractors = nn.ModuleList(nn.Identity() if x is None else x for x in extractors)
         decoder = SentenceDecoder(vocab_size, config)
         self.decoder = decoder if config.paragraphs is None else HierarchicalDecoder(decoder, config)
@@ -59,7 +57,7 @@ class CaptionModel(nn.Module):
     def encode(self, pixels: Tensor | StoryPixels | None, inputs: list[Tensor | None]) -> Memory:
         """What the decoder needs of B images; a ParagraphMemory in a hierarchical model.
 
-        pixels (B, 3, H, W), uint8 or float in 0..255, views of photo_views (B, W, 3, H, W), or StoryPixels of either,
+        pixels (B, 3, H, W), uint8 or float in 0..255, views of PhotoViews (B, W, 3, H, W), or StoryPixels of either,
         whose features are averaged; inputs: per spec a tensor (B, D) or (B, R, D) read from a file, or None to have its
         encoder make it from the pixels.
         """
@@ -70,7 +68,7 @@ class CaptionModel(nn.Module):
                 if spec.name not in made:
                     made[spec.name] = as_regions(encoded(partial(encode_views, extractor), pixels))
                 given = made[spec.name]
-            tensors.append(given.float() if given.dtype != torch.float32 else given)
+            tensors.append(given.float())
         regions = None if self.attended is None else tensors[self.attended]
         # a map that nobody attends to is averaged over its regions
         pooled = [None if i == self.attended else x.mean(1) if x.dim() == 3 else x for i, x in enumerate(tensors)]
@@ -93,7 +91,7 @@ class CaptionModel(nn.Module):
 
         captions (N, T) begin with <start> and end with <end>; lengths (N,), on the CPU, count both; row_image (N,) says
         which of the B images a caption belongs to. forcing: None for the truth always, else the mode of
-        `teacher_forcing.mixed_pass`, the truth's probability and the generator of its coins.
+        `teacher_forcing.mixed_read`, the truth's probability and the generator of its coins.
         Returns logits (M, V), targets (M,), attention weights (M, R) or None, the row of each token (M,).
         """
         return self.decode(self.encode(pixels, inputs), captions, lengths, row_image, forcing)
@@ -104,7 +102,8 @@ class CaptionModel(nn.Module):
         if forcing is None:
             logits, weights = self.decoder(memory, captions, packing, row_image)
         else:
-            logits, weights = mixed_pass(self.decoder, memory, captions[:, :-1], packing, row_image, *forcing)
+            rows = memory.select(row_image[packing.order])
+            logits, weights, _ = mixed_read(self.decoder, rows, captions[:, :-1], packing, *forcing)
         return logits, packing.targets(captions), weights, packing.row
 
     def read_sentences(self, memory: Memory, sentences: list[list[int]], row_image: Tensor):
@@ -130,29 +129,25 @@ class CaptionModel(nn.Module):
         self.config.finetune_encoder = blocks or self.config.finetune_encoder
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The weights that a model file holds: all but those of frozen encoders."""
+        """The weights that a model file holds: all but those of frozen encoders, and of encoders behind files."""
         return {name: value for name, value in self.state_dict().items() if self._in_file(name)}
 
     def _in_file(self, name: str) -> bool:
-        """Encoders behind feature files were not trained, whatever became of the others."""
         if not name.startswith("extractors."):
             return True
         return self.config.encoders_travel and not self.config.specs[int(name.split(".")[1])].from_file
 
     def load_trained_state(self, state: dict[str, Tensor], source) -> None:
         """Raises UserError, naming `source`, where the weights do not fit."""
-        missing, unexpected = self.load_state_dict(state, strict=False) if self._fits(state, source) else ([], [])
-        missing = [name for name in missing if self._in_file(name)]
-        if missing or unexpected:
-            raise UserError(f"{source} does not fit the model: {(missing + unexpected)[0]} is missing or unknown")
-
-    def _fits(self, state: dict[str, Tensor], source) -> bool:
         own = self.state_dict()
         for name, value in state.items():
             if name in own and own[name].shape != value.shape:
                 shapes = f"{tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model"
                 raise UserError(f"{source} does not fit the model: {name} is {shapes}")
-        return True
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        missing = [name for name in missing if self._in_file(name)]
+        if missing or unexpected:
+            raise UserError(f"{source} does not fit the model: {(missing + unexpected)[0]} is missing or unknown")
 
 
 def as_regions(features: Tensor) -> Tensor:
@@ -162,7 +157,7 @@ def as_regions(features: Tensor) -> Tensor:
 
 def joined(tensors: list[Tensor | None]) -> Tensor | None:
     present = [x for x in tensors if x is not None]
-    return torch.cat(present, 1) if len(present) > 1 else present[0] if present else None
+    return torch.cat(present, 1) if present else None
 
 
 def build_model(
@@ -172,10 +167,7 @@ def build_model(
     pretrained: bool = True,
     extractors: dict[str, ImageEncoder] | None = None,
 ) -> CaptionModel:
-    """A model with fresh decoder weights. Encoders get their pretrained weights, from `weights` where given.
-
-    extractors: encoders that are built already, by name.
-    """
+    """A model with fresh decoder weights. Encoders not among `extractors`, by name, get pretrained ones (`weights`)."""
     built = dict(extractors or {})
     for spec in config.specs:
         if not spec.from_file and spec.name not in built:
@@ -187,15 +179,12 @@ def build_model(
 
 @dataclass
 class Caption:
-    """text as it is printed; tokens: word ids without <start> and <end>; log_prob: natural, of the words and <end>.
+    """A caption of an image."""
 
-    paragraph: the sentences of a hierarchical model, whose words `tokens` joins and whose log_prob is the sum.
-    """
-
-    text: str
-    tokens: list[int]
-    log_prob: float
-    paragraph: Paragraph | None = None
+    text: str  # as it is printed
+    tokens: list[int]  # word ids without <start> and <end>; of a paragraph, those of its sentences joined
+    log_prob: float  # natural, of the words and <end>; of a paragraph, the sum
+    paragraph: Paragraph | None = None  # of a hierarchical model
 
 
 class Captioner:
@@ -204,17 +193,21 @@ class Captioner:
     def __init__(
         self, model: CaptionModel, vocabulary: Vocabulary, weights: str | None = None, info: dict | None = None
     ):
-        self.model, self.vocabulary, self.config = model, vocabulary, model.config
-        self.weights = weights
+        self.model, self.vocabulary, self.config, self.weights = model, vocabulary, model.config, weights
         self.info = info or {}  # epoch, versions, command, ...
-        provenances = [spec.provenance for spec in self.config.specs if spec.provenance]
-        settings = next((provenance["transform"] for provenance in provenances if provenance.get("transform")), None)
-        self.size = None if settings is None else self.config.crop_size or settings["size"]
-        self.transform = None if settings is None else image_transform(self.size, settings["interpolation"])
+        known = [(spec.provenance or {}).get("transform") for spec in self.config.specs]
+        self.transform = None
+        for settings in filter(None, reversed(known)):  # the first counts
+            self.transform = ImageTransform(self.config.crop_size or settings["size"], settings["interpolation"])
+
+    @property
+    def size(self) -> int | None:
+        """The side of the squares that encoders get, in pixels; None where that is not known."""
+        return None if self.transform is None else self.transform.size
 
     @property
     def device(self) -> torch.device:
-        return self.model.decoder.embed.weight.device
+        return next(self.model.decoder.parameters()).device
 
     @property
     def length_penalty(self) -> float:
@@ -237,7 +230,7 @@ class Captioner:
                 made[provenance] = make_encoder(spec, self.weights).to(self.device).eval()
             own = made[provenance].transform
             if self.transform is None:  # the file names the encoder only
-                self.size, self.transform = own["size"], image_transform(own["size"], own["interpolation"])
+                self.transform = ImageTransform(own["size"], own["interpolation"])
             if (own["size"], own["interpolation"]) != (self.size, self.transform.interpolation):
                 raise UserError(
                     f"the model's features are of photos of different sizes ({own['size']} pixels for {spec.name}, "
@@ -245,7 +238,7 @@ class Captioner:
                 )
             self.model.extractors[index] = made[provenance]
         try:
-            plain = image_transform(self.size, self.transform.interpolation)
+            plain = ImageTransform(self.size, self.transform.interpolation)
             self.transform = photo_transform(list(self.model.extractors), plain)
         except ValueError as error:
             raise UserError(f"the model's features are of {error}, so it cannot caption photos") from error
@@ -264,10 +257,7 @@ class Captioner:
 
     @torch.inference_mode()
     def caption(self, memory: Memory, search: Search, decoder=None) -> list[list[Caption]]:
-        """Captions of the B images of `memory`, `search.n_best` each, best first.
-
-        decoder: what `ready_decoder` gave, where many batches are captioned.
-        """
+        """Captions of the B images of `memory`, `search.n_best` each, best first. decoder: of `ready_decoder`."""
         self.model.eval()
         decoder = decoder or self.ready_decoder()
         if self.config.paragraphs is not None:
@@ -322,15 +312,12 @@ class Captioner:
 def caption_loader(captioner: Captioner, loader: Iterable, search: Search | None, amp: str = "off") -> Iterator[tuple]:
     """(batch, memory, captions of its images, None without `search`) in turn. amp: "bf16" for mixed precision."""
 
-    def precision():
-        return torch.autocast(captioner.device.type, torch.bfloat16, enabled=amp == "bf16")
-
     def work(batch):
-        with precision():
+        with autocast(captioner.device, amp):
             memory = captioner.encode(*batch_inputs(captioner, batch))
             return batch, memory, None if search is None else captioner.caption(memory, search, decoder)
 
-    with precision():
+    with autocast(captioner.device, amp):
         decoder = None if search is None else captioner.ready_decoder()
     alone = search is None or search.sample or captioner.device.type != "cpu"  # samples depend on the order of draws
     yield from map(work, loader) if alone else map_on_cores(work, loader)
@@ -348,12 +335,8 @@ def batch_inputs(captioner: Captioner, batch) -> tuple[Tensor | None, list[Tenso
 
 def save_captioner(captioner: Captioner, path, **info) -> None:
     """Write a model file with all that inference needs, and `info` (epoch, command, optimizer state, ...) beside it."""
-    contents = {
-        "kind": "captioner",
-        "config": captioner.config.to_dict(),
-        "vocabulary": captioner.vocabulary.to_dict(),
-        "state": captioner.model.trained_state(),
-    }
+    contents = {"kind": "captioner", "config": captioner.config.to_dict()}
+    contents |= {"vocabulary": captioner.vocabulary.to_dict(), "state": captioner.model.trained_state()}
     checkpoint.save({**contents, **info}, path)
 
 
@@ -424,8 +407,7 @@ def caption_features(
     features: for the one name of the model's `--features` an array, a tensor, or nested lists of numbers; for several
     names a list or tuple of such, in the order of the names. A vector feature is (B, D), a map (B, D, h, w) or its
     regions row by row (B, R, D); a single image may leave B out. persist_features: the same for `--persist_features`.
-    Both may stand in for encoders that run within the model. search: beam 3 unless it says otherwise.
-    batch_size: images decoded at a time.
+    Both may stand in for encoders that run within the model. search: None for beam 3. batch_size: images at a time.
     Raises UserError where a feature that the model needs is not given, or one has another shape or is not finite.
     """
     config = captioner.config

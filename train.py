@@ -44,7 +44,7 @@ from captioning.datasets.base import CaptionDataset, image_key
 from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search
 from captioning.devices import choose_device, end_processes, is_main, process, share, start_processes, wait_for_all
-from captioning.encoder.transforms import image_transform
+from captioning.encoder.transforms import ImageTransform
 from captioning.progress import Bar
 from captioning.scoring.document_frequencies import CachedWords, kept_words
 from captioning.scoring.metrics import parse_metrics
@@ -153,7 +153,7 @@ class TrainRun:
         """Batches for training, with random crops and mirror images where photos are read and nothing forbids it."""
         transform, paragraphs = self.captioner.transform, self.captioner.config.paragraphs
         if transform is not None and not self.data.no_augment:
-            transform = image_transform(transform.size, transform.interpolation, train=True)
+            transform = ImageTransform(transform.size, transform.interpolation, train=True)
         rank, world = process()
         settings = LoaderSettings(
             batch_size=self.data.batch_size,

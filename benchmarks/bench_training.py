@@ -12,7 +12,7 @@ from bench_rows import Bench, Row, of_products, peak_of_this_process
 
 from captioning.batches.inputs import plan_inputs
 from captioning.datasets.factory import open_dataset
-from captioning.encoder.transforms import image_transform
+from captioning.encoder.transforms import ImageTransform
 from data_loader import LoaderSettings, get_loader
 from training.losses import CrossEntropy
 from training.settings import TrainSettings
@@ -30,7 +30,7 @@ class Training:
         captioner.model.to(bench.device)
         inputs, transform = plan_inputs(captioner.config, dataset, sources=cached), captioner.transform
         if transform is not None:
-            transform = image_transform(transform.size, transform.interpolation, train=True)
+            transform = ImageTransform(transform.size, transform.interpolation, train=True)
         self.loader = get_loader(dataset, captioner.vocabulary, inputs, LoaderSettings(batch_size), transform)
         settings = TrainSettings(amp=bench.amp)
         self.trainer = Trainer(captioner, settings, CrossEntropy(settings), len(self.loader), 1)

@@ -1,17 +1,16 @@
 """Model files: written atomically, verified when read, and made of tensors and plain types only.
 
-    save({"config": ..., "state": ..., "vocabulary": ...}, "models/run/best.model")
-    contents = load("models/run/best.model")
-
-`torch.save` writes a file, a zip archive. It is read with `weights_only=True`, so that nothing in it can run code. The
+A file is a zip archive of `torch.save`. It is read with `weights_only=True`, so that nothing in it can run code. The
 CRC of every member is checked before any tensor is used.
 """
 
 import contextlib
 import pickle
+import platform
 import shlex
 import zipfile
 from collections import OrderedDict
+from importlib import metadata
 
 import torch
 
@@ -64,9 +63,8 @@ def verify(path) -> None:
         raise UserError(f"cannot read model file {path}: {error.strerror}") from error
     except Exception:  # a damaged directory of members raises errors of many kinds
         broken = "no zip archive"
-    if broken is None:
-        return
-    raise UserError(f"model file {path} is damaged ({broken}): copy or train it again")
+    if broken is not None:
+        raise UserError(f"model file {path} is damaged ({broken}): copy or train it again")
 
 
 def is_as_torch_writes(info: zipfile.ZipInfo) -> bool:
@@ -77,9 +75,6 @@ def is_as_torch_writes(info: zipfile.ZipInfo) -> bool:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that matter for repeating a result."""
-    import platform
-    from importlib import metadata
-
     found = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "timm", "numpy", "pillow"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -102,8 +97,7 @@ def check_plain(value, place: str) -> None:
 
 def command_history(info: dict) -> list[str]:
     """The command lines that a loaded model came from, oldest first."""
-    command = info.get("command")
-    return [*info.get("history", []), *([shlex.join(command)] if command else [])]
+    return [*info.get("history", []), *(shlex.join(command) for command in [info.get("command")] if command)]
 
 
 def first_names(state: dict[str, torch.Tensor]) -> dict[str, str]:

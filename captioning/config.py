@@ -8,16 +8,12 @@ from captioning.errors import UserError
 
 @dataclass
 class FeatureSpec:
-    """One name of `--features` or `--persist_features`.
-
-    shape: (D,) or (D, h, w). from_file: read from a feature file. provenance: what makes it from a photo, as the
-    feature file says (`extractor`, `weights_sha256`, `transform`, `feature_type`); None where the file does not say.
-    DeepCaption keeps the joint size of its feature files only: of several the first has it, the others (0,).
-    """
+    """One name of `--features` or `--persist_features`."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # (D,) or (D, h, w); of DeepCaption's files the first has the size of all, the others (0,)
     from_file: bool
+    # what makes it from a photo: `extractor`, `weights_sha256`, `transform`, `feature_type`; None: no file says
     provenance: dict | None = None
 
     @property
@@ -146,9 +142,7 @@ class ModelConfig(Settings):
 
     @property
     def initial_size(self) -> int:
-        """The numbers that the initial state is computed from: with attention the mean of the projected regions
-        (Xu et al. 2015), else the pooled features; 0 where it is zero.
-        """
+        """The numbers that the initial state is made of: of the mean region (Xu et al. 2015), or pooled; 0: none."""
         if self.attention:
             return self.value_size
         return self.pooled_size if self.state_from_features else 0
@@ -184,8 +178,8 @@ class ModelConfig(Settings):
         """Index in `specs` of the map attended to: the first of the persistent features, else of the initial ones."""
         if not self.attention:
             return None
-        order = list(range(len(self.features), len(self.specs))) + list(range(len(self.features)))
-        for index in order:
+        n, total = len(self.features), len(self.specs)
+        for index in (*range(n, total), *range(n)):
             if self.specs[index].spatial:
                 return index
         names = ", ".join(spec.name for spec in self.specs)

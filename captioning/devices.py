@@ -10,10 +10,7 @@ from captioning.errors import UserError
 
 
 def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
-    """The device named, or the best there is: CUDA, then Apple's MPS, then the CPU.
-
-    Raises UserError where it is not there.
-    """
+    """The device named, or the best there is: CUDA, Apple's MPS, the CPU. Raises UserError where it is not there."""
     if cpu:
         return torch.device("cpu")
     if name is None:
@@ -47,18 +44,16 @@ def from_main(work):
     """
     if process()[1] == 1:
         return work()
-    box: list = [None, False]
-    error = None
+    result = error = None
     if is_main():
         try:
-            box[0] = work()
+            result = work()
         except UserError as problem:
-            box[1], error = True, problem
+            error = problem
+    box = [result, error is not None]
     torch.distributed.broadcast_object_list(box)
-    if error is not None:
-        raise error
     if box[1]:
-        raise SystemExit(2)
+        raise error or SystemExit(2)
     return box[0]
 
 

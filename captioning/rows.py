@@ -4,7 +4,8 @@ Shapes: B images, N rows, T steps, M real tokens, H hidden.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def first_states(state: State, n: int) -> State:
     return tuple(part[:, :n].contiguous() for part in state)
 
 
-def select_state(state: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
+def select_state(state: State, index: Tensor) -> State:
     """The decoder state of rows `index`."""
     return tuple(part.index_select(1, index) for part in state)
 
@@ -29,25 +30,40 @@ def each_row(of_images: Tensor, rows: int) -> Tensor:
     return of_images if len(of_images) == rows else of_images.repeat_interleave(rows // len(of_images), 0)
 
 
-def image_for_start(embedded: Tensor, tokens: Tensor, first: Tensor) -> Tensor:
-    """Embeddings (..., E) of tokens (...,), the pooled image's (..., E) in place of that of <start>."""
-    return torch.where((tokens == START).unsqueeze(-1), first, embedded)
+@dataclass
+class ImageMemory:
+    """Base of what a decoder keeps of B images (or N rows): fields are tensors (B, ...), other memories, or None."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(x.device for x in vars(self).values() if x is not None)
+
+    def __len__(self) -> int:
+        return next(len(x) for x in vars(self).values() if x is not None)
+
+    def select(self, index: Tensor):
+        """The memory of rows `index` (M,): repeats images for their captions or beams, drops finished ones."""
+        return self.map(lambda x: x.index_select(0, index))
+
+    def first_rows(self, n: int):
+        return self.map(lambda x: x[:n])
+
+    def map(self, function):
+        """The memory with `function` of each tensor in its place."""
+        there = {name: x for name, x in vars(self).items() if x is not None}
+        changed = {name: x.map(function) if isinstance(x, ImageMemory) else function(x) for name, x in there.items()}
+        return replace(self, **changed)
 
 
 @dataclass
 class Packing:
-    """Real tokens of N rows in time-major order, longest row first (the order of `torch`'s PackedSequence).
+    """Real tokens of N rows in time-major order, longest row first (the order of `torch`'s PackedSequence)."""
 
-    order (N,): rows by falling length. active: how many of them are alive at each step.
-    row, time (M,): token j of the packed order stands at [row[j], time[j]] of the padded batch.
-    rank (M,): its row's place in `order`.
-    """
-
-    order: Tensor
-    active: list[int]
-    row: Tensor
+    order: Tensor  # (N,) rows by falling length
+    active: list[int]  # how many of them are alive at each step
+    row: Tensor  # (M,) token j of the packed order stands at [row[j], time[j]] of the padded batch
     time: Tensor
-    rank: Tensor
+    rank: Tensor  # (M,) the place of its row in `order`
 
     @classmethod
     def of(cls, steps: Tensor, device) -> "Packing":
@@ -67,18 +83,14 @@ class Packing:
         """Packed values (M, ...) as a tensor (T, ...) for each of the N rows, in order of time."""
         return [values[self.row == row] for row in range(self.active[0])]
 
-    def starts(self) -> list[int]:
-        """Where each step begins in the packed order."""
-        starts = [0]
-        for n in self.active[:-1]:
-            starts.append(starts[-1] + n)
-        return starts
+    def steps(self) -> list[tuple[slice, int]]:
+        """Where each step stands in the packed order, and how many rows it has."""
+        return [(slice(end - n, end), n) for end, n in zip(accumulate(self.active), self.active)]
 
     def ends(self) -> Tensor:
         """Where each row's last token is in the packed order (N,); rows as in `order`."""
-        ranks = torch.arange(self.active[0])
-        steps = (torch.tensor(self.active).unsqueeze(1) > ranks).sum(0)  # (N,)
-        return (torch.tensor(self.starts())[steps - 1] + ranks).to(self.order.device)
+        places = torch.arange(len(self.rank), device=self.rank.device)
+        return torch.zeros_like(self.order).scatter_reduce(0, self.rank, places, "amax")
 
 
 def pack_sentences(sentences: Sequence[Sequence[int]], device) -> tuple[Tensor, Packing]:

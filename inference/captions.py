@@ -55,7 +55,7 @@ def open_loader(
 
 def give_images_at(captioner: Captioner, size: int) -> None:
     """Have images of `size` x `size` pixels given to the encoders. Raises UserError where one cannot take them."""
-    captioner.size, captioner.transform = size, with_size(captioner.transform, size)
+    captioner.transform = with_size(captioner.transform, size)
     probe = captioner.transform(Image.new("RGB", (size, size)), None).unsqueeze(0)
     try:
         captioner.encode(probe.to(captioner.device), [None] * len(captioner.config.specs))

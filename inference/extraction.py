@@ -15,7 +15,7 @@ from captioning.datasets.base import CaptionDataset
 from captioning.devices import from_main, process, to_main
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.ten_crops import pooled_crops
-from captioning.encoder.transforms import TenCrops, image_transform
+from captioning.encoder.transforms import ImageTransform, TenCrops
 from captioning.features.writer import FeatureWriter
 from captioning.progress import Bar
 from data_loader import Loader, LoaderSettings, get_eval_loader
@@ -35,7 +35,7 @@ class PhotoEncoder:
         self.encoder = build_encoder(name, weights=weights, transform=changes or None)
         self.shape, transform = self.encoder.shape, self.encoder.transform
         size, interpolation = transform["size"], transform["interpolation"]
-        self.transform = image_transform(size, interpolation)
+        self.transform = ImageTransform(size, interpolation)
         self.provenance = {"extractor": name, "weights_sha256": self.encoder.weights_sha256}
         self.provenance |= {"transform": transform, "feature_type": feature_type}
         if feature_type != "plain":

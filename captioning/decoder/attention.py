@@ -1,6 +1,6 @@
 """Soft attention over the regions of a map (Xu et al. 2015, Bahdanau et al. 2015).
 
-Shapes: B images, N rows, R regions, P projected region, H hidden, A attention.
+Shapes: B images, N = B K rows, those of an image together, R regions, P projected region, H hidden, A attention.
 """
 
 import torch
@@ -24,9 +24,7 @@ class Attention(nn.Module):
         self.gate = nn.Linear(hidden_size, 1) if gated else None
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden (N, H), keys (B, R, A), values (B, R, P), N = B K rows, K of an image standing together
-        -> context (N, P), weights (N, R) that sum to one.
-        """
+        """hidden (N, H), keys (B, R, A), values (B, R, P) -> context (N, P), weights (N, R)."""
         query = self.query(hidden).view(len(keys), -1, 1, keys.shape[2])  # (B, K, 1, A)
         weights = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).softmax(2)  # (B, K, R)
         context = torch.bmm(weights, values).flatten(0, 1)  # (N, P)

@@ -3,11 +3,8 @@
 Krause et al. 2017 ("A Hierarchical Approach for Generating Descriptive Image Paragraphs", section 4): the image's
 regions are projected and max-pooled to one vector, which the sentence RNN reads at every step. From its hidden state a
 classifier says whether the sentence is the last, and two fully connected layers make the sentence's topic vector,
-which the word RNN reads before <start>. The word RNN is a SentenceDecoder, whatever it attends to.
-
-Coherent sentences are those of Chatterjee and Schwing 2018 ("Diverse and Coherent Paragraph Generation from Images",
-sections 3.2 and 3.3): a coupling unit mixes the topic with what the sentence before ended in, and with the global
-topic, the mean of all topics weighted by their norms. Their variational part is not here.
+which the word RNN, a SentenceDecoder, reads before <start>. Coherent sentences are those of Chatterjee and Schwing 2018
+("Diverse and Coherent Paragraph Generation from Images", sections 3.2 and 3.3), without their variational part.
 
     memory = decoder.prepare(image, persist, regions)             once per image
     state = decoder.start(memory)
@@ -28,28 +25,18 @@ from torch import Tensor, nn
 
 from captioning.config import ModelConfig
 from captioning.decoder.sentence import ImageEmbedding, Memory, SentenceDecoder
-from captioning.rows import Packing, State
+from captioning.rows import ImageMemory, Packing, State
 
 CONTINUE, STOP = 0, 1  # the classes of the stop classifier
 Read = Callable[[SentenceDecoder, Memory, Tensor, Packing], tuple[Tensor, Tensor | None, Tensor]]
 
 
 @dataclass
-class ParagraphMemory:
-    """What the decoder keeps of each image; every tensor has the images as its first dimension."""
+class ParagraphMemory(ImageMemory):
+    """What the decoder keeps of each image."""
 
     pooled: Tensor  # (B, P) what the sentence RNN reads
     words: Memory  # what the word decoder keeps of the image; its `first` is set for each sentence
-
-    @property
-    def device(self) -> torch.device:
-        return self.pooled.device
-
-    def select(self, index: Tensor) -> "ParagraphMemory":
-        return ParagraphMemory(self.pooled.index_select(0, index), self.words.select(index))
-
-    def __len__(self) -> int:
-        return len(self.pooled)
 
 
 @dataclass
@@ -65,9 +52,8 @@ class ParagraphPass:
 
 
 class RegionPooling(ImageEmbedding):
-    """Regions (B, R, D), or vectors (B, D) -> (B, P): projected, the maximum over the regions taken (Krause, eq. 1).
-
-    SELU, dropout and batch norm come after the maximum, as in DeepCaption after the projection of its single vector.
+    """Regions (B, R, D), or vectors (B, D) -> (B, P): projected, the maximum over the regions taken (Krause, eq. 1);
+    then SELU, dropout and batch norm, as in DeepCaption after the projection of its single vector.
     """
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
@@ -103,11 +89,7 @@ class CouplingUnit(nn.Module):
 
 
 class HierarchicalDecoder(nn.Module):
-    """Sentence RNN over a word decoder; sizes E, H and the kind of RNN are the word decoder's.
-
-    word_decoder: a SentenceDecoder built from the same `config`, whose `paragraphs` is a ParagraphConfig. A paragraph
-    ends after `max_sentences` at the latest.
-    """
+    """Sentence RNN over a word decoder of the same `config`, whose `paragraphs` is a ParagraphConfig."""
 
     def __init__(self, word_decoder: SentenceDecoder, config: ModelConfig):
         super().__init__()
@@ -127,14 +109,8 @@ class HierarchicalDecoder(nn.Module):
         if own.coherent_sentences:
             self.coupling_unit = CouplingUnit(H, E, own.coupling_alpha, own.coupling_beta)
         self.word_decoder = word_decoder
-        self._spread_topics()
-
-    def _spread_topics(self) -> None:
-        """Weights with which topics differ visibly between images, and little between all of them and zero.
-
-        With torch's defaults they differ by a few hundredths, and the word RNN learns to do without them. Large ones
-        drift together until they saturate it.
-        """
+        # Weights with which topics differ visibly between images. With torch's defaults they differ by a few
+        # hundredths, and the word RNN learns to do without them. Large ones drift together until they saturate it.
         nn.init.xavier_normal_(self.sentence_rnn.weight_ih_l0, gain=2.0)
         for layer in (self.linear1, self.linear2):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -149,16 +125,10 @@ class HierarchicalDecoder(nn.Module):
         self.pooling.dropout.p = p
         self.word_decoder.set_encoder_dropout(p)
 
-    @property
-    def embed(self) -> nn.Embedding:
-        return self.word_decoder.embed
-
     # ---- per image ----
 
     def prepare(self, image: Sequence[Tensor], persist: Tensor | None, regions: Tensor | None) -> ParagraphMemory:
-        """image: parts as RegionPooling takes them; persist (B, D) and regions (B, R, D) for the word decoder, None
-        where it does not read them.
-        """
+        """image: parts as RegionPooling takes them; persist (B, D), regions (B, R, D): the word decoder's, or None."""
         return ParagraphMemory(self.pooling(image), self.word_decoder.prepare(None, persist, regions))
 
     def start(self, memory: ParagraphMemory) -> State:
@@ -186,8 +156,8 @@ class HierarchicalDecoder(nn.Module):
     def words_memory(
         self, memory: ParagraphMemory, image: Tensor, topic: Tensor, overall: Tensor, before: Tensor, first: Tensor
     ) -> Memory:
-        """The word decoder's memory for the sentences N: image (N,) of each, topic and `overall`, the global topic
-        (N, E); before (N, H): the state that the sentence before ended in; first (N,): rows that have none.
+        """The word decoder's memory for N sentences: image (N,) of each, topic and `overall`, the global topic (N, E);
+        before (N, H): the state that the sentence before ended in; first (N,): rows that have none.
         """
         words = memory.words.select(image)
         words.first = topic if self.coupling_unit is None else self.coupling_unit(topic, overall, before, first)

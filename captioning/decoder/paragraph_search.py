@@ -2,10 +2,9 @@
 
     written = write_paragraphs(decoder, memory, Search(beam_size=3, no_repeat_sentences=True))
 
-`decoding` never learns of sentences: it writes each from its topic. Without a coupling unit no sentence waits for
-another, and all sentences of all images are written at a time; with one, those at the same place of their paragraphs.
-The sentence that was chosen is then run once more for the state it ends in, which the next sentence's topic is
-coupled to.
+`generate` writes each sentence from its topic. Without a coupling unit no sentence waits for another, and all sentences
+of all images are written at a time; with one, those at the same place of their paragraphs. The sentence that was chosen
+is then run once more for the state it ends in, which the next sentence's topic is coupled to.
 
 Shapes: B images, N rows (sentences), S sentences of a paragraph, T time steps, R regions, E embedding, H hidden.
 """
@@ -26,13 +25,11 @@ from captioning.text.tokens import upto_end
 
 @dataclass
 class Paragraph:
-    """sentences: word ids without <start> and <end>; topics: which topic each was written from, since sentences may
-    have been left out; log_prob: natural, the sum over the words and <end> of each.
-    """
+    """A paragraph of an image, as the decoder wrote it."""
 
-    sentences: list[list[int]] = field(default_factory=list)
-    topics: list[int] = field(default_factory=list)
-    log_prob: float = 0.0
+    sentences: list[list[int]] = field(default_factory=list)  # word ids without <start> and <end>
+    topics: list[int] = field(default_factory=list)  # which topic each was written from: some may have been left out
+    log_prob: float = 0.0  # natural, the sum over the words and <end> of each
 
     @property
     def words(self) -> list[int]:
@@ -103,13 +100,10 @@ def write_paragraphs(
     Raises UserError where a beam search is asked for several.
     """
     several = search.n_best
+    if several > 1 and not search.sample:
+        raise UserError(f"--n_best {several}: a beam search writes one paragraph of an image; add --sample for more")
     if several > 1:
-        if not search.sample:
-            raise UserError(
-                f"--n_best {several}: a beam search writes one paragraph of an image; add --sample for more"
-            )
-        images = torch.arange(len(memory), device=memory.pooled.device)
-        memory = memory.select(images.repeat_interleave(several))
+        memory = memory.select(torch.arange(len(memory), device=memory.device).repeat_interleave(several))
     draft = Draft(decoder, memory)
     paragraphs = [Paragraph() for _ in range(len(memory))]
     choosy = search.no_repeat_sentences or search.only_complete_sentences
@@ -150,10 +144,7 @@ def choose(candidates: list, log_probs: list, paragraph: Paragraph, search: Sear
 def explain_paragraphs(
     decoder: HierarchicalDecoder, memory: ParagraphMemory, paragraphs: list[Paragraph]
 ) -> list[tuple[Tensor | None, Tensor]]:
-    """Attention weights (T, R) and log-probabilities (T,) of one paragraph for each image of `memory`.
-
-    As `Captioner.explain`; T runs over all sentences, each with its <end>.
-    """
+    """`Captioner.explain` for paragraphs: T runs over all sentences, each with its <end>."""
     draft = Draft(decoder, memory)
     log_probs: list[list[Tensor]] = [[] for _ in paragraphs]
     weights: list[list[Tensor]] = [[] for _ in paragraphs]

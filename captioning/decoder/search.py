@@ -22,45 +22,33 @@ from captioning.text.tokens import END, PAD, START, UNK
 class Search:
     """How sentences are searched for.
 
-    beam_size: 1 is greedy (or sampling with `sample`). max_length: most words before <end>.
-    length_penalty a: beams are ranked by log-probability / (number of tokens with <end>) ** a (Wu et al. 2016 without
-    its offset; 0: by log-probability). n_best: sentences kept per image, at most beam_size (or as many samples).
-    temperature, top_k (0: off), top_p (nucleus, Holtzman et al. 2020; 1.0: off): for sampling. allow_unk: whether
-    <unk> may be written.
-    block_trigrams: never write a trigram twice in a sentence (Paulus et al. 2018).
-    trigram_penalty_alpha a: the log-probability of a word that would repeat a trigram is lower by a * ln 2 for each
-    earlier time (Melas-Kyriazi et al. 2018; 0 or less: off).
-    no_repeat_sentences: a sentence that a paragraph has already is replaced by the next best beam that it has not, or
-    left out where there is none. only_complete_sentences: the same for sentences as long as `max_length`, which were
-    cut off there. Both also work on captions of a model without topics, whose sentences end in the word ".".
+    The rules about sentences also hold for captions of a model without topics, whose sentences end in the word ".".
     """
 
-    beam_size: int = 1
-    max_length: int = 20
+    beam_size: int = 1  # 1: greedy, or sampling with `sample`
+    max_length: int = 20  # most words before <end>
+    # a: beams are ranked by log-probability / (number of tokens with <end>) ** a (Wu et al. 2016 without its offset)
     length_penalty: float = 0.0
-    n_best: int = 1
+    n_best: int = 1  # sentences kept per image, at most beam_size (or as many samples)
     sample: bool = False
     temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    allow_unk: bool = False
-    block_trigrams: bool = False
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # of the nucleus (Holtzman et al. 2020); 1.0: off
+    allow_unk: bool = False  # whether <unk> may be written
+    block_trigrams: bool = False  # never write a trigram twice in a sentence (Paulus et al. 2018)
+    # a: the log-probability of a word that would repeat a trigram is lower by a * ln 2 for each earlier time
+    # (Melas-Kyriazi et al. 2018); 0 or less: off
     trigram_penalty_alpha: float = 0.0
-    no_repeat_sentences: bool = False
-    only_complete_sentences: bool = False
+    no_repeat_sentences: bool = False  # a sentence that a paragraph has gives way to the next best beam, or to none
+    only_complete_sentences: bool = False  # so does a sentence of `max_length` words, which was cut off there
 
 
 @dataclass
 class Sentences:
-    """tokens (B, n, T): ids after <start> up to <end>, then <pad>.
+    """Where a beam search found fewer than n sentences the rest has log_prob -inf and tokens of no meaning."""
 
-    log_prob (B, n): of these tokens with <end>, less the trigram penalties of the search.
-
-    Where a beam search found fewer than n sentences the rest has log_prob -inf and tokens of no meaning.
-    """
-
-    tokens: Tensor
-    log_prob: Tensor
+    tokens: Tensor  # (B, n, T) ids after <start> up to <end>, then <pad>
+    log_prob: Tensor  # (B, n) of these tokens with <end>, less the trigram penalties of the search
 
 
 def generate(decoder, memory, search: Search) -> Sentences:
@@ -143,18 +131,18 @@ def beam_search(decoder, memory, search: Search) -> Sentences:
         beam, last = beam.gather(1, choice), word.gather(1, choice)
         open_tokens = tokens.gather(1, choice.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
         rows = torch.arange(b, device=device).unsqueeze(1) * k + beam
-        alive = (scores[:, 0] / (t + 1) ** search.length_penalty > ended.worst(images)).nonzero().squeeze(1)
+        alive = (scores[:, 0] / (t + 1) ** search.length_penalty > ended.rank[images, -1]).nonzero().squeeze(1)
         if len(alive) == 0:
             break
         if len(alive) < b:
             images, scores, last, rows, open_tokens = (x[alive] for x in (images, scores, last, rows, open_tokens))
             memory = memory.select(alive)
         state, last = select_state(state, rows.view(-1)), last.view(-1)
-    return ended.best(search.n_best)
+    return Sentences(ended.tokens[:, : search.n_best], ended.log_prob[:, : search.n_best])
 
 
 class _Ended:
-    """The K best ended sentences of each image."""
+    """The K best ended sentences of each image, the best first."""
 
     def __init__(self, n_images: int, beams: int, length: int, penalty: float, device):
         self.penalty = penalty
@@ -171,18 +159,9 @@ class _Ended:
         tokens = torch.cat([self.tokens[images], tokens], 1)
         self.tokens[images] = tokens.gather(1, keep.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
-    def worst(self, images: Tensor) -> Tensor:
-        return self.rank[images, -1]
-
-    def best(self, n: int) -> Sentences:
-        return Sentences(self.tokens[:, :n], self.log_prob[:, :n])
-
 
 def _restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool) -> Tensor:
-    """log_probs (N, V) with -inf for words that may not follow tokens (N, t); at the last step all but <end>.
-
-    Changed in place, unless a gradient flows through them.
-    """
+    """log_probs (N, V), in place unless a gradient flows, with -inf for words that may not follow tokens (N, t)."""
     allowed = log_probs.clone() if log_probs.requires_grad else log_probs
     allowed[:, [PAD, START] if search.allow_unk else [PAD, START, UNK]] = -torch.inf
     if last_step:

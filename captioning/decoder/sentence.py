@@ -7,14 +7,14 @@ Everything that writes or trains a sentence goes through three calls:
     logits, state, weights = decoder.step(tokens, state, memory)
 
 `decoder(memory, tokens, packing, row_image)` gives the logits of whole sentences under teacher forcing: what does not
-depend on the step is computed once for all steps, and a test holds it equal to `step`. Where captioning/fast has a
-quicker way to run an LSTM over whole sentences it is asked first; without it the path here is complete.
+depend on the step is computed once for all steps, and a test holds it equal to `step`. captioning/fast runs some LSTMs
+over whole sentences more quickly.
 
 Shapes: B images, N rows (sentences), T time steps, R regions, D feature size, E embedding, H hidden, A attention,
 P projected region, V vocabulary.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,36 +23,19 @@ from captioning.config import ModelConfig
 from captioning.decoder.attention import Attention
 from captioning.fast.linear import Dropout, Linear
 from captioning.fast.lstm import attention_lstm_applies, attention_lstm_layer, lstm_applies, lstm_layers
-from captioning.rows import Packing, State, each_row, first_states, image_for_start
+from captioning.rows import ImageMemory, Packing, State, each_row, first_states, select_state
+from captioning.text.tokens import START
 
 
 @dataclass
-class Memory:
-    """What the decoder keeps of each image; every tensor has the images (or rows) as its first dimension."""
+class Memory(ImageMemory):
+    """What the decoder keeps of each image, or row."""
 
     first: Tensor | None = None  # (N, E) the pooled image, read as the first input
     initial: Tensor | None = None  # (N, D) what the initial state is computed from
     persist: Tensor | None = None  # (N, D) persistent features, concatenated to the input of every step
     values: Tensor | None = None  # (N, R, P) projected regions, to be averaged
     keys: Tensor | None = None  # (N, R, A) the regions' part of the attention score
-
-    @property
-    def device(self) -> torch.device:
-        return next(x.device for x in vars(self).values() if x is not None)
-
-    def select(self, index: Tensor) -> "Memory":
-        """The memory of rows `index` (M,): repeats images for their captions or beams, drops finished ones."""
-        return self._map(lambda x: x.index_select(0, index))
-
-    def first_rows(self, n: int) -> "Memory":
-        return self._map(lambda x: x[:n])
-
-    def _map(self, function) -> "Memory":
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Memory(**{name: None if x is None else function(x) for name, x in parts.items()})
-
-    def __len__(self) -> int:
-        return next(len(x) for x in vars(self).values() if x is not None)
 
 
 class ImageEmbedding(nn.Module):
@@ -88,7 +71,7 @@ class SentenceDecoder(nn.Module):
         super().__init__()
         config.check()
         E, H, P = config.embed_size, config.hidden_size, config.value_size
-        self.vocab_size, self.embed_size, self.hidden_size = vocab_size, E, H
+        self.embed_size, self.hidden_size = E, H
         self.num_layers, self.rnn_arch, self.attention_kind = config.num_layers, config.rnn_arch, config.attention
         self.dropout = Dropout(config.dropout)
         self.embed = nn.Embedding(vocab_size, E)
@@ -167,19 +150,22 @@ class SentenceDecoder(nn.Module):
 
         The memory is of the N rows, or of B images with K = N / B rows each that stand together.
         """
-        first = each_row(memory.first, len(tokens)) if self.skip_start else None
-        return self.step_embedded(self.embed_words(tokens, first), state, memory)
+        return self.step_embedded(self.embed_words(tokens, memory.first), state, memory)
 
     def embed_words(self, tokens: Tensor, first: Tensor | None) -> Tensor:
-        """Embeddings of tokens (...,) -> (..., E); with `skip_start` the pooled image (..., E) replaces <start>."""
+        """Embeddings of tokens (N, ...) -> (N, ..., E). With `skip_start` the pooled image replaces that of <start>:
+        `first` is (N, ..., E), or (B, E) for N rows that stand together.
+        """
         embedded = self.embed(tokens)
-        return image_for_start(embedded, tokens, first) if self.skip_start else embedded
+        if not self.skip_start:
+            return embedded
+        return torch.where((tokens == START).unsqueeze(-1), each_row(first, len(tokens)), embedded)
 
     def step_embedded(self, embedded: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor | None]:
         """`step` from embeddings (N, E), which additive teacher forcing mixes."""
         embedded = self.dropout(embedded)
         state, context, weights = self._advance(embedded, state, memory)
-        return self._logits(state[0][-1], embedded, context), state, weights
+        return self.linear(self._output(state[0][-1], embedded, context)), state, weights
 
     def _advance(self, inputs: Tensor, state: State, memory: Memory) -> tuple[State, Tensor | None, Tensor | None]:
         """One RNN step from inputs (N, E) -> the new state, attended context (N, P), attention weights (N, R)."""
@@ -196,12 +182,8 @@ class SentenceDecoder(nn.Module):
             context, weights = self.attention(state[0][-1], memory.keys, memory.values)
         return state, context, weights
 
-    def _logits(self, hidden: Tensor, embedded: Tensor, context: Tensor | None) -> Tensor:
-        """Output layer: hidden (M, H), embedded (M, E) input words, context (M, P) -> (M, V)."""
-        return self.linear(self._output(hidden, embedded, context))
-
     def _output(self, hidden: Tensor, embedded: Tensor, context: Tensor | None) -> Tensor:
-        """What the last layer reads: (M, H), of a deep output (M, E)."""
+        """hidden (M, H), embedded (M, E) input words, context (M, P) -> what the last layer reads, (M, H) or (M, E)."""
         hidden = self.dropout(hidden)
         if not self.deep_output:
             return hidden
@@ -220,33 +202,30 @@ class SentenceDecoder(nn.Module):
         Row n is about image row_image[n] of `memory`. Returns logits (M, V) and attention weights (M, R) or None, token
         j of either belonging to [packing.row[j], packing.time[j]]: no padding is computed.
         """
-        *states, weights = self._read_images(memory, tokens, packing, row_image)
-        return self._logits(*states), weights
+        outputs, weights = self.outputs(memory, tokens, packing, row_image)
+        return self.linear(outputs), weights
 
     def outputs(
         self, memory: Memory, tokens: Tensor, packing: Packing, row_image: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """`forward` up to the last layer, `linear`: what it reads, (M, H) or (M, E), instead of the logits."""
-        *states, weights = self._read_images(memory, tokens, packing, row_image)
-        return self._output(*states), weights
+        rows = row_image[packing.order]
+        state = select_state(self.start(memory), rows)  # computed once per image
+        outputs, weights, _ = self._read(memory.select(rows), tokens, packing, state)
+        return outputs, weights
 
     def read(self, memory: Memory, tokens: Tensor, packing: Packing) -> tuple[Tensor, Tensor | None, Tensor]:
         """`forward` with a memory whose rows are in `packing.order`; gives the last layer's states (M, H) too."""
-        *states, weights = self._read(memory, tokens, packing, self.start(memory))
-        return self._logits(*states), weights, states[0]
-
-    def _read_images(self, memory: Memory, tokens: Tensor, packing: Packing, row_image: Tensor) -> tuple:
-        rows = row_image[packing.order]
-        state = tuple(part.index_select(1, rows) for part in self.start(memory))  # once per image
-        return self._read(memory.select(rows), tokens, packing, state)
+        outputs, weights, hidden = self._read(memory, tokens, packing, self.start(memory))
+        return self.linear(outputs), weights, hidden
 
     def _read(self, memory: Memory, tokens: Tensor, packing: Packing, state: State) -> tuple:
-        """Hidden states (M, H), embedded words (M, E), contexts (M, P) and attention weights (M, R), or None."""
+        """What the last layer reads, attention weights (M, R) or None, and hidden states (M, H)."""
         first = memory.first.index_select(0, packing.rank) if self.skip_start else None
         embedded = self.dropout(self.embed_words(tokens[packing.row, packing.time], first))  # (M, E)
         if self.attention_kind == "soft":
             hidden, context, weights = self._attend(embedded, state, memory, packing)
-            return hidden, embedded, context, weights
+            return self._output(hidden, embedded, context), weights, hidden
         inputs = embedded
         if memory.persist is not None:
             inputs = torch.cat([embedded, memory.persist.index_select(0, packing.rank)], 1)
@@ -254,7 +233,7 @@ class SentenceDecoder(nn.Module):
         context = weights = None
         if self.attention_kind == "spatial":
             context, weights = self._attend_after(hidden, memory, packing)
-        return hidden, embedded, context, weights
+        return self._output(hidden, embedded, context), weights, hidden
 
     def _recur(self, inputs: Tensor, state: State, packing: Packing) -> Tensor:
         """The RNN over packed inputs (M, .) -> the last layer's hidden states (M, H)."""
@@ -274,13 +253,10 @@ class SentenceDecoder(nn.Module):
                 memory, state = memory.first_rows(n), first_states(state, n)
             state, context, weights = self._advance(inputs, state, memory)
             outputs.append((state[0][-1], context, weights))
-        hidden, context, weights = (torch.cat(parts) for parts in zip(*outputs))
-        return hidden, context, weights
+        return tuple(torch.cat(parts) for parts in zip(*outputs))
 
     def _attend_after(self, hidden: Tensor, memory: Memory, packing: Packing) -> tuple[Tensor, Tensor]:
         """Attention from hidden states (M, H) that do not depend on it, a step at a time to bound memory."""
-        parts = [
-            self.attention(h, memory.keys[: len(h)], memory.values[: len(h)]) for h in hidden.split(packing.active)
-        ]
-        context, weights = (torch.cat(part) for part in zip(*parts))
-        return context, weights
+        steps = hidden.split(packing.active)
+        parts = [self.attention(h, memory.keys[: len(h)], memory.values[: len(h)]) for h in steps]
+        return tuple(torch.cat(part) for part in zip(*parts))

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from captioning.rows import first_states
 
-MODES = ("always", "sampled", "additive", "additive_sampled")
-
 
 def truth_probability(iteration: int, k: float = 6500.0, beta: float = 0.3) -> float:
     """p(i) = k / (k + exp(i * beta / k)): inverse sigmoid decay from about 1 towards 0. Beta scales the speed."""
@@ -19,24 +17,15 @@ def truth_probability(iteration: int, k: float = 6500.0, beta: float = 0.3) -> f
     return 0.0 if exponent > 700 else k / (k + math.exp(exponent))
 
 
-def mixed_pass(
-    decoder, memory, tokens: Tensor, packing, row_image: Tensor, mode: str, p: float, coins: torch.Generator
-):
-    """Like `decoder(memory, tokens, packing, row_image)`, but inputs are mixed with the model's own words.
+def mixed_read(decoder, memory, tokens: Tensor, packing, mode: str, p: float, coins: torch.Generator):
+    """As `decoder.read(memory, tokens, packing)`, but the inputs are mixed with the model's own words.
 
     The first word always is the truth.
     mode "sampled": at each time step one coin for the whole batch, the truth with probability p, else the argmax.
     "additive": the embedding p * E[truth] + (1 - p) * E[argmax]. "additive_sampled": the truth with probability p, else
     that mixture. coins: a CPU generator, so that a resumed run throws the same.
-    Returns logits (M, V) in packed order and attention weights (M, R) or None.
+    Returns logits (M, V) in packed order, attention weights (M, R) or None, and the last layer's states (M, H).
     """
-    memory = memory.select(row_image[packing.order])
-    logits, weights, _ = mixed_read(decoder, memory, tokens, packing, mode, p, coins)
-    return logits, weights
-
-
-def mixed_read(decoder, memory, tokens: Tensor, packing, mode: str, p: float, coins: torch.Generator):
-    """`mixed_pass` as `decoder.read`: a memory in the order of the packing, and the last layer's states (M, H) too."""
     state = decoder.start(memory)
     first = memory.first.unsqueeze(1) if decoder.skip_start else None
     truth = decoder.embed_words(tokens[packing.order], first).unbind(1)  # T tensors (N, E)

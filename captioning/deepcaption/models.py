@@ -4,8 +4,8 @@
         contents = load(path)       # config, vocabulary, state, epoch, history: the keys of our own files
 
 A DeepCaption file is a pickle of state dicts, settings and a vocabulary object. torch's weights-only unpickler reads
-it. The two classes that such a file names are given to the unpickler as empty shells. A file that names any other
-class is refused, and nothing in a file can run.
+it, with empty shells for the two classes that it names. A file that names any other class is refused, and nothing in a
+file can run.
 
 Shapes: V vocabulary, E embedding, H hidden, D feature size.
 """
@@ -25,44 +25,25 @@ from captioning.deepcaption.vocabularies import DeepCaptionVocabulary, from_deep
 from captioning.encoder.deepcaption_networks import modern_names
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
+from captioning.encoder.provenance import internal_spec
 from captioning.encoder.weights import load_weights
 from captioning.errors import UserError
 
-DECODER_NAMES = {
-    "embed.": "embed.",
-    "rnn.": "rnn.",
-    "lstm.": "rnn.",
-    "linear.": "linear.",
-    "init_h.": "init_h.",
-    "init_c.": "init_c.",
-    "projection.": "projection.",
-    "hidden_to_embeddings.": "hidden_to_output.",
-    "embed_output.": "embed_output.",
-    "extractors.": "extractors.",
-}
-ENCODER_NAMES = {
-    "linear.": "image.linear.",
-    "bn.": "image.bn.",
-    "resnet.": "extractors.0.extractor.",
-    "extractors.": "extractors.",
-}
-HIERARCHICAL_NAMES = {
-    "sentence_rnn.": "sentence_rnn.",
-    "sentence_lstm.": "sentence_rnn.",
-    "linear_stopping.": "linear_stopping.",
-    "linear1.": "linear1.",
-    "linear2.": "linear2.",
-    "coupling_unit.": "coupling_unit.",
-}
+
+def _kept(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+# Beginnings of tensors' names in DeepCaption's files, and ours.
+DECODER_NAMES = _kept("embed.", "rnn.", "linear.", "init_h.", "init_c.", "projection.", "embed_output.", "extractors.")
+DECODER_NAMES |= {"lstm.": "rnn.", "hidden_to_embeddings.": "hidden_to_output."}
+ENCODER_NAMES = {"linear.": "image.linear.", "bn.": "image.bn.", "resnet.": "extractors.0.extractor."}
+ENCODER_NAMES |= _kept("extractors.")
+HIERARCHICAL_NAMES = _kept("sentence_rnn.", "linear_stopping.", "linear1.", "linear2.", "coupling_unit.")
+HIERARCHICAL_NAMES |= {"sentence_lstm.": "sentence_rnn."}
 WORD_DECODER = "word_decoder."
-RESNET_PARTS = {
-    "0.": "conv1.",
-    "1.": "bn1.",
-    "4.": "layer1.",
-    "5.": "layer2.",
-    "6.": "layer3.",
-    "7.": "layer4.",
-}
+PARAGRAPH_NUMBERS = ("dropout_stopping", "dropout_fc", "coupling_alpha", "coupling_beta")  # settings of both
+RESNET_PARTS = {"0.": "conv1.", "1.": "bn1.", **{f"{i + 3}.": f"layer{i}." for i in (1, 2, 3, 4)}}
 ATTENTION = (
     "is a DeepCaption model with attention, whose files differ between its versions: train it anew (--attention)"
 )
@@ -70,14 +51,11 @@ ATTENTION = (
 
 @dataclass(frozen=True)
 class OldEncoder:
-    """name: our encoder of the same numbers. parts: beginnings of its tensors' names in DeepCaption's files, and ours.
+    """What an encoder of DeepCaption is here."""
 
-    last: a linear layer after what our encoder gives, to be folded into the layer that reads the features.
-    """
-
-    name: str
-    parts: dict[str, str] = field(default_factory=lambda: {"": ""})
-    last: str = ""
+    name: str  # our encoder of the same numbers
+    parts: dict[str, str] = field(default_factory=lambda: {"": ""})  # beginnings of its tensors' names, and of ours
+    last: str = ""  # a linear layer after what our encoder gives, to be folded into the layer that reads the features
 
 
 ENCODERS = {
@@ -163,40 +141,39 @@ def load(path, vocabulary: dict | None = None) -> dict:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, not a model file")
     old = read(path)
+    if old.get("attention"):
+        raise UserError(f"model file {path} {ATTENTION}")
+    if old.get("vocab") is None and vocabulary is None:
+        raise UserError(
+            f"model file {path} of DeepCaption holds no vocabulary: name the one it was trained with (--vocab)"
+        )
     try:
-        return convert(old, path, vocabulary)
+        return convert(old, vocabulary)
     except UserError as error:
-        if str(path) in str(error):
-            raise
         raise UserError(f"model file {path}: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
         raise UserError(f"model file {path} of DeepCaption cannot be read: {reason}") from error
 
 
-def convert(old: dict, path, vocabulary: dict | None = None) -> dict:
-    """`load` from what `read` gave; `path` names the file in errors."""
-    if old.get("attention"):
-        raise UserError(f"model file {path} {ATTENTION}")
+def convert(old: dict, vocabulary: dict | None) -> dict:
+    """`load` from what `read` gave; `vocabulary` counts where `old` has none."""
     if old.get("vocab") is not None:
         vocabulary = from_deepcaption(old["vocab"])
-    if vocabulary is None:
-        raise UserError(
-            f"model file {path} of DeepCaption holds no vocabulary: name the one it was trained with (--vocab)"
-        )
     words, paragraph_state = old["decoder"], {}
     if old.get("hierarchical_model"):
-        words, paragraph_state = split_paragraphs(old["decoder"], path)
-    state = renamed(words, DECODER_NAMES, path)
-    image = renamed(old["encoder"], ENCODER_NAMES, path)
+        paragraph_state = renamed(without(words, WORD_DECODER), HIERARCHICAL_NAMES)
+        words = within(words, WORD_DECODER)
+    state = renamed(words, DECODER_NAMES)
+    image = renamed(old["encoder"], ENCODER_NAMES)
     size, embed_size = state["embed.weight"].shape
     words_known = len(vocabulary["words"])
     if words_known != size:
-        raise UserError(f"model file {path}: its vocabulary has {words_known} words, its weights are for {size}")
+        raise UserError(f"its vocabulary has {words_known} words, its weights are for {size}")
     total = image["image.linear.weight"].shape[1]
     total_persist = state["rnn.weight_ih_l0"].shape[1] - embed_size
-    initial = FeatureGroup.of(old.get("features", "resnet152"), image, total, path)
-    persist = FeatureGroup.of(old.get("persist_features", ""), state, total_persist, path)
+    initial = FeatureGroup.of(old.get("features", "resnet152"), image, total)
+    persist = FeatureGroup.of(old.get("persist_features", ""), state, total_persist)
     state = without(state, "extractors.")
     if old.get("rnn_hidden_init"):  # a GRU has no cell, though its file has weights for one
         state = without(state, "init_c.") if rnn_arch(old) == "GRU" else state
@@ -226,12 +203,6 @@ def convert(old: dict, path, vocabulary: dict | None = None) -> dict:
     }
 
 
-def split_paragraphs(decoder: dict, path) -> tuple[dict, dict[str, Tensor]]:
-    """The word decoder's tensors, under DeepCaption's names, and the others of a hierarchical decoder, under ours."""
-    words = {name[len(WORD_DECODER) :]: value for name, value in decoder.items() if name.startswith(WORD_DECODER)}
-    return words, renamed(without(decoder, WORD_DECODER), HIERARCHICAL_NAMES, path)
-
-
 def paragraph_name(name: str) -> str:
     """The name in a hierarchical decoder of a tensor of the word decoder, or of the layer that reads the image."""
     return f"pooling.{name[len('image.') :]}" if name.startswith("image.") else WORD_DECODER + name
@@ -243,11 +214,8 @@ def paragraphs_of(old: dict, state: dict[str, Tensor], paragraph_state: dict[str
         pooling_size=state["image.linear.weight"].shape[0],
         fc_size=paragraph_state["linear1.weight"].shape[0],
         max_sentences=int(old.get("max_sentences") or 6),
-        dropout_stopping=float(old.get("dropout_stopping") or 0),
-        dropout_fc=float(old.get("dropout_fc") or 0),
         coherent_sentences=any(name.startswith("coupling_unit.") for name in paragraph_state),
-        coupling_alpha=float(old.get("coupling_alpha", 1.0)),
-        coupling_beta=float(old.get("coupling_beta", 1.5)),
+        **{name: float(old[name]) for name in PARAGRAPH_NUMBERS if old.get(name) is not None},
     )
 
 
@@ -277,21 +245,26 @@ def rnn_arch(old: dict) -> str:
     return (old.get("rnn_arch") or "LSTM").upper()
 
 
-def renamed(tensors: dict, names: dict[str, str], path) -> dict[str, Tensor]:
+def renamed(tensors: dict, names: dict[str, str]) -> dict[str, Tensor]:
     """Tensors under our names. Raises UserError for one whose beginning `names` does not have."""
     new = {}
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"model file {path}: {name} is no tensor")
+            raise UserError(f"{name} is no tensor")
         begin = next((begin for begin in names if name.startswith(begin)), None)
         if begin is None:
-            raise UserError(f"model file {path} of DeepCaption has a tensor {name!r}, which is not known here")
+            raise UserError(f"it has a tensor {name!r}, which is not known here")
         new[names[begin] + name[len(begin) :]] = value
     return new
 
 
 def without(tensors: dict[str, Tensor], begin: str) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if not name.startswith(begin)}
+
+
+def within(tensors: dict[str, Tensor], begin: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, under the rest of their names."""
+    return {name.removeprefix(begin): value for name, value in tensors.items() if name.startswith(begin)}
 
 
 def share_embeddings(state: dict[str, Tensor]) -> bool:
@@ -317,29 +290,24 @@ def share_embeddings(state: dict[str, Tensor]) -> bool:
 
 @dataclass
 class FeatureGroup:
-    """The features of `--features` or of `--persist_features`, in the order in which they are concatenated.
-
-    extractors: of each its encoder, or None where it comes from a file. layers: of each the size that DeepCaption's
-    weights expect and the linear layer (weight, bias) to fold into them, or None.
-    """
+    """The features of `--features` or of `--persist_features`, in the order in which they are concatenated."""
 
     specs: list[FeatureSpec]
-    extractors: list[ImageEncoder | None]
+    extractors: list[ImageEncoder | None]  # None where it comes from a file
+    # the size that DeepCaption's weights expect, and the linear layer (weight, bias) to fold into them, or None
     layers: list[tuple[int, tuple[Tensor, Tensor] | None]]
 
     @classmethod
-    def of(cls, features, tensors: dict[str, Tensor], total: int, path) -> "FeatureGroup":
+    def of(cls, features, tensors: dict[str, Tensor], total: int) -> "FeatureGroup":
         """features: what the file says; tensors: with those of the encoders; total: D of all features together."""
         group = cls([], [], [])
         external, internal = feature_names(features)
         for index, name in enumerate(internal):
-            prefix = f"extractors.{index}.extractor."
-            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            group.add_encoder(name, own, path)
+            group.add_encoder(name, within(tensors, f"extractors.{index}.extractor."))
         rest = total - sum(size for size, _ in group.layers)
         if rest < 0 or bool(rest) != bool(external):
             names = ", ".join([*internal, *external]) or "nothing"
-            raise UserError(f"model file {path}: its features ({names}) do not have the {total} numbers of its weights")
+            raise UserError(f"its features ({names}) do not have the {total} numbers of its weights")
         # of several files only the sum is known: the first stands for all until the files are opened
         for index, name in enumerate(external):
             size = rest if index == 0 else 0
@@ -348,29 +316,20 @@ class FeatureGroup:
             group.layers.append((size, None))
         return group
 
-    def add_encoder(self, name: str, tensors: dict[str, Tensor], path) -> None:
+    def add_encoder(self, name: str, tensors: dict[str, Tensor]) -> None:
         if name.endswith("-conv"):
-            raise UserError(f"model file {path} {ATTENTION}")
+            raise UserError(f"it {ATTENTION}")
         old = ENCODERS.get(name, OldEncoder(name))
         extractor = build_encoder(old.name, pretrained=False)
         size, layer = extractor.dim, None
         if old.last:
             layer = tensors[f"{old.last}weight"].double(), tensors[f"{old.last}bias"].double()
             size = len(layer[1])
-        begins = [(theirs, ours) for theirs, ours in old.parts.items()]
-        own = {
-            ours + key[len(theirs) :]: value
-            for key, value in modern_names(tensors).items()
-            for theirs, ours in begins
-            if key.startswith(theirs)
-        }
-        load_weights(extractor.network, own, path)
-        provenance = {
-            "extractor": old.name,
-            "weights_sha256": extractor.weights_sha256,
-            "transform": extractor.transform,
-        }
-        self.specs.append(FeatureSpec(old.name, (extractor.dim,), False, {**provenance, "feature_type": "plain"}))
+        tensors, own = modern_names(tensors), {}
+        for theirs, ours in old.parts.items():
+            own |= {ours + rest: value for rest, value in within(tensors, theirs).items()}
+        load_weights(extractor.network, own, f"of {name}")
+        self.specs.append(internal_spec(old.name, extractor))
         self.extractors.append(extractor)
         self.layers.append((size, layer))
 

@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from captioning.encoder.weights import download_weights, load_weights, read_weights
+from captioning.encoder.weights import download_weights, initialise, load_weights, read_weights, transform_of
 from captioning.errors import UserError
 
 FLAT_NAMES = ("alexnet", "densenet201")
@@ -21,34 +21,20 @@ def build_flat(base: str, conv: bool, weights: str | None, pretrained: bool, cha
     if base not in FLAT_NAMES:
         raise UserError(f"unknown encoder {base}-flat: -flat exists for {' and '.join(FLAT_NAMES)}")
     entry = models.get_model_weights(base).IMAGENET1K_V1
-    preset = entry.transforms()
-    transform = {
-        "size": preset.crop_size[0],
-        "interpolation": preset.interpolation.value,
-        "mean": preset.mean,
-        "std": preset.std,
-    }
+    transform = transform_of(entry)
     if changes.get("size", transform["size"]) != transform["size"]:
         raise UserError(f"{base}-flat takes images of {transform['size']} pixels only, not {changes['size']}")
     with torch.device("meta"):  # the random weights of its classifier would take seconds
         model = models.get_model(base, weights=None).eval()
-    names = [name for name, _ in list(model.named_children())[:-1]]
-    network = nn.Sequential(*(getattr(model, name) for name in names), nn.Flatten()).to_empty(device="cpu")
+    network = nn.Sequential(*list(model.children())[:-1], nn.Flatten())
     if pretrained or weights:
         state = modern_names(read_weights(weights) if weights else download_weights(base, entry.url))
-        places = {name: str(index) for index, name in enumerate(names)}
-        state = {".".join([places.get(first, first), *rest]): x for (first, *rest), x in split_names(state)}
+        state = {re.sub(r"^features\.", "0.", name): value for name, value in state.items()}
         load_weights(network, state, weights or entry.url)
     else:
-        for module in network.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+        initialise(network)
     blocks = [f"0.{name}" for name, part in network[0].named_children() if any(p.ndim > 1 for p in part.parameters())]
     return network, transform | changes, list(network.state_dict()), blocks
-
-
-def split_names(state: dict[str, Tensor]) -> list[tuple[list[str], Tensor]]:
-    return [(name.split("."), value) for name, value in state.items()]
 
 
 def modern_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -60,11 +46,8 @@ ORIGINAL, RESCALED = "resnet152caffe-original", "resnet152caffe-torchvision"
 CAFFE_NAMES = {ORIGINAL: "resnet152", RESCALED: "resnet152"}  # -> the torchvision network that they are made of
 MEAN_RGB = (123.68, 116.779, 103.939)  # grey levels
 STEM = "conv1.weight"
-
-
-def caffe_transform(name: str) -> dict:
-    """What differs in the image transform: mean and std of red, green, blue with pixels in 0..1."""
-    return {"mean": [m / 255 for m in MEAN_RGB], "std": [1 / 255] * 3} if name == ORIGINAL else {}
+# What differs in the image transform: mean and std of red, green, blue with pixels in 0..1.
+CAFFE_TRANSFORMS = {ORIGINAL: {"mean": [m / 255 for m in MEAN_RGB], "std": [1 / 255] * 3}, RESCALED: {}}
 
 
 def as_caffe(model: nn.Module) -> nn.Module:
@@ -76,10 +59,7 @@ def as_caffe(model: nn.Module) -> nn.Module:
 
 
 def caffe_weights(name: str, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The weights for red, green, blue: the first convolution's channels are reversed instead of the pixels'.
-
-    Raises UserError where there are none.
-    """
+    """The weights for red, green, blue: instead of the pixels' the first convolution's channels are reversed."""
     if state is None:
         raise UserError(f"the weights of {name} cannot be downloaded: name a local copy with --weights FILE")
     if name == ORIGINAL and STEM in state:

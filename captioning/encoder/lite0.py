@@ -32,15 +32,13 @@ class Conv2dSame(nn.Conv2d):
         return super().forward(F.pad(x, padding))
 
 
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size of the map, or divides it by `stride`."""
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> tuple:
+    """A convolution that keeps the size of the map, or divides it by `stride`, and its batch norm."""
     if stride == 1:  # padded alike on all sides
-        return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
-    return Conv2dSame(inputs, outputs, kernel, stride, groups=groups, bias=False)
-
-
-def batch_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3)
+        layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
+    else:
+        layer = Conv2dSame(inputs, outputs, kernel, stride, groups=groups, bias=False)
+    return layer, nn.BatchNorm2d(outputs, eps=1e-3)
 
 
 class SeparableBlock(nn.Module):
@@ -48,8 +46,8 @@ class SeparableBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int):
         super().__init__()
-        self.conv_dw, self.bn1 = convolution(inputs, inputs, kernel, groups=inputs), batch_norm(inputs)
-        self.conv_pw, self.bn2 = convolution(inputs, outputs, 1), batch_norm(outputs)
+        self.conv_dw, self.bn1 = convolution(inputs, inputs, kernel, groups=inputs)
+        self.conv_pw, self.bn2 = convolution(inputs, outputs, 1)
         self.act = nn.ReLU6(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,17 +55,14 @@ class SeparableBlock(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """More channels, depthwise convolution, fewer channels; with its input added where the shapes are the same.
-
-    Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks".
-    """
+    """More channels, depthwise convolution, fewer channels, plus its input where shapes agree (Sandler et al. 2018)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
         super().__init__()
         wide = inputs * expansion
-        self.conv_pw, self.bn1 = convolution(inputs, wide, 1), batch_norm(wide)
-        self.conv_dw, self.bn2 = convolution(wide, wide, kernel, stride, groups=wide), batch_norm(wide)
-        self.conv_pwl, self.bn3 = convolution(wide, outputs, 1), batch_norm(outputs)
+        self.conv_pw, self.bn1 = convolution(inputs, wide, 1)
+        self.conv_dw, self.bn2 = convolution(wide, wide, kernel, stride, groups=wide)
+        self.conv_pwl, self.bn3 = convolution(wide, outputs, 1)
         self.act1, self.act2 = nn.ReLU6(inplace=True), nn.ReLU6(inplace=True)
         self.residual = stride == 1 and inputs == outputs
 
@@ -83,7 +78,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv_stem, self.bn1 = convolution(3, STEM, 3, stride=2), batch_norm(STEM)
+        self.conv_stem, self.bn1 = convolution(3, STEM, 3, stride=2)
         stages, inputs = [], STEM
         for expansion, outputs, count, stride, kernel in STAGES:
             blocks = []
@@ -95,12 +90,11 @@ class EfficientNetLite0(nn.Module):
                 inputs = outputs
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
-        self.conv_head, self.bn2 = convolution(inputs, HEAD, 1), batch_norm(HEAD)
+        self.conv_head, self.bn2 = convolution(inputs, HEAD, 1)
         self.act1, self.act2 = nn.ReLU6(inplace=True), nn.ReLU6(inplace=True)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.act1(self.bn1(self.conv_stem(pixels)))
-        x = self.blocks(x)
+        x = self.blocks(self.act1(self.bn1(self.conv_stem(pixels))))
         return self.act2(self.bn2(self.conv_head(x)))
 
 

@@ -3,7 +3,7 @@
 from captioning.config import FeatureSpec
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
-from captioning.encoder.ten_crops import TenCropFeatures, ten_crop_size
+from captioning.encoder.ten_crops import TenCropFeatures
 from captioning.errors import UserError
 
 
@@ -12,9 +12,8 @@ def make_encoder(
 ) -> ImageEncoder | TenCropFeatures:
     """The encoder that makes `spec` from photos, checked against the weights it was made with.
 
-    Features of type avg and max come from ten crops of each photo.
-
-    Raises UserError where a feature file does not say what made it, or where the weights at hand are other ones.
+    Features of type avg and max come from ten crops of each photo. Raises UserError where a feature file does not say
+    what made it, or where the weights at hand are other ones.
     """
     provenance = spec.provenance
     if not provenance or not provenance.get("extractor"):
@@ -35,11 +34,10 @@ def make_encoder(
             f"the model was made with other weights of {provenance['extractor']} (sha256 {expected[:12]}..., here "
             f"{extractor.weights_sha256[:12]}...): give the file with --weights"
         )
-    return (
-        extractor
-        if kind == "plain"
-        else TenCropFeatures(extractor, kind, ten_crop_size(extractor.transform, provenance))
-    )
+    if kind == "plain":
+        return extractor
+    image_size = provenance.get("image_size") or round(extractor.transform["size"] * 256 / 224)
+    return TenCropFeatures(extractor, kind, image_size)
 
 
 def internal_spec(name: str, extractor: ImageEncoder) -> FeatureSpec:

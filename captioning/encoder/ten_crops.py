@@ -1,6 +1,6 @@
 """Photos for models trained on features of ten crops: the views of a photo that each of their encoders needs.
 
-    transform = PhotoViews(whole=image_transform(224, "bilinear"), crops=TenCrops(224, 256))
+    transform = PhotoViews(whole=ImageTransform(224, "bilinear"), crops=TenCrops(224, 256))
     pixels = transform(image)                       # (11, 3, 224, 224): the whole image, then its ten crops
     features = TenCropFeatures(extractor, "avg")(pixels.unsqueeze(0))   # (1, D)
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captioning.encoder.encoder import ImageEncoder
-from captioning.encoder.transforms import ImageTransform, TenCrops, image_transform
+from captioning.encoder.transforms import ImageTransform, TenCrops
 
 CROPS = 10
 
@@ -56,11 +56,6 @@ def pooled_crops(extractor: ImageEncoder, pixels: Tensor, kind: str) -> Tensor:
     return features.mean(1) if kind == "avg" else features.amax(1)
 
 
-def ten_crop_size(transform: dict, provenance: dict) -> int:
-    """The side that photos are resized to before cropping: the one in the feature file, else the usual 256 for 224."""
-    return provenance.get("image_size") or round(transform["size"] * 256 / 224)
-
-
 def encode_views(extractor: nn.Module, pixels: Tensor) -> Tensor:
     """What an encoder makes of pixels (B, 3, S, S) or views (B, W, 3, S, S); a plain one encodes the whole image."""
     views = pixels.dim() == 5 and not isinstance(extractor, TenCropFeatures)
@@ -81,7 +76,7 @@ def photo_transform(extractors: list[nn.Module], plain: ImageTransform) -> Image
 
 def with_size(transform: ImageTransform | PhotoViews, size: int) -> ImageTransform | PhotoViews:
     """The same transform to squares of another `size` in pixels."""
-    plain = image_transform(size, transform.interpolation)
+    plain = ImageTransform(size, transform.interpolation)
     if not isinstance(transform, PhotoViews):
         return plain
     larger = round(transform.crops.image_size * size / transform.size)

@@ -14,16 +14,16 @@ class ImageTransform:
     """PIL RGB image -> uint8 tensor (3,size,size). Holds plain values only, so that it travels to loader workers.
 
     Without `train` the whole image is resized with antialiasing. With it the image is resized to a square of
-    round(size * 256 / 224), cropped to `size` at a random place and, with `flip`, mirrored every other time; the same
-    `seed` gives the same crop. `size_hint` is for image_file.open_image().
+    round(size * 256 / 224), cropped to `size` at a random place and mirrored every other time; the same `seed` gives
+    the same crop. `size_hint` is for image_file.open_image(). Raises UserError for an unknown interpolation.
     """
 
     FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-    def __init__(self, size: int, interpolation: str = "bilinear", train: bool = False, flip: bool = True):
+    def __init__(self, size: int, interpolation: str = "bilinear", train: bool = False):
         if interpolation not in self.FILTERS:
             raise UserError(f"unknown interpolation {interpolation!r}: use one of {', '.join(self.FILTERS)}")
-        self.size, self.interpolation, self.train, self.flip = int(size), interpolation, train, flip
+        self.size, self.interpolation, self.train = int(size), interpolation, train
         self.resized = round(self.size * 256 / 224) if train else self.size
         self.size_hint = 3 * self.resized  # a JPEG may be decoded at a reduced scale down to this: no visible change
 
@@ -36,7 +36,7 @@ class ImageTransform:
             chance = random.Random(seed)
             top, left = chance.randint(0, size - self.size), chance.randint(0, size - self.size)
             pixels = pixels[top : top + self.size, left : left + self.size]
-            if chance.random() < 0.5 and self.flip:
+            if chance.random() < 0.5:
                 pixels = pixels[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
@@ -58,8 +58,3 @@ class TenCrops:
         corners = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
         crops = torch.stack([pixels[:, top : top + self.size, left : left + self.size] for top, left in corners])
         return torch.cat([crops, crops.flip(3)])
-
-
-def image_transform(size: int, interpolation: str, train: bool = False, flip: bool = True) -> ImageTransform:
-    """An ImageTransform. Raises UserError for an unknown interpolation."""
-    return ImageTransform(size, interpolation, train, flip)

@@ -1,4 +1,4 @@
-"""Weights of encoders: reading state dict files, downloading torchvision's, and putting them into a network."""
+"""Weights of encoders: from files, torchvision's downloads or at random, and putting them into a network."""
 
 from pathlib import Path
 
@@ -55,3 +55,21 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source) -> None:
         for key, value in own.items()
     }
     network.load_state_dict(new, assign=True)
+
+
+def initialise(network: nn.Module) -> None:
+    """Give a network that lies on meta the random weights of its layers' own defaults."""
+    network.to_empty(device="cpu")
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for name, parameter in network.named_parameters():
+        if not isinstance(network.get_submodule(name.rpartition(".")[0]), nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            nn.init.normal_(parameter, std=0.02)
+
+
+def transform_of(entry) -> dict:
+    """The image transform that belongs to weights of torchvision."""
+    preset = entry.transforms()
+    size, interpolation = preset.crop_size[0], preset.interpolation.value
+    return {"size": size, "interpolation": interpolation, "mean": preset.mean, "std": preset.std}

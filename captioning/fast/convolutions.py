@@ -1,7 +1,4 @@
-"""An encoder's frozen parts with batch norms folded into convolutions, and these fused with what follows them.
-
-The output is the same, sooner.
-"""
+"""An encoder's frozen parts, sooner: batch norms folded into convolutions, and these fused with what follows them."""
 
 import copy
 import operator
@@ -61,46 +58,38 @@ def fold_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:
     trained = [m for m in network.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
     with torch.no_grad():
         pairs, expected = norms_after_convolutions(network, example)
-        pairs = [
-            (conv, norm)
-            for conv, norm in pairs
-            if not {network.get_submodule(conv), network.get_submodule(norm)} & set(trained)
-        ]
+        pairs = [pair for pair in pairs if not set(pair) & set(trained)]
         if not pairs:
             return network
         folded = copy.deepcopy(network, {id(module): module for module in trained})
-        for conv_name, norm_name in pairs:
-            conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
+        names = {module: name for name, module in network.named_modules()}
+        for pair in pairs:
+            conv, norm = (folded.get_submodule(names[module]) for module in pair)
             weight, bias = nn.utils.fusion.fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
             conv.weight = nn.Parameter(weight, requires_grad=False)
             conv.bias = nn.Parameter(bias, requires_grad=False)
-            folded.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))  # timm's norms hold their activation
+            folded.set_submodule(names[pair[1]], getattr(norm, "act", nn.Identity()))  # timm's hold their activation
         folded = folded.to(memory_format=torch.channels_last)
         error = (folded(example) - expected).abs().max()
     return folded if error <= 1e-4 * expected.abs().max() else network
 
 
-def norms_after_convolutions(network: nn.Module, example: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
-    """Names of each convolution and the batch norm that reads its output, and the output for `example`."""
+def norms_after_convolutions(network: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Module, nn.Module]], Tensor]:
+    """Each convolution and the batch norm that reads its output, and the output of the network for `example`."""
     latest: list = [None, None]  # the convolution that ran last, and its output
-    pairs: list[tuple[str, str]] = []
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
+    pairs = []
 
-            def note_output(module, inputs, output, name=name):
-                latest[:] = name, output
+    def note_output(convolution, inputs, output):
+        latest[:] = convolution, output
 
-            hooks.append(module.register_forward_hook(note_output))
-        elif isinstance(module, nn.BatchNorm2d):
+    def note_pair(norm, inputs):
+        if inputs[0] is latest[1]:
+            pairs.append((latest[0], norm))
 
-            def note_pair(module, inputs, name=name):
-                if inputs[0] is latest[1]:
-                    pairs.append((latest[0], name))
-
-            hooks.append(module.register_forward_pre_hook(note_pair))
+    hooks = [m.register_forward_hook(note_output) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    hooks += [m.register_forward_pre_hook(note_pair) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     output = network(example)
     for hook in hooks:
         hook.remove()
@@ -165,6 +154,10 @@ class NodeShapes(fx.Interpreter):
 def _fuse(traced: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> int:
     """Fuse what can be; how many convolutions that were."""
     modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and isinstance(modules[node.target], nn.Identity | nn.Dropout):
+            node.replace_all_uses_with(node.all_input_nodes[0])  # they give on what they read, in eval mode
+            traced.graph.erase_node(node)
     trained = _trained(traced, modules)
     count = 0
     for node in list(traced.graph.nodes):
@@ -178,13 +171,11 @@ def _fuse(traced: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> int:
         if weight is None:
             continue
         last, other = node, None
-        activation, reader = NOTHING, _only_reader(node, modules)
+        activation, reader = NOTHING, _only_reader(node)
         if _is_sum(reader, shapes):
-            other = next((x for x in reader.args if not _passes(x, node, modules)), None)
-            if other is not None and other.name in trained:
-                other = None
+            other = next((x for x in reader.args if x is not node and x.name not in trained), None)
             if other is not None:
-                last, reader = reader, _only_reader(reader, modules)
+                last, reader = reader, _only_reader(reader)
         found = _activation(reader, modules)
         if found and (other is None or found[0] == "relu"):  # the only one that oneDNN joins to a sum
             last, activation = reader, found
@@ -215,25 +206,9 @@ def _trained(traced: fx.GraphModule, modules: dict[str, nn.Module]) -> set[str]:
     return names
 
 
-def _idle(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node gives on what it reads, in eval mode."""
-    return node.op == "call_module" and isinstance(modules.get(node.target), nn.Identity | nn.Dropout)
-
-
-def _only_reader(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
+def _only_reader(node: fx.Node) -> fx.Node | None:
     """The one node that works on the output of `node`; None where there are several."""
-    while len(node.users) == 1:
-        node = next(iter(node.users))
-        if not _idle(node, modules):
-            return node
-    return None
-
-
-def _passes(node: fx.Node, source: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether what `node` gives is what `source` gave."""
-    while node is not source and _idle(node, modules):
-        node = node.args[0]
-    return node is source
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _is_sum(node: fx.Node | None, shapes: dict[str, tuple[int, ...]]) -> bool:

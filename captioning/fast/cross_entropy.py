@@ -1,7 +1,4 @@
-"""Cross-entropy of the output layer without holding all logits.
-
-Shapes: M real tokens, H hidden, V vocabulary.
-"""
+"""Cross-entropy of the output layer without holding all logits. Shapes: M real tokens, X inputs, V vocabulary."""
 
 import torch
 from torch import Tensor
@@ -55,10 +52,5 @@ class _OutputCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_loss):
         outputs, weight, grad_logits = ctx.saved_tensors
         share = grad_loss / len(outputs)
-        return (
-            product(grad_logits, weight.t()).mul_(share),
-            weight_gradient(grad_logits, outputs * share),
-            grad_logits.sum(0).mul_(share),
-            None,
-            None,
-        )
+        grad_outputs = product(grad_logits, weight.t()).mul_(share)
+        return grad_outputs, weight_gradient(grad_logits, outputs * share), grad_logits.sum(0).mul_(share), None, None

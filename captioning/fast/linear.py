@@ -37,10 +37,7 @@ def _suits(x: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (m, k) @ weight (n, k) transposed + bias (n,) -> (m, n). No gradient flows through it.
-
-    weight: a matrix, or what `packed` made of one.
-    """
+    """x (m, k) @ weight (n, k), perhaps `packed`, transposed + bias (n,) -> (m, n). No gradient flows through it."""
     if weight.layout == torch.strided:
         if not x.shape[0] or not weight.numel() or not _suits(x) or not _suits(weight):
             return F.linear(x, weight, bias)

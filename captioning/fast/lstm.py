@@ -1,8 +1,7 @@
 """LSTMs over whole sentences, with and without attention, as one autograd function each; the layout they work on.
 
-Run step by step under autograd, each step's weight gradient is a product of its own and each slice of the image's
-regions a zero-filled tensor. Here the rows of a batch are sorted by length so that finished rows leave the loop, all
-steps write into shared buffers, and every weight gradient is a single product at the end.
+Under autograd each step's weight gradient is a product of its own and each slice of the image's regions a zero-filled
+tensor. Here all steps write into shared buffers, and every weight gradient is a single product at the end.
 
 tanh takes twenty times as long as the additions around it on a CPU. Of the cell it is written as 2 sigmoid(2x) - 1. Of
 the attention scores it is 1 - 2 r with r = 1 / (1 + exp(2k) exp(2q)): the exponentials of the keys k are taken once a
@@ -32,14 +31,12 @@ def lstm_applies(rnn: nn.RNNBase, inputs: Tensor) -> bool:
 
 
 def lstm_layers(rnn: nn.LSTM, inputs: Tensor, state: State, packing: Packing) -> Tensor:
-    """All layers of an LSTM over packed inputs (M, .), from `state` in the order of the packing -> the last layer's
-    hidden states (M, H), packed.
-    """
+    """All layers over packed inputs (M, .), from `state` in the packing's order -> the last hidden states (M, H)."""
     for layer, (hidden, cell) in enumerate(zip(*state)):
         if layer:
             inputs = dropout(inputs, rnn.dropout, rnn.training)
         w_input, w_hidden, b_input, b_hidden = (getattr(rnn, f"{name}_l{layer}") for name in WEIGHTS)
-        inputs = lstm(linear(inputs, w_input, b_input + b_hidden), hidden, cell, w_hidden, packing)
+        inputs = _LSTM.apply(linear(inputs, w_input, b_input + b_hidden), hidden, cell, w_hidden, packing)
     return inputs
 
 
@@ -61,36 +58,15 @@ def attention_lstm_layer(
     inputs = linear(embedded, w_embed, rnn.bias_ih_l0 + rnn.bias_hh_l0)  # (M, 4H)
     if memory.persist is not None:
         inputs = inputs + (memory.persist @ w_persist.t()).index_select(0, packing.rank)
-    weights = {
-        "hidden": rnn.weight_hh_l0,
-        "context": w_context,
-        "query": attention.query.weight,
-        "score": attention.score.weight[0],
-        "gate": attention.gate.weight[0],
-        "gate_bias": attention.gate.bias,
-    }
-    hidden, cell = (part[0] for part in state)
-    return attention_lstm(inputs, hidden, cell, memory.keys, memory.values, weights, packing)
-
-
-def lstm(inputs: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, packing: Packing) -> Tensor:
-    """One LSTM layer over every step of a batch (Hochreiter and Schmidhuber 1997, with forget gates).
-
-    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. hidden, cell (N, H): rows in
-    `packing.order`. weight (4H, H): of the hidden state. Returns packed hidden states (M, H).
-    """
-    return _LSTM.apply(inputs, hidden, cell, weight, packing)
-
-
-def tanh_(x: Tensor) -> Tensor:
-    """tanh of x in place; see above."""
-    return x.mul_(2).sigmoid_().mul_(2).sub_(1) if x.device.type == "cpu" else x.tanh_()
+    weights = {"hidden": rnn.weight_hh_l0, "context": w_context, "query": attention.query.weight}
+    weights |= {"score": attention.score.weight[0], "gate": attention.gate.weight[0], "gate_bias": attention.gate.bias}
+    return attention_lstm(inputs, tuple(part[0] for part in state), memory.keys, memory.values, weights, packing)
 
 
 def advance_cell(gates: Tensor, cell: Tensor, cell_out: Tensor, tanh_out: Tensor, hidden_out: Tensor) -> None:
     """An LSTM's element-wise part: gates (n, 4H) become the activated ones in place; the other outputs are (n, H)."""
-    H = cell.shape[1]
-    if gates.device.type == "cpu":
+    H, on_cpu = cell.shape[1], gates.device.type == "cpu"
+    if on_cpu:
         g = gates[:, 2 * H : 3 * H].mul_(2)
         gates.sigmoid_()
         g.mul_(2).sub_(1)
@@ -100,7 +76,10 @@ def advance_cell(gates: Tensor, cell: Tensor, cell_out: Tensor, tanh_out: Tensor
         gates[:, 3 * H :].sigmoid_()
     i, f, g, o = gates.chunk(4, 1)
     torch.mul(f, cell, out=cell_out).addcmul_(i, g)
-    tanh_(tanh_out.copy_(cell_out))
+    if on_cpu:
+        torch.mul(cell_out, 2, out=tanh_out).sigmoid_().mul_(2).sub_(1)
+    else:
+        torch.tanh(cell_out, out=tanh_out)
     torch.mul(o, tanh_out, out=hidden_out)
 
 
@@ -125,6 +104,12 @@ def cell_gradients(
 
 
 class _LSTM(torch.autograd.Function):
+    """One LSTM layer over every step of a batch (Hochreiter and Schmidhuber 1997, with forget gates).
+
+    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. hidden, cell (N, H): rows in
+    `packing.order`. weight (4H, H): of the hidden state. Gives packed hidden states (M, H).
+    """
+
     @staticmethod
     def forward(ctx, inputs, hidden, cell, weight, packing):
         gates = inputs.clone()  # becomes the activated gates
@@ -132,8 +117,7 @@ class _LSTM(torch.autograd.Function):
             inputs.new_empty(inputs.shape[0], hidden.shape[1]) for _ in range(5)
         )
         of_hidden = packed(weight)
-        for start, n in zip(packing.starts(), packing.active):
-            now = slice(start, start + n)
+        for now, n in packing.steps():
             hidden_in[now], cells_in[now] = hidden[:n], cell[:n]
             gate = gates[now].add_(product(hidden_in[now], of_hidden))
             advance_cell(gate, cells_in[now], cells[now], tanhs[now], hidden_out[now])
@@ -146,12 +130,10 @@ class _LSTM(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_hidden):
         weight, gates, hidden_in, cells_in, tanhs = ctx.saved_tensors
-        active = ctx.packing.active
         grads = torch.empty_like(gates)
-        grad_h, grad_c = (gates.new_zeros(active[0], hidden_in.shape[1]) for _ in range(2))
+        grad_h, grad_c = (gates.new_zeros(ctx.packing.active[0], hidden_in.shape[1]) for _ in range(2))
         to_hidden = packed(weight.t())
-        for start, n in reversed(list(zip(ctx.packing.starts(), active))):
-            now = slice(start, start + n)
+        for now, n in reversed(ctx.packing.steps()):
             dh = grad_h[:n].add_(grad_hidden[now])
             cell_gradients(gates[now], cells_in[now], tanhs[now], dh, grad_c[:n], out=grads[now])
             grad_h[:n] = product(grads[now], to_hidden)
@@ -159,24 +141,18 @@ class _LSTM(torch.autograd.Function):
 
 
 def attention_lstm(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    weights: dict[str, Tensor],
-    packing: Packing,
+    inputs: Tensor, state: State, keys: Tensor, values: Tensor, weights: dict[str, Tensor], packing: Packing
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LSTM with soft attention over every step of a batch (Xu et al. 2015, eqs. 1 to 5 and section 4.2.1).
 
-    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. hidden, cell (N, H),
+    inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. state: hidden and cell (N, H),
     keys (N, R, A), values (N, R, P): rows in `packing.order`. weights: hidden (4H, H), context (4H, P), query (A, H),
     score (A,), gate (H,), gate_bias (1,).
     Returns packed hidden states (M, H), gated contexts (M, P) and attention weights (M, R).
     """
     w = weights
-    tensors = [inputs, hidden, cell, keys, values, w["hidden"], w["query"], w["gate"]]
-    tensors += [w["context"], w["score"], w["gate_bias"]]
+    of_weights = (w[name] for name in ("hidden", "query", "gate", "context", "score", "gate_bias"))
+    tensors = (inputs, *state, keys, values, *of_weights)
     with torch.autocast(inputs.device.type, enabled=False):  # under mixed precision the recurrence stays in one type
         return _AttentionLSTM.apply(*(x.to(w["hidden"].dtype).contiguous() for x in tensors), packing)
 
@@ -198,8 +174,7 @@ class _AttentionLSTM(torch.autograd.Function):
         ctx.powers = key_powers is not None
         key_terms = key_powers if ctx.powers else keys
         minus_score = -2 * score
-        for start, n in zip(packing.starts(), packing.active):
-            now = slice(start, start + n)
+        for now, n in packing.steps():
             hidden_in[now], cells_in[now] = hidden[:n], cell[:n]
             from_hidden = product(hidden_in[now], of_hidden)  # (n, 4H + A + 1)
             queries[now] = from_hidden[:, 4 * H : 4 * H + A]
@@ -232,8 +207,7 @@ class _AttentionLSTM(torch.autograd.Function):
         grad_keys, grad_score = torch.zeros_like(key_terms), torch.zeros_like(score)
         grad_h, grad_c = gates.new_zeros(N, H), gates.new_zeros(N, H)
         scratch, slopes = torch.empty_like(key_terms), torch.empty_like(key_terms)
-        for t, (start, n) in reversed(list(enumerate(zip(packing.starts(), packing.active)))):
-            now = slice(start, start + n)
+        for t, (now, n) in reversed(list(enumerate(packing.steps()))):
             grads, of_query = grad_gates[now], grad_queries[now]
             dh = grad_h[:n].add_(grad_hidden[now])
             cell_gradients(gates[now], cells_in[now], tanhs[now], dh, grad_c[:n], out=grads)
@@ -252,21 +226,12 @@ class _AttentionLSTM(torch.autograd.Function):
             grad_keys[:n].addcmul_(slope, dscores.unsqueeze(2))
             torch.mul(torch.bmm(dscores.unsqueeze(1), slope).squeeze(1), score, out=of_query[:, :A]).mul_(4)
             torch.add(product(grads, to_hidden), product(of_query, to_query), out=grad_h[:n])
-        grad_query = weight_gradient(grad_queries, hidden_in)
-        return (
-            grad_gates,
-            grad_h,
-            grad_c,
-            grad_keys.mul_(4 * score),
-            torch.bmm(attention_by_row.transpose(1, 2), context_by_row),
-            weight_gradient(grad_gates, hidden_in),
-            grad_query[:-1],
-            grad_query[-1],
-            weight_gradient(grad_gates, gated),
-            grad_score,
-            grad_queries[:, -1].sum().reshape(1),
-            None,
-        )
+        grad_values = torch.bmm(attention_by_row.transpose(1, 2), context_by_row)
+        grad_query = weight_gradient(grad_queries, hidden_in)  # (A + 1, H)
+        of_images = grad_gates, grad_h, grad_c, grad_keys.mul_(4 * score), grad_values
+        of_hidden = weight_gradient(grad_gates, hidden_in), grad_query[:-1], grad_query[-1]
+        of_context = weight_gradient(grad_gates, gated), grad_score, grad_queries[:, -1].sum().reshape(1)
+        return *of_images, *of_hidden, *of_context, None
 
 
 def double_exponential(keys: Tensor) -> Tensor | None:

@@ -5,13 +5,12 @@
 
 Products with the same factor are one product, weights lie in the order of the processor's kernels (linear.packed), and
 a word's part of the gates is looked up in a table once as many words were read as the table has rows. The numbers are
-those of the plain step, which a test holds it to. It does not follow weights that change later.
+those of the plain step. Weights that change later are not followed.
 
 Shapes: B images, K rows of each, N = B K rows, R regions, E embedding, H hidden, A attention, P region, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from captioning.fast import switch
 from captioning.fast.linear import packed, product
 from captioning.fast.lstm import advance_cell, double_exponential, reciprocals
-from captioning.rows import State, each_row, image_for_start
+from captioning.rows import ImageMemory, State, each_row
 
 LARGEST_TABLE = 2**28  # bytes
 
@@ -43,32 +42,19 @@ def ready(decoder, memory) -> tuple:
 
 
 @dataclass
-class FastMemory:
+class FastMemory(ImageMemory):
     """A decoder's memory, and what each step would compute of its images again."""
 
-    plain: Any
+    plain: ImageMemory
     key_powers: Tensor | None  # (B, R, A) exp(2 keys)
     persist_gates: Tensor | None  # (B, 4H) the persistent features' part of the gates
-
-    @property
-    def device(self) -> torch.device:
-        return self.plain.device
-
-    def select(self, index: Tensor) -> "FastMemory":
-        """The memory of rows `index` (M,)."""
-        parts = (None if x is None else x.index_select(0, index) for x in (self.key_powers, self.persist_gates))
-        return FastMemory(self.plain.select(index), *parts)
-
-    def __len__(self) -> int:
-        return len(self.plain)
 
 
 class FastDecoder:
     """`start` and `step` of a SentenceDecoder, over a memory that `extend` gave."""
 
     def __init__(self, decoder):
-        self.decoder, self.rows_read = decoder, 0
-        self.kind, self.skip_start = decoder.attention_kind, decoder.skip_start
+        self.decoder, self.rows_read, self.kind = decoder, 0, decoder.attention_kind
         self.embed = decoder.embed.weight.detach()
         rnn, H, E = decoder.rnn, decoder.hidden_size, decoder.embed_size
         P = decoder.regions.out_features if self.kind == "soft" else 0
@@ -133,15 +119,9 @@ class FastDecoder:
             return self.table[tokens]
         self.rows_read += len(tokens)
         size = len(self.embed) * len(self.bias) * self.embed.element_size()
-        if self.rows_read > len(self.embed) and size <= LARGEST_TABLE and not self.skip_start:
+        if self.rows_read > len(self.embed) and size <= LARGEST_TABLE and not self.decoder.skip_start:
             self.table = product(self.embed, self.w_input, self.bias)
-        return product(self._embedded(tokens, memory), self.w_input, self.bias)
-
-    def _embedded(self, tokens: Tensor, memory: FastMemory) -> Tensor:
-        embedded = self.embed[tokens]
-        if not self.skip_start:
-            return embedded
-        return image_for_start(embedded, tokens, each_row(memory.plain.first, len(tokens)))
+        return product(self.decoder.embed_words(tokens, memory.plain.first), self.w_input, self.bias)
 
     def _attend(self, query: Tensor, memory: FastMemory) -> tuple[Tensor, Tensor]:
         """query (N, A) -> attended regions (N, P) and weights (N, R)."""
@@ -157,4 +137,4 @@ class FastDecoder:
         if self.output is None:
             return hidden
         out = product(hidden if self.projection is None else product(hidden, *self.projection), *self.output)
-        return out if context is None else out.add_(context).add_(self._embedded(tokens, memory))
+        return out if context is None else out.add_(context).add_(self.decoder.embed_words(tokens, memory.plain.first))

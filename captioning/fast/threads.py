@@ -10,6 +10,7 @@ Python's lock within its operations, so threads are enough.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from typing import TypeVar
 
 import torch
@@ -28,16 +29,12 @@ def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     nor on the caller's modes of torch (inference, autocast). With one core, or one item, it runs in the caller's
     thread. What `work` raises comes in the place of its result.
     """
-    if not switch.enabled:
-        yield from map(work, items)
-        return
     cores = torch.get_num_threads()
-    count = min(MOST, cores)
+    count = min(MOST, cores) if switch.enabled else 1
     ahead = iter(items)
-    first = [item for _, item in zip(range(2), ahead)]
-    if count == 1 or len(first) < 2:
-        yield from map(work, first)
-        yield from map(work, ahead)
+    first = list(islice(ahead, min(count, 2)))
+    if len(first) < 2:
+        yield from map(work, chain(first, ahead))
         return
     pool = ThreadPoolExecutor(count, initializer=use_cores, initargs=(cores // count,))
     coming = deque(pool.submit(work, item) for item in first)

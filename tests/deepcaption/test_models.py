@@ -168,7 +168,7 @@ def test_encoders_in_the_file(tmp_path, name):
 
 def test_the_first_name_of_resnet(tmp_path):
     """In the oldest files its tensors stand right in the encoder, under resnet."""
-    renamed = deepcaption_files.renamed({"resnet.0.weight": torch.zeros(1)}, deepcaption_files.ENCODER_NAMES, "x")
+    renamed = deepcaption_files.renamed({"resnet.0.weight": torch.zeros(1)}, deepcaption_files.ENCODER_NAMES)
     assert list(renamed) == ["extractors.0.extractor.0.weight"]
 
 

@@ -1,4 +1,4 @@
-"""py: convolutions with activation and sum in one, held to the network's own modules."""
+"""Convolutions with activation and sum in one, held to the network's own modules."""
 
 import pickle
 

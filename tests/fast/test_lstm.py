@@ -18,7 +18,7 @@ def test_packing_is_that_of_torch(steps):
     assert packing.active == theirs.batch_sizes.tolist()
     assert torch.equal(padded[packing.row, packing.time], theirs.data)
     assert torch.equal(packing.order[packing.rank], packing.row)
-    assert packing.starts() == [0, *torch.tensor(packing.active).cumsum(0).tolist()[:-1]]
+    assert [packing.time[now].unique().tolist() for now, _ in packing.steps()] == [[t] for t in range(int(steps.max()))]
 
 
 def test_packing_keeps_the_order_of_equal_rows():
@@ -48,14 +48,17 @@ def arguments(steps, H=3, A=2, P=4, R=3, dtype=torch.float64):
     return tensors, {name: torch.randn(shape, dtype=dtype).requires_grad_() for name, shape in weights.items()}, packing
 
 
+def fast(tensors, weights, packing):
+    inputs, hidden, cell, keys, values = tensors.values()
+    return attention_lstm(inputs, (hidden, cell), keys, values, weights, packing)
+
+
 @pytest.mark.parametrize("steps", [[3, 1, 2], [1], [2, 2]])
 def test_gradcheck(steps):
     tensors, weights, packing = arguments(steps)
-    names = list(weights)
 
     def run(*flat):
-        values = flat[: len(tensors)]
-        return attention_lstm(*values, dict(zip(names, flat[len(tensors) :])), packing)
+        return fast(dict(zip(tensors, flat)), dict(zip(weights, flat[len(tensors) :])), packing)
 
     assert torch.autograd.gradcheck(run, (*tensors.values(), *weights.values()))
 
@@ -63,7 +66,7 @@ def test_gradcheck(steps):
 def plain(tensors, weights, packing):
     """The same recurrence under autograd, row by row, in the packed order."""
     w, outputs = weights, {}
-    starts = packing.starts()
+    starts = [now.start for now, _ in packing.steps()]
     for n in range(packing.active[0]):
         h, c = tensors["hidden"][n], tensors["cell"][n]
         for t, active in enumerate(packing.active):
@@ -85,14 +88,14 @@ def plain(tensors, weights, packing):
 def test_gradients_where_only_some_outputs_are_used(used):
     tensors, weights, packing = arguments([5, 2, 4, 5], H=6, A=5, P=7, R=4)
     leaves = [*tensors.values(), *weights.values()]
-    fast, slow = attention_lstm(*tensors.values(), weights, packing), plain(tensors, weights, packing)
-    for a, b in zip(fast, slow):
+    ours, slow = fast(tensors, weights, packing), plain(tensors, weights, packing)
+    for a, b in zip(ours, slow):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     torch.manual_seed(2)
     factors = [torch.randn_like(part) for part in slow]
     found, expected = (
         torch.autograd.grad(sum((out[k] * factors[k]).sum() for k in used), leaves, materialize_grads=True)
-        for out in (fast, slow)
+        for out in (ours, slow)
     )
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
@@ -101,7 +104,7 @@ def test_gradients_where_only_some_outputs_are_used(used):
 def test_its_inputs_are_left_as_they_were():
     tensors, weights, packing = arguments([3, 2])
     before = {name: x.detach().clone() for name, x in tensors.items()}
-    sum(part.sum() for part in attention_lstm(*tensors.values(), weights, packing)).backward()
+    sum(part.sum() for part in fast(tensors, weights, packing)).backward()
     for name, x in before.items():
         assert torch.equal(tensors[name], x)
 
@@ -109,7 +112,7 @@ def test_its_inputs_are_left_as_they_were():
 def test_nothing_is_kept_without_gradients():
     tensors, weights, packing = arguments([3, 2])
     with torch.inference_mode():
-        hidden, context, attention = attention_lstm(*tensors.values(), weights, packing)
+        hidden, context, attention = fast(tensors, weights, packing)
     assert not hidden.requires_grad and hidden.shape == (5, 3) and context.shape == (5, 4) and attention.shape == (5, 3)
 
 
@@ -134,7 +137,7 @@ def compared(tensors, weights, packing):
     """Outputs and gradients of the one function and of the plain recurrence."""
     leaves = [*tensors.values(), *weights.values()]
     results = []
-    for out in (attention_lstm(*tensors.values(), weights, packing), plain(tensors, weights, packing)):
+    for out in (fast(tensors, weights, packing), plain(tensors, weights, packing)):
         torch.manual_seed(2)
         loss = sum((part * torch.randn_like(part)).sum() for part in out)
         results.append([*(part.detach() for part in out), *torch.autograd.grad(loss, leaves)])
@@ -157,7 +160,7 @@ def test_nan_is_not_hidden(name):
     tensors, weights, packing = arguments([3, 2])
     with torch.no_grad():
         tensors[name].view(-1)[0] = torch.nan
-    ours, theirs = attention_lstm(*tensors.values(), weights, packing), plain(tensors, weights, packing)
+    ours, theirs = fast(tensors, weights, packing), plain(tensors, weights, packing)
     assert any(part.isnan().any() for part in theirs)
     for a, b in zip(ours, theirs):
         assert torch.equal(a.isnan(), b.isnan())
@@ -173,7 +176,7 @@ def test_inputs_of_any_strides():
 
 def test_a_second_derivative_is_refused():
     tensors, weights, packing = arguments([3, 2])
-    loss = attention_lstm(*tensors.values(), weights, packing)[0].square().sum()
+    loss = fast(tensors, weights, packing)[0].square().sum()
     (first,) = torch.autograd.grad(loss, tensors["keys"], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy_decoders import KINDS, B, build, image_inputs
+from toy_decoders import KINDS, B, V, build, image_inputs
 
 from captioning.decoder.search import Search, generate
 from captioning.fast import steps as fast_steps
@@ -24,7 +24,7 @@ def run(decoder, fast, rows=1, steps=4):
     _, extended = ready(fast, memory)
     state = tuple(part.repeat_interleave(rows, 1) for part in fast.start(extended))
     for t in range(steps):
-        tokens = torch.randint(4, decoder.vocab_size, (IMAGES * rows,)) if t else torch.ones(IMAGES * rows).long()
+        tokens = torch.randint(4, V, (IMAGES * rows,)) if t else torch.ones(IMAGES * rows).long()
         logits, advanced, weights = fast.step(tokens, state, extended)
         expected = decoder.step(tokens, state, memory)
         for a, b in zip((logits, *advanced), (expected[0], *expected[1])):
@@ -47,8 +47,8 @@ def test_with_a_table_of_words(kind):
     decoder = build(kind)
     fast = made(decoder)
     assert fast.table is None
-    run(decoder, fast, steps=decoder.vocab_size)
-    assert fast.table is not None and fast.table.shape == (decoder.vocab_size, 4 * decoder.hidden_size)
+    run(decoder, fast, steps=V)
+    assert fast.table is not None and fast.table.shape == (V, 4 * decoder.hidden_size)
     run(decoder, fast)
 
 
@@ -56,7 +56,7 @@ def test_a_table_that_would_be_too_large(monkeypatch):
     monkeypatch.setattr(fast_steps, "LARGEST_TABLE", 100)
     decoder = build("soft")
     fast = made(decoder)
-    run(decoder, fast, steps=decoder.vocab_size)
+    run(decoder, fast, steps=V)
     assert fast.table is None
 
 

@@ -13,7 +13,7 @@ from running import ROOT, run_here
 from toy import draw, make_coco, write_config
 
 from captioning.encoder.factory import build_encoder
-from captioning.encoder.transforms import TenCrops, image_transform
+from captioning.encoder.transforms import ImageTransform, TenCrops
 from captioning.features.factory import open_features
 from captioning.images.image_file import open_image
 from inference.extraction import PhotoEncoder
@@ -40,7 +40,7 @@ def extract(script, data, tmp_path):
 
 def expected(path, name: str = "efficientnet_lite0") -> np.ndarray:
     extractor = build_encoder(name)
-    transform = image_transform(extractor.transform["size"], extractor.transform["interpolation"])
+    transform = ImageTransform(extractor.transform["size"], extractor.transform["interpolation"])
     return extractor(transform(open_image(path)).unsqueeze(0))[0].numpy()
 
 

@@ -298,12 +298,12 @@ def test_keys_follow_the_image(tmp_path):
 
 
 def test_a_file_is_named_by_what_its_records_depend_on(tmp_path):
-    from captioning.encoder.transforms import image_transform
+    from captioning.encoder.transforms import ImageTransform
 
     extractor = build_encoder("efficientnet_lite0")
-    paths = {CacheFile(tmp_path, extractor, image_transform(size, "bicubic")).path for size in (224, 160)}
-    paths.add(CacheFile(tmp_path, extractor, image_transform(224, "bilinear")).path)
+    paths = {CacheFile(tmp_path, extractor, ImageTransform(size, "bicubic")).path for size in (224, 160)}
+    paths.add(CacheFile(tmp_path, extractor, ImageTransform(224, "bilinear")).path)
     assert len(paths) == 3
     with torch.no_grad():
         next(extractor.network.parameters())[0] += 1
-    assert CacheFile(tmp_path, extractor, image_transform(224, "bicubic")).path not in paths
+    assert CacheFile(tmp_path, extractor, ImageTransform(224, "bicubic")).path not in paths
