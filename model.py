@@ -257,7 +257,10 @@ class Captioner:
 
     @torch.inference_mode()
     def caption(self, memory: Memory, search: Search, decoder=None) -> list[list[Caption]]:
-        """Captions of the B images of `memory`, `search.n_best` each, best first. decoder: of `ready_decoder`."""
+        """Captions of the B images of `memory`, `search.n_best` each, best first. decoder: of `ready_decoder`.
+
+        Raises UserError where training left weights that are no finite numbers.
+        """
         self.model.eval()
         decoder = decoder or self.ready_decoder()
         if self.config.paragraphs is not None:
@@ -265,6 +268,8 @@ class Captioner:
             text = [[as_text(one.sentences, self.vocabulary) for one in several] for several in written]
             return [[Caption(t, p.words, p.log_prob, p) for t, p in zip(*both)] for both in zip(text, written)]
         found = generate(*ready(decoder, memory), search)
+        if not torch.isfinite(found.log_prob[:, 0]).all():
+            raise UserError("the model's weights are no finite numbers, so it writes no caption: take an earlier epoch")
         return [
             [self._caption(*pair, search) for pair in zip(tokens, log_prob) if pair[1] > -float("inf")]
             for tokens, log_prob in zip(found.tokens.tolist(), found.log_prob.tolist())

@@ -56,8 +56,8 @@ class ParagraphConfig(Settings):
     pooling_size: int = setting(1024, "size that regions are pooled to", fixed=True)
     fc_size: int | None = setting(None, "hidden layer before the topics (default: --pooling_size)", fixed=True)
     max_sentences: int = setting(6, "most sentences of a paragraph")
-    dropout_stopping: float = setting(0.0, "before the stop classifier (default: 0)", "P")
-    dropout_fc: float = setting(0.0, "on the topics (default: 0)", "P")
+    dropout_stopping: float = setting(0.0, "dropout probability before the stop classifier (default: 0)", "P")
+    dropout_fc: float = setting(0.0, "dropout probability on the topics (default: 0)", "P")
     weight_sentence_loss: float = setting(5.0, "weight of the loss of the decision to stop")
     weight_word_loss: float = setting(1.0, "weight of the loss of the words")
     coherent_sentences: bool = setting(False, "couple each topic to the last sentence and a global topic", fixed=True)
@@ -75,11 +75,17 @@ class ModelConfig(Settings):
     hidden_size: int = setting(512, "size of the RNN's state", fixed=True)
     num_layers: int = setting(1, "layers of the RNN", fixed=True)
     rnn_arch: Literal["LSTM", "GRU"] = setting("LSTM", "kind of RNN", fixed=True)
-    rnn_hidden_init: Literal["from_features"] | None = setting(None, "how the state begins (default: zero)", fixed=True)
-    dropout: float = setting(0.0, "on embeddings, between layers and before the output (default: 0)", "P")
-    encoder_dropout: float = setting(0.0, "on the projected image or the map (default: 0)", "P")
+    rnn_hidden_init: Literal["from_features"] | None = setting(
+        None, "compute the initial state from the features (default: zero; the image is read first)", fixed=True
+    )
+    dropout: float = setting(
+        0.0, "dropout probability on embeddings, between layers and before the output (default: 0)", "P"
+    )
+    encoder_dropout: float = setting(0.0, "dropout probability on the projected image or the map (default: 0)", "P")
     encoder_non_lin: bool = setting(False, "SELU after projecting the image", fixed=True)
-    attention: Literal["soft", "spatial"] | None = setting(None, "attend to the -conv map (default: none)", fixed=True)
+    attention: Literal["soft", "spatial"] | None = setting(
+        None, "attend to the -conv map: soft (Xu et al. 2015), spatial (Lu et al. 2017) (default: none)", fixed=True
+    )
     attention_size: int = setting(256, "size of the attention's hidden layer", fixed="attention")
     value_size: int = setting(512, "size that the map's regions are projected to", fixed="attention")
     share_embedding_weights: bool = setting(False, "one matrix for input and output embeddings", fixed=True)

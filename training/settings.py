@@ -46,36 +46,50 @@ class ModelSettings(Settings):
     persist_features: str = setting("", "encoders or feature files read at every word (default: none)", "NAMES")
     weights: str | None = setting(None, "local file with the encoder's weights, instead of a download", "FILE")
     load_model: list[str] | None = setting(None, "start from this model; several with --validate_only", "FILE")
-    hierarchical_model: bool = setting(False, "write paragraphs; --load_model may then be a model of sentences")
+    hierarchical_model: bool = setting(
+        False, "write paragraphs; a model of sentences given with --load_model becomes the word RNN"
+    )
 
 
 @dataclass
 class TrainSettings(Settings):
     """How to train; meanings and units are those of train.py's flags."""
 
-    optimizer: Optimizer = setting("rmsprop", "which optimizer")
+    optimizer: Optimizer = setting("rmsprop", "optimizer of torch")
     learning_rate: float = setting(1e-3, "learning rate after the warm-up", "RATE")
-    encoder_learning_rate: float | None = setting(None, "of the encoder's weights (default: --learning_rate)", "RATE")
-    lr_word_decoder: float | None = setting(None, "of the word RNN; 0 keeps it (default: --learning_rate)", "RATE")
-    weight_decay: float = setting(1e-6, "decay of the weights")
+    encoder_learning_rate: float | None = setting(
+        None, "learning rate of the encoder's weights (default: --learning_rate)", "RATE"
+    )
+    lr_word_decoder: float | None = setting(
+        None, "learning rate of the word RNN; 0 leaves it as it is (default: --learning_rate)", "RATE"
+    )
+    weight_decay: float = setting(1e-6, "factor of the penalty on large weights")
     grad_clip: float | None = setting(None, "clip every gradient value to +-X (default: no clipping)")
     lr_scheduler: Schedule | None = setting(
         None, "default: constant; without a name: ReduceLROnPlateau", nargs="?", const="ReduceLROnPlateau"
     )
     lr_step_size: int = setting(5, "StepLR: epochs to half the rate", "EPOCHS")
-    lr_cyclical_min: float = setting(1e-5, "CyclicalLR: lowest rate, an epoch after the highest", "RATE")
+    lr_cyclical_min: float = setting(
+        1e-5, "CyclicalLR: lowest rate; the rate rises for an epoch, then falls for one", "RATE"
+    )
     lr_cyclical_max: float = setting(1e-3, "CyclicalLR: highest rate", "RATE")
     warmup_steps: int = setting(0, "steps of linear warm-up (default: 0)")
     label_smoothing: float = setting(0.0, "probability spread over all words (default: 0)", "P")
     regularize_attn: float = setting(
         0.0, "doubly stochastic attention (default: 0; 1 without a number)", nargs="?", const=1.0
     )
-    regularize_projection: float = setting(0.15, "penalty on the shared matrix's projection; 0: none")
+    regularize_projection: float = setting(
+        0.15, "--share_embedding_weights: penalty on the norm of the projection; 0 leaves the projection out"
+    )
     teacher_forcing: TeacherForcing = setting("always", "when the decoder reads the true previous word")
-    teacher_forcing_k: float = setting(6500.0, "at step i with probability k / (k + exp(i * beta / k))", "K")
-    teacher_forcing_beta: float = setting(0.3, "the beta in it", "BETA")
+    teacher_forcing_k: float = setting(
+        6500.0, "the true word is read at step i with probability k / (k + exp(i * beta / k))", "K"
+    )
+    teacher_forcing_beta: float = setting(0.3, "beta of that probability", "BETA")
     ema: float = setting(0.0, "validate and save averaged weights, such as 0.999 (default: off)", "DECAY")
-    self_critical_loss: SelfCriticalLoss = setting("sc", "what is added to the reward, or mixed with it")
+    self_critical_loss: SelfCriticalLoss = setting(
+        "sc", "sc, sc with a term for diversity or against repetition, or mixed with cross-entropy"
+    )
     self_critical_samples: int = setting(5, "captions drawn per image (1: a greedy baseline)")
     self_critical_temperature: float = setting(0.5, "captions are drawn from softmax(logits / T)", "T")
     self_critical_learning_rate: float = setting(5e-5, "learning rate of a run that turns midway", "RATE")
@@ -93,16 +107,20 @@ class RunSettings(Settings):
 
     num_epochs: int = setting(5, "epochs to train, those of --load_model and --resume included")
     validation_step: int = setting(1, "epochs from one validation to the next", "EPOCHS")
-    validation_scoring: str = setting("cider,bleu", "of validation: cider,bleu,rouge,meteor,spice, or none", "METRICS")
+    validation_scoring: str = setting("cider,bleu", "metrics: cider,ciderd,bleu,rouge,meteor,spice, or none", "METRICS")
     validation_beam_size: int = setting(1, "beams at validation; 1 is greedy search", "K")
     validate_only: bool = setting(False, "only validate --load_model; writes train_stats-DATASET.json")
     skip_existing_validations: bool = setting(False, "--validate_only: skip models that have their figures")
-    self_critical_from_epoch: int = setting(-1, "from epoch N on reward sampled captions by their CIDEr-D; -1: never")
-    cached_words: str | None = setting(None, "document frequencies (default: those of the training captions)", "FILE")
+    self_critical_from_epoch: int = setting(-1, "reward sampled captions by their CIDEr-D from epoch N on; -1: never")
+    cached_words: str | None = setting(
+        None,
+        "document frequencies for CIDEr-D, of build_cached_words.py (default: those of the training captions)",
+        "FILE",
+    )
     distill: list[str] | None = setting(None, "learn these models' word probabilities too (default: none)", "FILE")
     model_name: str | None = setting(None, "folder under --model_path (default: made of the settings)", "NAME")
     model_basename: str = setting("model", "first part of the folder's name that is made of the settings", "NAME")
-    output_root: str = setting("", "put before --model_path (default: none)", "DIR")
+    output_root: str = setting("", "folder that --model_path lies in (default: none)", "DIR")
     model_path: str = setting("models/", "folder of all runs", "DIR")
     optimizer_reset: bool = setting(False, "--load_model: begin with the optimizer's state anew")
     force_epoch: int | None = setting(None, "--load_model: count on from epoch N")
