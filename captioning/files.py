@@ -33,18 +33,19 @@ def atomic_write(path, mode: str = "w", flush: bool = True):
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            with open(path, mode, encoding=encoding) as file:
-                yield file
-            return
-        target = Path(os.path.realpath(path)) if path.is_symlink() else path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        target = path
+        if not stat.S_ISREG(file_mode(path)):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                with open(path, mode, encoding=encoding) as file:
+                    yield file
+                return
+            target = Path(os.path.realpath(path))
+        handle, temporary = new_file_beside(target)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         with open(handle, mode, encoding=encoding) as file:
-            if fcntl is not None:
+            if fcntl is not None and flush:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # remove_leftovers() lets it be
             yield file
@@ -61,6 +62,24 @@ def atomic_write(path, mode: str = "w", flush: bool = True):
         if (cause := _write_error(error)) is not None:
             raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
         raise
+
+
+def file_mode(path: Path) -> int:
+    """The mode of what stands at `path`, a link not followed; that of a plain file where nothing does."""
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return stat.S_IFREG
+
+
+def new_file_beside(path: Path) -> tuple[int, str]:
+    """A new file for `atomic_write` in the folder of `path`, which is made where it is missing: handle and name."""
+    names = {"prefix": f".{path.name}.", "suffix": ".tmp", "dir": path.parent}
+    try:
+        return tempfile.mkstemp(**names)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkstemp(**names)
 
 
 def known_ending(path, what: str, known: Sequence[str]) -> str:
