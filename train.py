@@ -236,8 +236,10 @@ class TrainRun:
             compile_encoders(self.captioner)
         with Stop() as self.stop:
             status = self.run_epochs()
-        if status == 0 and is_main():
-            report_end(self.folder, self.loader.bad_items)
+        if status == 0:
+            if is_main():
+                report_end(self.folder, self.loader.bad_items)
+            wait_for_all()  # gloo may abort a process that leaves while another still works
         return status or int(bool(self.loader.bad_items))
 
     def run_epochs(self) -> int:
