@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from bench_data import captions, words, write_captions, write_config, write_features, write_pictures
 from bench_limits import CAPTION, IMAGE, TOKEN, Sizes, beam_tokens, decoder_terms, operations
-from bench_machine import Ran, cores, forget_peak, synchronize
+from bench_machine import Ran, forget_peak, synchronize
 from bench_models import MAP, POOLED, from_file, from_pixels, plant_ending, random_encoder
 from bench_rows import Bench, Row, import_seconds, of_products, peak_of_this_process
 
 from captioning.batches.inputs import plan_inputs
+from captioning.cores import core_count
 from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search
 from captioning.images.image_file import open_image
@@ -142,7 +143,7 @@ def infer_folder(bench: Bench, beams: int, row: Row) -> Row:
     command = ["--model", model, "--image_dir", paths[0].parent, "--beam_size", beams, "--verbose"]
     command += ["--output_file", bench.folder / "folder.json", *bench.device_flags(), "--amp", bench.amp]
     row.explain = [
-        f"the parts one after the other: 1 / (1 / encoder + 1 / decoder + 1 / (JPEGs of one core x {cores()} cores)),",
+        f"the parts in turn: 1 / (1 / encoder + 1 / decoder + 1 / (JPEGs of one core x {core_count()} cores)),",
         "each measured by itself before and after every run; the time is infer.py's own, without imports and start-up",
     ]
     if not bench.hurried:
@@ -154,7 +155,7 @@ def infer_folder(bench: Bench, beams: int, row: Row) -> Row:
         images, seconds = re.search(r"(\d+) images in ([\d.]+) s", ran.err).groups()
         after = parts_of_folder(bench, captioner, paths, search)
         part = {name: (before[name] + after[name]) / 2 for name in before}
-        limit = 1 / (1 / part["encoder"] + 1 / part["decoder"] + 1 / (part["jpeg_one_core"] * cores()))
+        limit = 1 / (1 / part["encoder"] + 1 / part["decoder"] + 1 / (part["jpeg_one_core"] * core_count()))
         row.add(int(images) / float(seconds), limit)
         row.parts |= {f"{name}_images_per_second": value for name, value in part.items()}
         row.parts["whole_process_seconds"] = ran.seconds

@@ -18,13 +18,10 @@ from pathlib import Path
 
 import torch
 
+from captioning.cores import core_count
 from captioning.fast.linear import product
 
 MB = 2**20
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def synchronize(device: torch.device) -> None:
@@ -199,7 +196,7 @@ def describe(device: torch.device) -> dict:
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     found = {
         "processor": name,
-        "cores": cores(),
+        "cores": core_count(),
         "threads_of_torch": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from bench_data import captions, features, words, write_captions, write_config, write_pictures
-from bench_machine import MB, cores, forget_peak, run_script
+from bench_machine import MB, forget_peak, run_script
 from bench_rows import ROOT, Bench, Row, peak_of_this_process
 from PIL import Image
+
+from captioning.cores import core_count
 
 # ---- resize.py ----
 
@@ -43,7 +45,7 @@ def resize(bench: Bench, width: int, height: int, count: int, row: Row) -> Row:
 
     def rate(work, of: list) -> float:
         """Of `work` in all cores at once, as they share caches and memory; Pillow lets other threads run meanwhile."""
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(core_count()) as pool:
             began = time.perf_counter()
             for _ in pool.map(work, of):
                 pass

@@ -101,7 +101,8 @@ def test_folder_and_broken_image(script, tmp_path):
     assert sorted(open_features(tmp_path / "f.npy").keys()) == ["0.jpg", "1.jpg", "2.jpg"]
 
 
-def test_interrupted_run_goes_on(extract, tmp_path, monkeypatch):
+def end_at_third_batch(monkeypatch, run) -> None:
+    """Call `run`, which Ctrl-C ends as the third batch is encoded."""
     original, calls = PhotoEncoder.encode, []
 
     def dies(*arguments):
@@ -110,9 +111,14 @@ def test_interrupted_run_goes_on(extract, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(PhotoEncoder, "encode", dies)
-    assert extract("--output_file", "f.lmdb", "--batch_size", 2).status == 130
-    monkeypatch.setattr(PhotoEncoder, "encode", original)
+    with monkeypatch.context() as patch:
+        patch.setattr(PhotoEncoder, "encode", dies)
+        assert run().status == 130
+    assert len(calls) == 3
+
+
+def test_interrupted_run_goes_on(extract, tmp_path, monkeypatch):
+    end_at_third_batch(monkeypatch, lambda: extract("--output_file", "f.lmdb", "--batch_size", 2))
     done = extract("--output_file", "f.lmdb", "--batch_size", 2, "--resume")
     assert done.status == 0, done.err
     assert "4 of them done already" in done.out
@@ -238,21 +244,10 @@ def test_names_of_deepcaption(name, dim, grid):
 
 @pytest.mark.parametrize("name", ["f.npy", "f.bin", "f.h5"])
 def test_every_format_is_resumed(extract, tmp_path, monkeypatch, name):
-    original, calls = PhotoEncoder.encode, []
-
-    def dies(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
     options = ("--output_file", name, "--batch_size", 2, "--crop_size", 64)
-    monkeypatch.setattr(PhotoEncoder, "encode", dies)
-    assert extract(*options).status == 130
-    monkeypatch.setattr(PhotoEncoder, "encode", original)
+    end_at_third_batch(monkeypatch, lambda: extract(*options))
     done = extract(*options, "--resume")
     assert done.status == 0 and "4 of them done already" in done.out, done.err
-    assert len(calls) == 3
     assert extract("--output_file", f"whole.{name[2:]}", *options[2:]).status == 0
     resumed, whole = open_features(tmp_path / name), open_features(tmp_path / f"whole.{name[2:]}")
     keys = list(whole.keys())
