@@ -3,10 +3,16 @@
 `fast` and `plainly` turn the fast paths on and off; `no_java` hides Java.
 """
 
+import hypothesis
 import pytest
 from running import run_alone, run_here
 
 from captioning.fast import switch
+
+# The same examples every time, and few of them: `pytest --hypothesis-profile thorough` tries many others.
+hypothesis.settings.register_profile("suite", derandomize=True, max_examples=40, deadline=None, database=None)
+hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture
