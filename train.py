@@ -15,7 +15,6 @@ train_stats.json, which plot_stats.py draws.
 
 import math
 import re
-import signal
 import sys
 from contextlib import closing
 from dataclasses import dataclass
@@ -48,6 +47,7 @@ from captioning.encoder.transforms import ImageTransform
 from captioning.progress import Bar
 from captioning.scoring.document_frequencies import CachedWords, kept_words
 from captioning.scoring.metrics import parse_metrics
+from captioning.signals import Stop
 from data_loader import Loader, LoaderSettings, get_loader
 from training.build import CaptionerBuilder, compile_encoders
 from training.cider_reward import CiderReward
@@ -62,25 +62,6 @@ from training.self_critical import SelfCritical
 from training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings
 from training.trainer import Progress, Trainer
 from training.validation import Validation, validate_models, validation_loader
-
-
-class Stop:
-    """Within it SIGTERM (a cluster's queue) and a first Ctrl-C are noted: the run ends after the step at hand."""
-
-    signal: int | None = None
-
-    def __enter__(self) -> "Stop":
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def note(self, number, frame) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 @dataclass
