@@ -5,12 +5,13 @@ A script exits with 128 + the number of the signal. What it does before depends 
 `leave_at_once`   while modules are imported: nothing is there yet that must be saved
 `interrupting`    in most work: `Interrupted` is raised, files are closed, temporary ones removed
 `Stop`            in training: the step at hand is finished, then the run is saved
-`ignore`          in processes that load data: their parent gets the signal too, and ends them
+`serve`           in processes that load data: their parent gets the signal too, and ends them
 """
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # Windows has the first two
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 # `timeout`, `scancel` and torchrun send a signal to a process and to its group: what follows so soon is no second one.
 SAME_SIGNAL_SECONDS = 1.0
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 class Interrupted(KeyboardInterrupt):
@@ -44,45 +46,59 @@ def handling(handler: Callable[[int, object], None]):
 
 
 def answered(number: int) -> bool:
-    """Whether the signal counts: what `nohup` had ignored stays ignored. Shells do that to Ctrl-C of each job in `&`."""
+    """Whether the signal counts. What `nohup` has ignored stays so; shells ignore Ctrl-C in jobs with `&`: that counts."""
     return number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
 
 
-class FirstSignal:
-    """A handler that tells the first signal, and a second Ctrl-C of a person who will not wait, from all others."""
+@contextlib.contextmanager
+def interrupting():
+    """Within it a signal raises Interrupted, also where that comes to nothing, in an object's __del__: then again."""
+    came = -SAME_SIGNAL_SECONDS
+    hook = sys.unraisablehook
 
-    signal: int | None = None  # the first that came
-    came = 0.0
-
-    def __call__(self, number: int, frame) -> None:
-        if self.signal is None:
-            self.signal, self.came = number, time.monotonic()
-            self.first(number)
-        elif number == signal.SIGINT and time.monotonic() - self.came > SAME_SIGNAL_SECONDS:
+    def interrupt(number: int, frame) -> None:
+        nonlocal came
+        before, came = came, time.monotonic()
+        if came - before >= SAME_SIGNAL_SECONDS:
             raise Interrupted(number)
 
-    def first(self, number: int) -> None:
-        raise Interrupted(number)
+    def again(lost) -> None:
+        nonlocal came
+        if not isinstance(lost.exc_value, Interrupted):
+            hook(lost)
+        else:
+            came = -SAME_SIGNAL_SECONDS
+            signal.raise_signal(lost.exc_value.number)
+
+    sys.unraisablehook = again
+    try:
+        with handling(interrupt):
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
-def interrupting():
-    """Within it the first signal raises Interrupted; a second Ctrl-C does so again, other signals wait for the end."""
-    return handling(FirstSignal())
+class Stop:
+    """Within it the first signal is noted in `signal`: the run ends after the step at hand.
 
+    Others wait for that end, but for a second Ctrl-C, which raises Interrupted.
+    """
 
-class Stop(FirstSignal):
-    """Within it the first signal is noted in `signal`: the run ends after the step at hand. A second Ctrl-C raises."""
-
-    def first(self, number: int) -> None:
-        pass
+    signal: int | None = None
 
     def __enter__(self) -> "Stop":
-        self.inner = handling(self)
-        self.inner.__enter__()
+        self.handling = handling(self.note)
+        self.handling.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        self.inner.__exit__(*error)
+        self.handling.__exit__(*error)
+
+    def note(self, number: int, frame) -> None:
+        if self.signal is None:
+            self.signal, self.came = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self.came > SAME_SIGNAL_SECONDS:
+            raise Interrupted(number)
 
 
 def leave_at_once() -> None:
@@ -92,7 +108,21 @@ def leave_at_once() -> None:
             signal.signal(number, lambda number, frame: os._exit(128 + number))
 
 
-def ignore() -> None:
-    """From now on signals do nothing."""
+def serve(parent: int) -> None:
+    """Begin a process that works for the process `parent`: signals do nothing, and it ends when the parent does.
+
+    The parent gets the signals too and ends its processes. Only Linux tells a process that its parent is dead.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent(signal.SIGKILL, parent)
+
+
+def end_with_parent(number: int, parent: int) -> None:
+    """Have this process get signal `number` when the process `parent`, or the thread of it that began this, ends."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:  # it was faster
+            os.kill(os.getpid(), number)
