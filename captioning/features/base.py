@@ -11,7 +11,8 @@ import numpy as np
 
 from captioning.errors import UserError
 from captioning.features.handles import naming
-from captioning.files import read_lines
+from captioning.features.partial import refuse_half_placed
+from captioning.files import atomic_write, read_lines
 
 
 class FeatureReader:
@@ -66,6 +67,7 @@ class RowReader(FeatureReader):
 
     def __init__(self, path: Path, keys: Sequence[str] | None = None):
         super().__init__(path)
+        refuse_half_placed(path)
         with naming(path):
             rows = self._rows()
             self.count = len(rows)
@@ -167,8 +169,8 @@ def parse_provenance(path: Path, text: str | bytes | None) -> dict | None:
 class RowStore:
     """What a FeatureWriter writes rows with, one after the other behind a header; their names go to keys.txt.
 
-    rows: the keys that an interrupted run has written. check() a key, add() a record; then finish(), complete() and
-    place() put the file where it belongs.
+    rows: the keys that an interrupted run has written. check() a key, add() a record. Then finish() completes the file,
+    or stop() keeps what is there for another run.
     """
 
     beside = True  # names and provenance are files beside the feature file
@@ -183,7 +185,7 @@ class RowStore:
             whole = (self.data.stat().st_size - len(self.header(0))) // self.bytes
             self.rows = lines[: max(0, whole)]  # what both files have: either may have been cut off
         head = self.header(len(self.rows))
-        with open(self.names, "w", encoding="utf-8") as file:
+        with atomic_write(self.names) as file:
             file.writelines(f"{key}\n" for key in self.rows)
         self.file = open(self.data, "r+b" if self.rows else "w+b")  # noqa: SIM115 (closed by finish)
         self.file.write(head)
@@ -201,19 +203,22 @@ class RowStore:
 
     def add(self, key: str, record: np.ndarray) -> None:
         self.file.write(record.data)
+        self.file.flush()  # a process that is killed loses no record
         self.name_file.write(f"{key}\n")
+        self.name_file.flush()
         self.rows.append(key)
 
-    def finish(self) -> None:
+    def finish(self) -> str:
+        """Called where all records are there. Gives the name, in the partial folder, of the finished file."""
         self.file.seek(0)
         self.file.write(self.header(len(self.rows)))
         for file in (self.file, self.name_file):
             file.flush()
             os.fsync(file.fileno())
             file.close()
+        return self.data.name
 
-    def complete(self) -> None:
-        """Called after finish() where all records are there, before an older file is removed."""
-
-    def place(self) -> None:
-        os.replace(self.data, self.writer.path)
+    def stop(self) -> None:
+        for file in (self.file, self.name_file):
+            with contextlib.suppress(OSError):
+                file.close()
