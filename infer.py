@@ -60,6 +60,7 @@ class InferRun:
 
     def __init__(self, **settings):
         self.settings = s = SimpleNamespace(**settings)
+        self.file: ResultsFile | None = None  # None where captions are only printed
         self.style = Style(not s.no_capitalize, None, s.probabilities, s.alternatives, s.store_image_paths)
 
     # ---- without torch ----
@@ -115,7 +116,7 @@ class InferRun:
             from captioning.scoring.metrics import parse_metrics
 
             self.metrics = parse_metrics(s.scoring)
-        return ResultsFile(path, form, s.resume, self.style.wants_words) if path else None
+        return ResultsFile(path, form, s.resume, self.style.wants_words, s.force) if path else None
 
     def results_path(self) -> tuple[Path | None, str]:
         """The results file and its format; None where captions are only printed."""
@@ -146,6 +147,10 @@ class InferRun:
         rest = copy.copy(self.dataset)  # its parts stay whole: rows of a feature file may follow their order
         rest.items = [item for item in self.dataset.items if str(self.style.id_of(item)) not in done]
         return rest
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
 
     # ---- captioning ----
 
@@ -325,9 +330,9 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
 
 
 def main(args) -> int:
-    job = InferRun(**vars(args))
-    job.prepare()
-    return job.run()
+    with contextlib.closing(InferRun(**vars(args))) as job:
+        job.prepare()
+        return job.run()
 
 
 if __name__ == "__main__":

@@ -37,6 +37,13 @@ def is_unfinished(path: Path) -> bool:
     return (folder / "settings.json").exists() and (records.exists() or (names.exists() and names.stat().st_size > 0))
 
 
+def refuse_unfinished(path: Path) -> None:
+    """Raises UserError where an interrupted run left records of the feature file `path`."""
+    if is_unfinished(path):
+        advice = "add --resume to go on, or --force to begin anew"
+        raise UserError(f"{partial_path(path)} holds records of an interrupted run: {advice}")
+
+
 def refuse_half_placed(path: Path) -> None:
     """Raises UserError where the writer of `path` died as it put the file in place, so that names may be others'."""
     if (partial_path(path) / "complete.json").exists():
@@ -72,9 +79,8 @@ class PartialFolder:
         Raises UserError where there are some and `resume` is False, or where they were made with other settings.
         """
         noted = self.path / "settings.json"
-        if not resume and is_unfinished(self.file):
-            advice = "add --resume to go on, or --force to begin anew"
-            raise UserError(f"{self.path} holds records of an interrupted run: {advice}")
+        if not resume:
+            refuse_unfinished(self.file)
         if resume and noted.exists():
             if read_json(noted, "resume") != json.loads(json.dumps(settings)):
                 advice = f"remove it, or go on with those in {noted}"

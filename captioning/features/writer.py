@@ -14,7 +14,7 @@ from captioning.features.lmdb_file import LmdbStore
 from captioning.features.npy_file import NpyStore
 from captioning.features.partial import PartialFolder, is_unfinished
 from captioning.features.picsom_file import BinStore
-from captioning.files import read_json
+from captioning.files import is_plain, read_json
 
 DTYPES = ("float32", "float16")
 
@@ -50,7 +50,7 @@ class FeatureWriter:
             raise UserError(f"feature file {path}: dtype {self.dtype} is none of {', '.join(DTYPES)}")
         if not self.shape or min(self.shape) < 1:
             raise UserError(f"feature file {path}: {self.shape} is no shape of a record")
-        if self.path.exists() and not (self.path.is_file() or (self.path.is_dir() and store is LmdbStore)):
+        if not is_plain(path) or (self.path.is_dir() and store is not LmdbStore):
             raise UserError(f"feature file {path} is not a plain file: name another one")
         self.provenance, self.keys = provenance, None if keys is None else list(keys)
         if store.beside:

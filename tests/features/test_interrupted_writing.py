@@ -175,15 +175,18 @@ def test_a_full_disk_keeps_the_records_and_the_old_file(tmp_path, name):
     write(path, KEYS[::-1], OLD)
     wide, size = [f"wide {n}" for n in range(200)], 100
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def run() -> None:
+        with FeatureWriter(path, (size,), provenance=NEW, keys=wide) as writer:
+            writer.store.batch_bytes = 8000
+            for number, key in enumerate(wide):
+                if number == 50:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))
+                writer.write(key, np.ones(size))
+
     try:
         with pytest.raises(UserError, match="cannot write feature file .*x"):
-            with FeatureWriter(path, (size,), provenance=NEW, keys=wide) as writer:
-                writer.store.batch_bytes = 8000
-                for key in wide[:50]:
-                    writer.write(key, np.ones(size))
-                resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))
-                for key in wide[50:]:
-                    writer.write(key, np.ones(size))
+            run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     check_either(path)
