@@ -18,6 +18,8 @@ import typing
 from collections.abc import Callable
 from functools import partial
 
+import captioning.errors  # noqa: F401  from here on a signal ends the script without a traceback
+
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser that refuses abbreviated flags and knows which flags were typed.

@@ -105,7 +105,8 @@ def user_message(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in OF_THE_DISK:
         return str(error.strerror if error.filename is None else f"{error.filename}: {error.strerror}")
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):  # raised by a signal
+    broken = str(error).startswith("DataLoader worker (pid") or type(error).__name__ == "BrokenProcessPool"
+    if isinstance(error, RuntimeError) and broken:
         reason = "want of memory, or of shared memory (/dev/shm; in Docker: --shm-size)"
         return f"a process that loads data died, perhaps for {reason}: use --num_workers 0, or fewer than before"
     return None
