@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 # Threads of torch that wait for work spin for microseconds only, then sleep: on a machine that others use too, the
@@ -74,6 +75,12 @@ def run(main, args) -> int:
 
 def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Print the warning, unless this process has printed it before."""
+    warn(message)
 
 
 def first_few(names: Iterable, most: int = 3) -> str:

@@ -3,7 +3,7 @@
 import os
 import re
 
-from captioning.datasets.base import TEXT, CaptionDataset, ImageItem, checked_entries
+from captioning.datasets.base import TEXT, CaptionDataset, ImageItem, add_captions, checked_entries
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError, first_few, warn
 from captioning.images.image_file import list_images
@@ -39,7 +39,7 @@ class MSRVTTDataset(CaptionDataset):
             known = ", ".join(splits) or "none"
             raise UserError(f"--dataset {self.name}: {path} has no videos of split {split!r}; it has: {known}")
         entries = checked_entries(data.get("sentences", []), path, "sentences", video_id=TEXT, caption=TEXT)
-        self.add_captions(path, by_id, ((entry["video_id"], entry["caption"]) for _, entry in entries), "videos")
+        add_captions(path, by_id, ((entry["video_id"], entry["caption"]) for _, entry in entries), "videos")
 
 
 class TRECVID2018Dataset(CaptionDataset):
