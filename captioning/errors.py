@@ -83,6 +83,12 @@ def warn_once(message: str) -> None:
     warn(message)
 
 
+@cache
+def note_once(message: str) -> None:
+    """Print what a person should know, but need not mend, unless this process has printed it before."""
+    print(message, file=sys.stderr)
+
+
 def first_few(names: Iterable, most: int = 3) -> str:
     """The first few of `names`, to be put into a message."""
     names = list(names)

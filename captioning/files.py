@@ -29,14 +29,15 @@ def atomic_write(path, mode: str = "w", flush: bool = True):
     the machine itself fails soon after. A link stays a link: the file that it leads to is replaced. What is no plain
     file (`/dev/null`, a pipe) is written to directly. Raises UserError where the file cannot be written, at whatever
     byte; an older file is then as it was.
+    Text is UTF-8; half characters, and bytes of file names that are no text, are written as \\udcXX, as JSON has them.
     """
     path = Path(path)
-    encoding = None if "b" in mode else "utf-8"
+    encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     try:
         target = path
         if not stat.S_ISREG(file_mode(path)):
             if path.exists() and not path.is_file() and not path.is_dir():
-                with open(path, mode, encoding=encoding) as file:
+                with open(path, mode, encoding=encoding, errors=errors) as file:
                     yield file
                 return
             target = Path(os.path.realpath(path))
@@ -44,7 +45,7 @@ def atomic_write(path, mode: str = "w", flush: bool = True):
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     try:
-        with open(handle, mode, encoding=encoding) as file:
+        with open(handle, mode, encoding=encoding, errors=errors) as file:
             if fcntl is not None and flush:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # remove_leftovers() lets it be
@@ -175,14 +176,15 @@ def read_json(path, what: str):
     raise UserError(f"{what}: {path} is not valid JSON: {reason}")
 
 
-def read_lines(path, what: str) -> list[str]:
+def read_lines(path, what: str, errors: str = "strict") -> list[str]:
     """The lines of the UTF-8 text file `path`, without their ends; `what` names its role in errors.
 
-    A byte order mark is passed over. Raises UserError naming the file and, for bytes that are no text, the line.
+    A byte order mark is passed over. errors: "surrogateescape" keeps bytes that are no text, as names of files may have
+    them. Raises UserError naming the file and, for other bytes that are no text, the line.
     """
     data = read_bytes(path, what)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{what}: {path}, line {line} is not UTF-8 text") from error

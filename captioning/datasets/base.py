@@ -9,7 +9,7 @@ from captioning.errors import UserError, first_few, warn
 from captioning.files import read_json
 from captioning.images.image_file import EXTENSIONS, list_images
 from captioning.images.zip_file import is_zip
-from captioning.text.cleaning import can_be_a_name, clean_caption, has_marks
+from captioning.text.cleaning import can_be_a_name, clean_caption, has_marks, id_text
 
 
 @dataclass(slots=True)
@@ -36,13 +36,26 @@ def image_key(item: ImageItem) -> tuple:
     return item.part, item.image_id
 
 
+def shared_ids(dataset: "CaptionDataset") -> list[int | str]:
+    """The ids, compared as texts, that are in several parts of a joined dataset: results cannot tell these images."""
+    parts: dict[str, int] = {}
+    shared: dict[str, int | str] = {}
+    for item in dataset.items:
+        key = id_text(item.image_id)
+        if parts.setdefault(key, item.part) != item.part:
+            shared[key] = item.image_id
+    return list(shared.values())
+
+
 class CaptionDataset:
     """Images with captions.
 
     name: as in `--dataset`; items: the images; image_dir, caption_path, features_path: where things lie, if known;
     parts: the datasets that this one joins, or itself; labels: label -> record number in feature files that do not name
-    their records (PicSOM's), else None.
+    their records (PicSOM's), else None; keys_are_rows: whether keys are numbers of rows in feature files without names.
     """
+
+    keys_are_rows = False
 
     def __init__(self, params: DatasetParams):
         self.name = params.name
@@ -71,6 +84,11 @@ class CaptionDataset:
             return self.items
         every = (photo for item in self.items for photo in item.photos or (item,))
         return list({(photo.part, photo.key): photo for photo in every}.values())
+
+    @staticmethod
+    def old_key(key: str) -> str:
+        """The key in feature files that were made for DeepCaption, tried where `key` has no record."""
+        return key
 
     def require_captions(self, purpose: str = "training") -> None:
         """Raises UserError naming the dataset and its file where there is not a single caption."""

@@ -17,6 +17,8 @@ class MSRVTTDataset(CaptionDataset):
     Raises UserError naming the file and the place of whatever is malformed, and for a split that is not there.
     """
 
+    keys_are_rows = True
+
     def __init__(self, params: DatasetParams):
         super().__init__(params)
         path, data = self.read_captions_file("videos", "MSR-VTT's")
@@ -48,6 +50,8 @@ class TRECVID2018Dataset(CaptionDataset):
     The id is a number, its text the key in feature files. Of several frames of a video the first stands for it; files
     of other names are left out; both are said in one warning.
     """
+
+    keys_are_rows = True
 
     def __init__(self, params: DatasetParams):
         super().__init__(params)

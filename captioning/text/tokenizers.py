@@ -54,8 +54,9 @@ def tokenize(text: str, tokenizer: str = "treebank", lowercase: bool = True) -> 
     """Tokens of `text`: of "A dog's bone." they are a, dog, 's, bone and the period.
 
     `treebank` is nltk's TreebankWordTokenizer (a final period and commas set apart, "child's" -> child 's),
-    `whitespace` splits at blanks and leaves out <pad>, <start> and <end>, `char` gives single characters (runs of blanks as one), `regex` gives words with
-    their inner apostrophes and hyphens, and each other sign alone. Raises UserError for an unknown tokenizer.
+    `whitespace` splits at blanks and leaves out <pad>, <start> and <end>, `char` gives single characters (runs of
+    blanks as one), `regex` gives words with their inner apostrophes and hyphens, and each other sign alone.
+    Raises UserError for an unknown tokenizer.
     """
     return tokenize_function(tokenizer)(text.lower() if lowercase else text)
 
