@@ -31,9 +31,10 @@ def atomic_write(path, mode: str = "w", flush: bool = True):
     the machine itself fails soon after. A link stays a link: the file that it leads to is replaced. What is no plain
     file (`/dev/null`, a pipe) is written to directly. Raises UserError where the file cannot be written, at whatever
     byte; an older file is then as it was. What killed processes left of the same file is removed.
+    Text is UTF-8; half characters, and bytes of file names that are no text, are written as \\udcXX, as JSON has them.
     """
     path = Path(path)
-    encoding = None if "b" in mode else "utf-8"
+    encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     if not is_plain(path):
         with naming_file(path), open_through(path, mode) as file:
             yield file
@@ -46,7 +47,7 @@ def atomic_write(path, mode: str = "w", flush: bool = True):
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     try:
-        with open(handle, mode, encoding=encoding) as file:
+        with open(handle, mode, encoding=encoding, errors=errors) as file:
             yield file
             if flush:
                 file.flush()
@@ -87,12 +88,12 @@ def exists_apart(path) -> bool:
 
 def open_through(path, mode: str = "w"):
     """Open what is no plain file for writing: a stream of this process as it stands, others by their name."""
-    encoding = None if "b" in mode else "utf-8"
+    encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     stream = STREAM.fullmatch(os.path.abspath(path))
     if stream is None:
-        return open(path, mode, encoding=encoding)
+        return open(path, mode, encoding=encoding, errors=errors)
     sys.stdout.flush()  # what has been printed comes first
-    return open(os.dup({"out": 1, "err": 2}.get(stream[1]) or int(stream[2])), mode, encoding=encoding)
+    return open(os.dup({"out": 1, "err": 2}.get(stream[1]) or int(stream[2])), mode, encoding=encoding, errors=errors)
 
 
 def new_file_beside(path: Path) -> tuple[int, str]:
@@ -216,14 +217,15 @@ def read_json(path, what: str):
     raise UserError(f"{what}: {path} is not valid JSON: {reason}")
 
 
-def read_lines(path, what: str) -> list[str]:
+def read_lines(path, what: str, errors: str = "strict") -> list[str]:
     """The lines of the UTF-8 text file `path`, without their ends; `what` names its role in errors.
 
-    A byte order mark is passed over. Raises UserError naming the file and, for bytes that are no text, the line.
+    A byte order mark is passed over. errors: "surrogateescape" keeps bytes that are no text, as names of files may have
+    them. Raises UserError naming the file and, for other bytes that are no text, the line.
     """
     data = read_bytes(path, what)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{what}: {path}, line {line} is not UTF-8 text") from error

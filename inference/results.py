@@ -25,6 +25,7 @@ from captioning.datasets.base import ImageItem
 from captioning.errors import UserError
 from captioning.files import atomic_write, is_plain, naming_file, open_through
 from captioning.locks import FileLock
+from captioning.text.cleaning import printable
 from inference.lemmas import LemmaRules
 
 FORMATS = ("txt", "json", "jsonl", "csv")
@@ -56,11 +57,6 @@ class Style:
     def id_of(self, item: ImageItem) -> int | str:
         """How results name an image: by its id, or by its path (its key where no image_dir tells the path)."""
         return printable((item.path or item.key) if self.paths else item.image_id)
-
-
-def printable(image_id: int | str) -> int | str:
-    """A file name may hold bytes that are no text; they are written out as \\udcXX."""
-    return image_id.encode("utf-8", "backslashreplace").decode() if isinstance(image_id, str) else image_id
 
 
 @dataclass
