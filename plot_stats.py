@@ -158,9 +158,9 @@ def read_stats(path: Path) -> dict[float, dict[str, float]]:
 
 
 def numbers(prefix: str, value, depth: int = 0):
-    """Yield (quantity, number) for every number in `value` that can be drawn; nested names are joined, lists count from 1.
+    """Yield (quantity, number) for every number in `value` that can be drawn.
 
-    What is nested deeper than DEEPEST is no figure of an epoch and is passed over.
+    Nested names are joined, lists count from 1. What is nested deeper than DEEPEST is passed over.
     """
     if isinstance(value, dict | list) and depth < DEEPEST:
         items = value.items() if isinstance(value, dict) else enumerate(value, start=1)
@@ -436,6 +436,8 @@ class Plot:
 
 def main(args) -> None:
     files, labels = args.files, labels_of(args.files, args.labels)
+    if args.output:
+        check_writable("--output", args.output)
     if not args.watch:  # a mistake is named before a window opens
         histories = [History(label, i, read_stats(stats_file(files[i]))) for i, label in enumerate(labels)]
     plot = Plot(files, args.metrics, args.smooth_cider, args.output)

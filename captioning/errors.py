@@ -25,8 +25,8 @@ class UserError(ValueError):
     """A person's mistake. The message is one line that names the option or file, its value and the remedy."""
 
 
-# What a terminal obeys, or what turns the text around it, as Python writes it in strings: \x1b for Escape. Tabs and ends
-# of lines stay, and so do the marks without which Arabic and Hebrew cannot be written (U+200E, U+200F).
+# What a terminal obeys, or what turns the text around it, as Python writes it in strings: \x1b for Escape. Tabs, ends
+# of lines and the marks without which Arabic and Hebrew cannot be written (U+200E, U+200F) stay.
 OBEYED = (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
 CONTROLS = {n: f"\\x{n:02x}" if n < 256 else f"\\u{n:04x}" for n in OBEYED if chr(n) not in "\t\n\r"}
 LINE_ENDS = {ord("\n"): "\\n", ord("\r"): "\\r"}
