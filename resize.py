@@ -56,7 +56,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioning.cores import core_count
-from captioning.errors import UserError, run
+from captioning.errors import UserError, run, shown
 from captioning.files import atomic_write, read_lines
 from captioning.images import image_file
 from captioning.images.image_file import ImageError, image_error, open_image, target_size
@@ -238,7 +238,7 @@ def resize_all(names: list[str], settings: Settings, workers: int, archive: Path
             counts[outcome.status] += 1
             if outcome.status == "failed":
                 failures.append((outcome.name, outcome.reason))
-                tqdm.write(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}", file=sys.stderr)
+                tqdm.write(shown(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}"), file=sys.stderr)
             elif archive:
                 members.writestr(Path(outcome.name).as_posix(), outcome.data)
     if counts["resized"] and not archive and hasattr(os, "sync"):
@@ -253,7 +253,7 @@ def main(args) -> int:
         names, lines = select(names, args.subset)
         failures = [(line, "in --subset, but there is no such image") for line in lines]
     for line, reason in failures:
-        print(f"resize.py: {line}: {reason}", file=sys.stderr)
+        print(shown(f"resize.py: {line}: {reason}"), file=sys.stderr)
 
     archive = None
     if args.create_zip:
