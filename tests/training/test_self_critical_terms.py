@@ -16,7 +16,7 @@ from toy_decoders import Keys, TableDecoder
 from captioning import checkpoint
 from captioning.decoder.search import Search, generate, generate_rows
 from captioning.rows import Packing
-from captioning.text.tokens import END, PAD, START
+from captioning.text.tokens import END, PAD, START, UNK
 from training.cider_reward import CiderReward
 from training.self_critical import SelfCritical, policy_logits, self_critical_loss
 from training.self_critical_terms import WordCounts, extra_term, face_loss, sentence_bleu
@@ -196,7 +196,7 @@ def test_policy_has_the_penalty_of_the_sampler():
     """The log-probabilities that are differentiated are those that the sampler added up."""
     torch.manual_seed(1)
     decoder, keys = TableDecoder(3, seed=3, end_bias=-2.0, rows=7), Keys(torch.arange(40))
-    decoder.table[:, [PAD, START, 3]] = -40.0  # never drawn, or sampling would renormalise
+    decoder.table[:, [PAD, START, UNK]] = -40.0  # never drawn, or sampling would renormalise
     decoder.log_probs = decoder.table.log_softmax(1)
     drawn = generate_rows(decoder, keys, Search(sample=True, max_length=15, trigram_penalty_alpha=ALPHA))
     tokens = drawn.tokens[:, 0]
@@ -206,11 +206,13 @@ def test_policy_has_the_penalty_of_the_sampler():
     rows = [tokens[row, :time].tolist() for row, time in zip(packing.row.tolist(), packing.time.tolist())]
     logits = torch.tensor([decoder.after(row, words) for row, words in zip(packing.row.tolist(), rows)])
     changed = policy_logits(logits, captions, lengths, ALPHA)
-    assert not torch.equal(changed, logits)
+    assert not torch.equal(changed[:, 4:], logits[:, 4:])
     targets = tokens[packing.row, packing.time].unsqueeze(1)
     totals = torch.zeros(40).index_add(0, packing.row, changed.gather(1, targets).squeeze(1))
     assert torch.allclose(totals, drawn.log_prob[:, 0], atol=1e-4)
-    assert policy_logits(logits, captions, lengths, 0.0) is logits
+    free = policy_logits(logits, captions, lengths, 0.0)
+    assert (free[:, [PAD, START, UNK]] == -math.inf).all()  # never drawn, so they have no part in the policy
+    assert torch.equal(free[:, [END, 4, 5, 6]], logits[:, [END, 4, 5, 6]])
 
 
 # ---- through train.py ----
