@@ -6,7 +6,7 @@ below; paragraphs, distillation and self-critical training have a module each.
 Shapes: M real tokens, V vocabulary, N rows, R regions, H hidden.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -78,6 +78,7 @@ class StepLoss:
 
     parts: what is minimised is their sum. reported: what is shown, in nats per token, without gradients; on the device,
     not waited for. tokens: M. reward: the mean CIDEr-D of captions that were drawn, else 0. captions: of the batch.
+    others: further figures of an epoch's row, by name, without gradients.
     """
 
     parts: list[Mean]
@@ -85,6 +86,7 @@ class StepLoss:
     tokens: int | Tensor
     reward: float | Tensor = 0.0
     captions: int | Tensor = 0
+    others: dict[str, Mean] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
@@ -93,7 +95,8 @@ class StepLoss:
 
     def without_weight(self) -> "StepLoss":
         """The loss of a batch that does not count."""
-        return replace(self, parts=[Mean(part.value, 0) for part in self.parts], tokens=0, captions=0)
+        others = {name: Mean(part.value, 0) for name, part in self.others.items()}
+        return replace(self, parts=[Mean(part.value, 0) for part in self.parts], tokens=0, captions=0, others=others)
 
     def over_processes(self) -> "StepLoss":
         """The loss as one process has it that has the batches of all; of its parts only what this process adds.
@@ -102,14 +105,17 @@ class StepLoss:
         """
         if process()[1] == 1:
             return self
-        counts = [part.count for part in self.parts]
-        own = torch.tensor([*counts, self.tokens, self.captions, self.captions * self.reward], dtype=torch.float64)
-        loss = (self.reported * self.tokens).double().view(1)
-        everywhere, sums = summed(torch.cat([own.to(loss.device), loss])).split([len(counts), 4])
-        shares = own[: len(counts)].to(loss.device) / everywhere.clamp(min=1)
+        device, reward = self.reported.device, torch.tensor(self.reward)
+        means = [Mean(self.reported, self.tokens), Mean(reward, self.captions), *self.others.values()]
+        counts = torch.tensor([n for _, n in [*self.parts, *means]], dtype=torch.float64, device=device)
+        sums = torch.stack([value.detach().to(counts) * n for value, n in means])
+        everywhere = summed(torch.cat([counts, sums]))
+        sums, everywhere = everywhere[len(counts) :], everywhere[: len(counts)]
+        shares = counts / everywhere.clamp(min=1)
         parts = [Mean(part.value * share, part.count) for part, share in zip(self.parts, shares)]
-        tokens, captions, reward, loss = sums
-        return StepLoss(parts, loss / tokens.clamp(min=1), tokens, reward / captions.clamp(min=1), captions)
+        of_means = everywhere[len(parts) :]
+        loss, reward, *others = (Mean(total / n.clamp(min=1), n) for total, n in zip(sums, of_means))
+        return StepLoss(parts, *loss, *reward, dict(zip(self.others, others)))
 
 
 class Objective:

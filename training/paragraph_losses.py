@@ -69,4 +69,10 @@ class ParagraphObjective(Objective):
             memory = captioner.model.encode(*batch_inputs(captioner, batch))
             losses = paragraph_losses(captioner, memory, batch, self.forcing(step), s.label_smoothing)
         penalties = self.penalties(captioner, losses.weights, losses.row, len(batch.lengths))
-        return StepLoss([Mean(losses.total, losses.tokens), *penalties], losses.total.detach(), losses.tokens)
+        # as DeepCaption calls them
+        others = {
+            "loss_word": Mean(losses.word.detach(), losses.tokens),
+            "loss_sentence": Mean(losses.stop.detach(), len(batch.lengths)),
+        }
+        parts = [Mean(losses.total, losses.tokens), *penalties]
+        return StepLoss(parts, losses.total.detach(), losses.tokens, others=others)

@@ -49,6 +49,11 @@ class Trainer:
         self.plateau = self.plateau and make_plateau()
         self.average = self.average and [p.detach().clone() for p in self.parameters]
 
+    @property
+    def method(self) -> str:
+        """The optimizer and its learning rate, in words."""
+        return f"{self.settings.optimizer} at a learning rate of {self.settings.learning_rate:g}"
+
     def _adam(self) -> None:
         s = self.settings
         rate = s.self_critical_learning_rate
@@ -181,6 +186,7 @@ class Progress:
 
     def __init__(self, device, resumed: dict | None = None):
         resumed = resumed or {"loss_sum": 0.0, "tokens": 0, "captions": 0, "reward_sum": 0.0}
+        self.others = {name: tuple(pair) for name, pair in resumed.get("others", {}).items()}  # sums and counts
         self.reward_sum = resumed["reward_sum"]
         self.loss_sum = torch.tensor(resumed["loss_sum"], dtype=torch.float64).to(device)
         self.tokens, self.captions = resumed["tokens"], resumed["captions"]
@@ -191,6 +197,9 @@ class Progress:
         self.reward_sum += loss.reward * loss.captions
         self.tokens += loss.tokens
         self.captions += loss.captions
+        for name, (value, count) in loss.others.items():
+            total, number = self.others.get(name, (0.0, 0))
+            self.others[name] = total + value.double() * count, number + count
 
     @property
     def loss(self) -> float:
@@ -203,10 +212,16 @@ class Progress:
         return float(self.reward_sum) / max(1, int(self.captions))
 
     @property
+    def other_means(self) -> dict[str, float]:
+        """The means so far of the other figures that the objective gives."""
+        return {name: float(total) / max(1, int(count)) for name, (total, count) in self.others.items()}
+
+    @property
     def speed(self) -> float:
         """Captions per second since the epoch began or was resumed."""
         return (int(self.captions) - self.before) / max(1e-9, time.monotonic() - self.began)
 
     def state(self) -> dict:
         sums = {"loss_sum": float(self.loss_sum), "reward_sum": float(self.reward_sum)}
-        return {**sums, "tokens": int(self.tokens), "captions": int(self.captions)}
+        others = {name: (float(total), int(count)) for name, (total, count) in self.others.items()}
+        return {**sums, "tokens": int(self.tokens), "captions": int(self.captions), "others": others}
