@@ -19,13 +19,16 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(x)
+            return self._by_running_statistics(x)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return self._over_processes(x)
         return self._by_running_statistics(x) if len(x) == 1 else super().forward(x)
 
     def _by_running_statistics(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        statistics = self.running_mean, self.running_var
+        if torch.is_grad_enabled():  # another pass may change them before the gradients of this one are computed
+            statistics = (each.clone() for each in statistics)
+        return F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
 
     def _over_processes(self, x: Tensor) -> Tensor:
         wide = x.double()  # a sum of squares loses half of its digits

@@ -8,7 +8,8 @@ import torch
 from toy_decoders import REGION, R, config_of
 
 from captioning.datasets.base import ImageItem
-from captioning.devices import process
+from captioning.devices import partners_may_fail, process, summed
+from captioning.errors import UserError
 from captioning.text.tokens import END, PAD, SPECIALS, START
 from data_loader import Batch
 from model import Captioner, build_model
@@ -85,6 +86,20 @@ def in_processes(work, folder, count: int = 2) -> list:
         child.join(120)
         assert child.exitcode == 0
     return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+
+
+def test_a_process_whose_partner_ends_says_so_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def work() -> str:
+        if process()[0] == 0:
+            return "ends, as after a mistake"
+        with pytest.raises(UserError, match="another process has ended") as caught, partners_may_fail():
+            while True:  # the first collective, or one soon after
+                summed(torch.ones(1))
+        return str(caught.value)
+
+    assert "\n" not in in_processes(work, tmp_path)[1]
 
 
 def assert_same(found: dict, wanted: dict) -> None:

@@ -308,6 +308,29 @@ def test_turning_midway_goes_back_to_the_best_epoch(trained):
     assert "training_reward" in rows_of(trained, "midway")["7"]
 
 
+def test_a_loaded_model_is_trained_by_adam_at_a_low_rate(trained):
+    """Self-critical from the first epoch on. The optimizer's state of another objective stays behind."""
+    at, flags = trained.common.index("--optimizer"), list(trained.common)
+    flags[at : at + 2] = []
+    flags[flags.index("--learning_rate") :] = []
+    last = trained.start.parent / "last.model"
+    more = ["--load_model", last, "--self_critical_from_epoch", 0, "--num_epochs", 6, "--model_name", "loaded"]
+    done = trained.run("train.py", *flags, *more)
+    assert done.status == 0, done.err
+    assert "self-critical training by adam at a learning rate of 5e-05" in done.out
+    state = checkpoint.load(trained.root / "models" / "loaded" / "last.model")["training"]["trainer"]
+    assert (state["optimizer_name"], state["optimizer"]["param_groups"][0]["lr"]) == ("adam", 5e-5)
+    assert max(int(one["step"]) for one in state["optimizer"]["state"].values()) == 3  # of this epoch
+    resumed = trained.run("train.py", *flags, *more[:-4], "--num_epochs", 7, *more[-2:], "--resume")
+    assert resumed.status == 0 and list(rows_of(trained, "loaded")) == ["6", "7"], resumed.err
+
+
+def test_mixed_precision(trained):
+    more = ["--load_model", trained.start, "--self_critical_from_epoch", 0, "--num_epochs", 6, "--amp", "bf16"]
+    done = trained.run("train.py", *trained.common, *more, "--model_name", "bf16", "--self_critical_samples", 1)
+    assert done.status == 0 and rows_of(trained, "bf16")["6"]["training_reward"] > 0, done.err
+
+
 def test_turning_midway_without_validation_says_so(trained):
     more = ["--self_critical_from_epoch", 2, "--num_epochs", 2, "--model_name", "blind"]
     done = trained.run("train.py", *trained.common, *more)
