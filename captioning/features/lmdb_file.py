@@ -94,7 +94,7 @@ class LmdbReader(FeatureReader):
     def keys(self) -> Iterator[str]:
         with self._reading() as transaction:
             names = transaction.cursor().iternext(values=False)
-            return iter([name.decode() for name in names if name not in LMDB_OWN_KEYS])
+            return iter([name.decode(errors="surrogateescape") for name in names if name not in LMDB_OWN_KEYS])
 
     def missing(self, keys: Iterable) -> list:
         with self._reading() as transaction:
@@ -220,10 +220,10 @@ class LmdbStore:
         if resume and (self.folder / "data.mdb").exists():
             with environment(self.folder, writer.path, "read") as opened, opened.begin() as transaction:
                 names = transaction.cursor().iternext(values=False)
-                self.rows = [name.decode() for name in names if name not in LMDB_OWN_KEYS]
+                self.rows = [name.decode(errors="surrogateescape") for name in names if name not in LMDB_OWN_KEYS]
 
     def check(self, key: str) -> None:
-        encoded = str(key).encode()
+        encoded = str(key).encode("utf-8", "surrogateescape")
         if not 0 < len(encoded) <= LMDB_LONGEST_KEY or encoded in LMDB_OWN_KEYS:
             reason = f"empty, reserved or longer than {LMDB_LONGEST_KEY} bytes"
             raise UserError(f"feature file {self.writer.path}: {key[:60]!r} cannot be a key of an lmdb file ({reason})")
