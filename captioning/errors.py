@@ -91,7 +91,18 @@ def safe_streams():
         try:
             yield
         finally:
+            for stream in (sys.stdout.stream, sys.stderr.stream):
+                let_go(stream)
             sys.stdout, sys.stderr = before
+
+
+def let_go(stream) -> None:
+    """Drop what a stream cannot be rid of: Python would complain of it when it ends, and change the exit status."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # closed, or no file but a test's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run(main, args) -> int:
@@ -107,8 +118,6 @@ def run(main, args) -> int:
             print(f"\n{script_name()}: interrupted", file=sys.stderr)
             return 128 + number
         except BrokenPipeError:  # the reader of our output (head, less) went away before the work was finished
-            with contextlib.suppress(OSError, ValueError):  # no file, in tests
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + 13  # SIGPIPE
         except Exception as error:
             if (message := user_message(error)) is None:
