@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterable
 from functools import cache
@@ -96,6 +97,17 @@ def safe_streams():
             sys.stdout, sys.stderr = before
 
 
+@contextlib.contextmanager
+def telling_once():
+    """Within it a thread prints nothing of an error that a person can mend: whoever wants its work is told as well."""
+    hook = threading.excepthook
+    threading.excepthook = lambda lost: None if lost.exc_value and user_message(lost.exc_value) else hook(lost)
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+
+
 def let_go(stream) -> None:
     """Drop what a stream cannot be rid of: Python would complain of it when it ends, and change the exit status."""
     try:
@@ -109,7 +121,7 @@ def run(main, args) -> int:
     """The exit status of `main(args)`: 0 well, 1 some items failed, 2 an error, 128 + the number of a signal."""
     with safe_streams():
         try:
-            with signals.interrupting():
+            with signals.interrupting(), telling_once():
                 status = main(args) or 0
                 sys.stdout.flush()
                 return status

@@ -4,15 +4,17 @@ import errno
 import io
 import subprocess
 import sys
+import threading
 
 import pytest
 from running import ROOT
 
-from captioning.errors import SafeStream, UserError, message_line, one_line, shown, user_message
+from captioning.errors import SafeStream, UserError, message_line, one_line, run, shown, user_message
 
 PRINTS = """
 import sys
-from captioning.errors import user_message, UserError, run
+import threading
+from captioning.errors import run, user_message, UserError, run
 
 def main(args):
     for n in range(20_000):
@@ -74,6 +76,7 @@ def test_shown_text_is_one_line():
 
 FAULT = """
 import sys
+import threading
 sys.argv = ["score.py"]
 sys.modules["__main__"].__file__ = "score.py"
 from captioning import errors
@@ -112,3 +115,18 @@ def test_what_is_no_fault_of_the_program_is_told_in_words():
         message = user_message(RuntimeError(text))
         assert "--num_workers 0" in message and "--shm-size" in message
     assert user_message(RuntimeError("Caught RuntimeError in DataLoader worker process 0.")) is None
+
+
+def test_a_thread_leaves_the_telling_to_whoever_wants_its_work(capsys):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def main(args) -> None:
+        thread = threading.Thread(target=full)
+        thread.start()
+        thread.join()
+        full()
+
+    hook = threading.excepthook
+    assert run(main, None) == 2 and threading.excepthook is hook
+    assert capsys.readouterr().err.endswith(": error: No space left on device\n")
