@@ -194,7 +194,7 @@ def begin_worker(with_torch: bool) -> None:
 
 def select(names: list[str], subset: str) -> tuple[list[str], list[str]]:
     """The names that the lines of file `subset` stand for, and the lines that stand for none."""
-    lines = read_lines(subset, "--subset")
+    lines = read_lines(subset, "--subset", "surrogateescape")
     ids = dict.fromkeys(filter(None, map(str.strip, lines)))
     chosen, used = [], set()
     for name in names:

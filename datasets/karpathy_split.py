@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from captioning.datasets.base import ID, NAME, TEXT, check_entry, checked_entries
 from captioning.errors import UserError, run
 from captioning.files import atomic_write, read_json
 
@@ -30,17 +31,19 @@ def convert(contents: dict, source) -> dict[str, dict]:
     splits: dict[str, dict] = {}
     if not isinstance(contents, dict) or not isinstance(contents.get("images"), list):
         raise UserError(f"{source}: no list under `images`: not a split file of Karpathy's")
-    for index, image in enumerate(contents["images"]):
-        try:
-            split = splits.setdefault(image["split"], {"images": [], "annotations": []})
-            name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
-            image_id = image.get("cocoid", image["imgid"])
-            split["images"].append({"id": image_id, "file_name": name})
-            for sentence in image["sentences"]:
-                entry = {"id": sentence["sentid"], "image_id": image_id, "caption": sentence["raw"]}
-                split["annotations"].append(entry)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{source}: images[{index}] lacks {error}: not a split file of Karpathy's") from error
+    for place, image in checked_entries(contents["images"], source, "images", split=NAME, filename=NAME):
+        number = "cocoid" if "cocoid" in image else "imgid"
+        optional = {"filepath": TEXT} if image.get("filepath") is not None else {}
+        check_entry(image, source, place, **{number: ID}, **optional)
+        if "/" in image["split"]:
+            raise UserError(f"{source}: {place}: split {image['split']!r} cannot be part of the name of a file")
+        split = splits.setdefault(image["split"], {"images": [], "annotations": []})
+        name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
+        split["images"].append({"id": image[number], "file_name": name})
+        sentences = checked_entries(image.get("sentences"), source, f"{place}.sentences", sentid=ID, raw=TEXT)
+        for _, sentence in sentences:
+            entry = {"id": sentence["sentid"], "image_id": image[number], "caption": sentence["raw"]}
+            split["annotations"].append(entry)
     return splits
 
 

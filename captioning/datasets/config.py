@@ -47,8 +47,9 @@ class DatasetParams:
         wanted = os.path.expanduser(value)
         places = list(dict.fromkeys(os.path.normpath(base / wanted) for base in self.bases or (Path.cwd(),)))
         there = [place for place in places if os.path.exists(place)]
-        if len(there) > 1 and not os.path.samefile(*there[:2]):
-            warn_once(f"[{self.name}] {value} is there twice: {there[0]} is used, {there[1]} is not")
+        everywhere = os.path.normpath(wanted) == os.curdir
+        if len(there) > 1 and not everywhere and not os.path.samefile(*there[:2]):
+            warn_once(f"{self.config_path}: {value} is there twice: {there[0]} is used, {there[1]} is not")
         return (there or places)[0]
 
     def set_paths(self, values: dict[str, str]) -> None:
