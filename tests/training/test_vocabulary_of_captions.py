@@ -69,7 +69,7 @@ def test_a_vocabulary_of_other_captions_is_refused(root, script):
         "--vocab", root / "german.json", "--num_epochs", 1,
     )  # fmt: skip
     assert done.status == 2 and done.err.count("\n") == 1
-    assert "german.json: its vocabulary lacks" in done.err and "of the words of --dataset toy:train" in done.err
+    assert "german.json: it lacks" in done.err and "of the words of --dataset toy:train: --vocab AUTO" in done.err
 
 
 def test_marks_and_half_characters_of_captions_do_not_become_words(root, capsys):
