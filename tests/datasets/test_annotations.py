@@ -118,8 +118,8 @@ def test_a_wrong_value_in_any_place(tmp_path, name):
         ("CocoDataset", ("images", 1, "id"), "1", "images[1]: id '1' is there already"),
         ("VisualGenomeRegionsDataset", (0, "x"), float("inf"), "[0]: x inf is not a number"),
         ("references", ("annotations", 0, "image_id"), 1.0, "annotations[0]: image_id 1.0 is neither number nor text"),
-        ("karpathy", ("images", 0, "sentences", 0, "raw"), 5, "images[0].sentences[0]: raw 5 is not a text"),
-        ("karpathy", ("images", 0, "split"), "../x", "images[0]: split '../x'"),
+        ("karpathy", ("images", 0, "sentences", 0, "raw"), 5, "images[0].sentences[0].raw is a number, not a text"),
+        ("karpathy", ("images", 0, "split"), "../x", "images[0].split '../x' is no name of a split"),
     ],
 )
 def test_the_place_is_named(tmp_path, name, path, value, words):
