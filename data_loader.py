@@ -143,7 +143,8 @@ class _Batches:
 class Loader:
     """Iterates over the Batches of one epoch, from the position set; each iteration repeats it.
 
-    items: the images it uses; inputs: where a model's inputs come from; bad_items: a message for every image that was
+    items: the images it uses; unknown_share: of the words of their captions that are <unk>; inputs: where a model's
+    inputs come from; bad_items: a message for every image that was
     dropped, missing files included; each is printed once.
     A batch that lost all of its images is passed over. With several processes that would put them out of step: check
     the images first. Raises UserError while iterating where a feature file turns out to be damaged.
@@ -161,6 +162,7 @@ class Loader:
             source.check(items)
         self.items, self.inputs = items, list(inputs)
         captions = None if vocabulary is None else CaptionIds(items, vocabulary, settings.max_sentences)
+        self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
         counts = [0 if captions is None else len(item.captions) for item in items]
         self.sampler = (GroupedBatchSampler if training else ImageBatchSampler)(counts, settings)
         workers = settings.num_workers

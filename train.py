@@ -62,6 +62,7 @@ from training.self_critical import SelfCritical
 from training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings
 from training.trainer import Progress, Trainer
 from training.validation import Validation, validate_models, validation_loader
+from vocabulary import MOST_UNKNOWN
 
 
 @dataclass
@@ -111,6 +112,9 @@ class TrainRun:
         teachers = Teachers(models, captioner, inputs, dataset, weights) if models else None
         self.loader = self.open_loader(dataset, inputs + (teachers.inputs if teachers else []))
         self.loader.bad_items += bad
+        if (share := self.loader.unknown_share) > MOST_UNKNOWN:
+            whose = data.vocabulary_file or ", ".join(self.builder.wanted.load_model or ["--vocab AUTO"])
+            raise UserError(f"{whose}: its vocabulary lacks {share:.0%} of the words of --dataset {data.dataset}")
         if data.validate and is_main():
             source = data.validate, data.dataset_config_file, data.num_workers
             self.validation_loader = validation_loader(captioner, *source, cached)

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import sys
 import typing
 from collections.abc import Callable
@@ -78,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self.error(f"unexpected argument {unknown[0]} (--help shows what is expected)")
-        typed = vars(found)
+        typed = {name: at_home(value) for name, value in vars(found).items()}
         return argparse.Namespace(**{**self.defaults, **typed}, typed_flags=typed)
 
     def at_least(self, least: int, values: argparse.Namespace, *names: str) -> None:
@@ -175,6 +176,16 @@ def text_or_nothing(word: str) -> str:
 def clipped(word: str) -> str:
     """`word` in quotes, at most 60 characters of it."""
     return repr(word if len(word) <= 60 else f"{word[:57]}...")
+
+
+def at_home(value):
+    """A value of a flag with each `~` and `~name` that begins a path replaced by the home folder.
+
+    Shells leave them as they are in `--output_file=~/x` and behind the commas of a list.
+    """
+    if isinstance(value, list):
+        return [at_home(one) for one in value]
+    return ",".join(map(os.path.expanduser, value.split(","))) if isinstance(value, str) and "~" in value else value
 
 
 def of_type(kind) -> dict:

@@ -11,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from captioning import signals
@@ -152,6 +153,18 @@ if in_script():
 
 def warn(message: str) -> None:
     print(f"warning: {shown(message)}", file=sys.stderr)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Print the warning, unless this process has printed it before."""
+    warn(message)
+
+
+@cache
+def note_once(message: str) -> None:
+    """Print what a person should know, but need not mend, unless this process has printed it before."""
+    print(message, file=sys.stderr)
 
 
 def first_few(names: Iterable, most: int = 3) -> str:

@@ -12,6 +12,7 @@ DeepCaption does: `A=0.69/two=0.08 man=0.15/young=0.10`; json keeps the caption 
 as numbers, with the <end> of the caption, and csv as a column of its own.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -21,8 +22,10 @@ from pathlib import Path
 
 from captioning.datasets.base import ImageItem
 from captioning.errors import LINE_ENDS, UserError
-from captioning.files import atomic_write, expect, member, parse_json, read_bytes
+from captioning.files import atomic_write, expect, is_plain, member, naming_file, open_through, parse_json, read_bytes
+from captioning.locks import FileLock
 from captioning.tables import csv_lines, plain_cell
+from captioning.text.cleaning import printable
 from inference.lemmas import LemmaRules
 
 FORMATS = ("txt", "json", "jsonl", "csv")
@@ -56,11 +59,6 @@ class Style:
         return printable((item.path or item.key) if self.paths else item.image_id)
 
 
-def printable(image_id: int | str) -> int | str:
-    """A file name may hold bytes that are no text; they are written out as \\udcXX."""
-    return image_id.encode("utf-8", "backslashreplace").decode() if isinstance(image_id, str) else image_id
-
-
 @dataclass
 class Result:
     """An image's captions with their log-probabilities, best first. path and references serve the gallery.
@@ -90,50 +88,107 @@ class ResultsFile:
     """Writes results; complete or not there at all, but for FILE.part of the formats that can be resumed.
 
     resume: keep what FILE.part, or else FILE, holds; `earlier` has it. Its image ids are texts where the file is a csv.
-    words: whether the results have words. Raises UserError for a file that is no such results file.
+    words: whether the results have words. force: begin anew where an interrupted run left results in FILE.part.
+    A link stays a link; what is no plain file (`/dev/stdout`, a pipe) is written to directly. From the beginning until
+    `close`, or the end of the `with` block, no other process can write a file that grows.
+    Raises UserError for a file that is no such results file, and where another run is at work on it or left results.
     """
 
-    def __init__(self, path, form: str, resume: bool = False, words: bool = False):
+    def __init__(self, path, form: str, resume: bool = False, words: bool = False, force: bool = False):
         self.path, self.form, self.words = Path(path), form, words
-        self.part = self.path.with_name(self.path.name + ".part")
+        self.target = Path(os.path.realpath(path))
+        self.direct = not is_plain(path)
+        self.part = self.target.with_name(self.target.name + ".part")
         self.earlier: list[Result] = []
-        if resume and (self.part.exists() or self.path.exists()):
-            unfinished = self.part.exists()
-            self.earlier = read_results(self.part if unfinished else self.path, form, unfinished, words)
+        self.lock = None
+        if resume and self.direct:
+            raise UserError(f"--resume: {path} is not a plain file")
+        if form in GROWING and not self.direct:
+            hidden = self.target.with_name(f".{self.target.name}.lock")
+            self.lock = FileLock(hidden, f"{path}")
+            try:
+                self.earlier = self._earlier(resume, force)
+            except UserError:
+                self.close()
+                raise
         self.results = list(self.earlier)
+
+    def _earlier(self, resume: bool, force: bool) -> list[Result]:
+        unfinished = self.part.exists()
+        if resume:
+            there = unfinished or self.target.exists()
+            file = self.part if unfinished else self.target
+            return read_results(file, self.form, unfinished, self.words) if there else []
+        if unfinished and not force and _has_results(self.part, self.form):
+            advice = "add --resume to go on, or --force to begin anew"
+            raise UserError(f"{self.part} has captions of an interrupted run: {advice}")
+        return []
+
+    def close(self) -> None:
+        """Let others write the file."""
+        if self.lock is not None:
+            self.lock.release(remove=True)
 
     def __enter__(self) -> "ResultsFile":
         if self.form in GROWING:
             columns = COLUMNS + ["words"] * self.words
-            with atomic_write(self.part) as file:  # without the half line that an interruption may have left
-                file.write(",".join(columns) + "\n" if self.form == "csv" else "")
-                file.writelines(_lines(self.form, result) for result in self.earlier)
-            self._file = open(self.part, "a", encoding="utf-8", newline="")
+            # without the half line that an interruption may have left
+            lines = [",".join(columns) + "\n"] if self.form == "csv" else []
+            lines += [_lines(self.form, result) for result in self.earlier]
+            with naming_file(self.path):
+                if not self.direct:
+                    with atomic_write(self.part) as file:
+                        file.writelines(lines)
+                    lines = []
+                self._file = (
+                    open_through(self.path) if self.direct else open(self.part, "a", encoding="utf-8", newline="")
+                )
+                self._file.writelines(lines)
         return self
 
     def add(self, result: Result) -> None:
         self.results.append(result)
         if self.form in GROWING:
-            self._file.write(_lines(self.form, result))
-            self._file.flush()
+            with naming_file(self.path):
+                self._file.write(_lines(self.form, result))
+                self._file.flush()
 
     def __exit__(self, kind, error, traceback) -> None:
         """Completes the file; after an error leaves FILE.part for resuming, or removes it where it holds nothing."""
-        if self.form in GROWING:
-            if kind is None:
+        try:
+            if self.form in GROWING:
+                self._end_growing(well=kind is None)
+            elif kind is None:
+                self._write_whole()
+        finally:
+            self.close()
+
+    def _end_growing(self, well: bool) -> None:
+        if not well:
+            with contextlib.suppress(OSError):  # a full disk, which has been told
+                self._file.close()
+            if not self.results and not self.direct:
+                self.part.unlink(missing_ok=True)
+            return
+        with naming_file(self.path):
+            if not self.direct:
                 os.fsync(self._file.fileno())
             self._file.close()
-            if kind is None:
-                os.replace(self.part, self.path)
-            elif not self.results:
-                self.part.unlink()
-        elif kind is None:
-            with atomic_write(self.path) as file:
-                if self.form == "json":
-                    entries = [json.dumps(_coco(result, "json"), ensure_ascii=False) for result in self.results]
-                    file.write("[\n" + ",\n".join(entries) + "\n]\n")
-                else:
-                    file.writelines(_lines(self.form, result) for result in self.results)
+            if not self.direct:
+                os.replace(self.part, self.target)
+
+    def _write_whole(self) -> None:
+        with atomic_write(self.path) as file:
+            if self.form == "json":
+                entries = [json.dumps(_coco(result, "json"), ensure_ascii=False) for result in self.results]
+                file.write("[\n" + ",\n".join(entries) + "\n]\n")
+            else:
+                file.writelines(_lines(self.form, result) for result in self.results)
+
+
+def _has_results(part: Path, form: str) -> bool:
+    """Whether FILE.part holds more than the names of its columns."""
+    return part.read_bytes().count(b"\n") > (form == "csv")
 
 
 def word_text(steps: list[list[Word]], capitalize: bool = True) -> str:
