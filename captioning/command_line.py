@@ -89,6 +89,13 @@ class Parser(argparse.ArgumentParser):
             if value is not None and value < least:
                 self.error(f"--{name} {value}: must be at least {least}")
 
+    def at_most(self, most: int, values: argparse.Namespace, *names: str) -> None:
+        """End the script where a flag of `names` has a value above `most`."""
+        for name in names:
+            value = getattr(values, name)
+            if value is not None and value > most:
+                self.error(f"--{name} {value}: must be at most {most:,}")
+
     def _refuse_unknown_flags(self, words: list[str]) -> None:
         """Before argparse looks: it would rather complain that the flag which was meant is missing."""
         flags, lists = list(self._option_string_actions), "--help_all" if self.first_use else "--help"

@@ -1,6 +1,5 @@
 """The flags of infer.py, a function for each group, and which of them contradict each other; the bundled model."""
 
-import math
 from argparse import Namespace
 from pathlib import Path
 
@@ -91,16 +90,14 @@ def parse_args(doc: str, argv=None) -> Namespace:
     args = parser.parse_args(argv)
     parser.at_least(1, args, "batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(10_000, args, "resize", "max_seq_length", "beam_size", "n_best", "alternatives")
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not args.sample:
             parser.error(f"--{name} is for sampling: add --sample")
-    if args.temperature is not None and not 0 < args.temperature < math.inf:
+    if args.temperature is not None and not args.temperature > 0:
         parser.error(f"--temperature {args.temperature}: must be above 0")
     if args.top_p is not None and not 0 < args.top_p <= 1:
         parser.error(f"--top_p {args.top_p}: must be above 0 and at most 1")
-    for name in ("length_penalty", "trigram_penalty_alpha"):
-        if not math.isfinite(getattr(args, name) or 0.0):
-            parser.error(f"--{name} {getattr(args, name)}: must be a number")
     if args.sample and (args.beam_size or 1) > 1:
         parser.error("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
     if args.beam_size and args.n_best > args.beam_size and not args.sample:

@@ -76,7 +76,10 @@ def image_size(path) -> tuple[int, int]:
 def opened(path) -> Iterator[Image.Image]:
     """The image file, or member of a zip file, with its header read. What goes wrong within becomes an ImageError."""
     try:
-        file = io.BytesIO(read_member(path)) if split_path(path) else path
+        inside = split_path(path)
+        if not inside and not (os.path.isfile(path) or os.path.isdir(path)) and os.path.exists(path):
+            raise ValueError("not a plain file")  # a pipe would be waited for
+        file = io.BytesIO(read_member(path)) if inside else path
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
