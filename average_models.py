@@ -48,6 +48,9 @@ def parse_args(argv=None) -> Namespace:
     if args.dataset and not args.greedy:
         parser.error("--dataset is for --greedy")
     parser.at_least(1, args, "image_size", "beam_size")
+    parser.at_least(0, args, "num_workers")
+    parser.at_most(10_000, args, "image_size", "beam_size")
+    parser.at_most(1000, args, "num_workers")
     return args
 
 

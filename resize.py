@@ -32,6 +32,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     parser.at_least(1, args, "image_size")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(1000, args, "num_workers")
+    parser.at_most(10_000, args, "image_size")
     if not 1 <= args.quality <= 100:
         parser.error(f"--quality: {args.quality} is out of range; give 1 to 100")
     return args

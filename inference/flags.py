@@ -90,6 +90,7 @@ def parse_args(doc: str, argv=None) -> Namespace:
     args = parser.parse_args(argv)
     parser.at_least(1, args, "batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(1000, args, "num_workers")
     parser.at_most(10_000, args, "resize", "max_seq_length", "beam_size", "n_best", "alternatives")
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not args.sample:

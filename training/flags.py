@@ -53,6 +53,7 @@ RANGES = {
     "from 0 to below 1": (lambda value: 0 <= value < 1, PROBABILITIES),
     "from 0 to 1": (lambda value: 0 <= value <= 1, "gamma_ml_rl distill_weight"),
     "above 0": (lambda value: value > 0, POSITIVE),
+    "from 0 to 1,000": (lambda value: 0 <= value <= 1000, "num_workers"),
     "0 or more": (lambda value: value >= 0, WEIGHTS),
 }
 

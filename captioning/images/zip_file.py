@@ -33,12 +33,12 @@ class ImageZip:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                infos = [info for info in archive.infolist() if not info.is_dir() and not JUNK.match(info.filename)]
+                infos = [info for info in archive.infolist() if not info.is_dir()]
         except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
             raise UserError(f"cannot read zip file {path}: {error}") from None
         except OSError as error:
             raise UserError(f"cannot read zip file {path}: {error.strerror or error}") from None
-        entries = [info for info in infos if not leads_out(info.filename)]
+        entries = [info for info in infos if not leads_out(info.filename) and not JUNK.match(info.filename)]
         # plain tuples: zipfile's own entries take some times the memory, and a large set has a hundred thousand
         self.members = {info.filename: MEMBER(info) for info in entries}
         if lost := [info.filename for info in infos if leads_out(info.filename)]:
