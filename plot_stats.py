@@ -70,6 +70,7 @@ SCORES = {  # name in the file -> in the legend, marker
     "bleu_3": ("BLEU-3", "X"),
 }
 OTHER_NAMES = {"rouge": "rouge_l", "cider_d": "ciderd", "val_loss": "validation_loss", "train_loss": "training_loss"}
+OTHER_NAMES |= {"val_loss_word": "validation_word_loss", "val_loss_sentence": "validation_stop_loss"}
 OTHER_MARKERS = "hd*pH"
 LOSS_DASHES = {"training_loss": "solid", "validation_loss": (0, (5, 2))}
 

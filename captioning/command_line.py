@@ -144,6 +144,16 @@ def nearest(name: str, flags: list[str]) -> str | None:
     return found[0] if found else None
 
 
+def at_home(value):
+    """A value of a flag with each `~` and `~name` that begins a path replaced by the home folder.
+
+    Shells leave them as they are in `--output_file=~/x` and behind the commas of a list.
+    """
+    if isinstance(value, list):
+        return [at_home(one) for one in value]
+    return ",".join(map(os.path.expanduser, value.split(","))) if isinstance(value, str) and "~" in value else value
+
+
 def whole_number(word: str) -> int:
     """The number that `word` writes. Raises ArgumentTypeError where it is none, or beyond 64 bits."""
     try:
@@ -183,16 +193,6 @@ def text_or_nothing(word: str) -> str:
 def clipped(word: str) -> str:
     """`word` in quotes, at most 60 characters of it."""
     return repr(word if len(word) <= 60 else f"{word[:57]}...")
-
-
-def at_home(value):
-    """A value of a flag with each `~` and `~name` that begins a path replaced by the home folder.
-
-    Shells leave them as they are in `--output_file=~/x` and behind the commas of a list.
-    """
-    if isinstance(value, list):
-        return [at_home(one) for one in value]
-    return ",".join(map(os.path.expanduser, value.split(","))) if isinstance(value, str) and "~" in value else value
 
 
 def of_type(kind) -> dict:

@@ -21,6 +21,7 @@ from training.trainer import Trainer
 
 # The first of these that was measured decides which epoch is best; losses are better when lower.
 CRITERIA = ("cider", "ciderd", "spice", "meteor", "bleu_4", "rouge_l", "loss")
+NOISE = 0.01  # a score below it says nothing about captions: chance decides which epoch has the highest
 
 
 def run_name(basename: str, wanted: ModelSettings, config: ModelConfig) -> str:
@@ -129,9 +130,24 @@ class RunFolder:
             json.dump({str(epoch): row for epoch, row in self.stats.items()}, file, indent=2)
 
     def criterion(self) -> str:
-        """The name of the figure that decides which epoch is best."""
+        """The name of the figure that decides which epoch is best: the loss where the scores are noise."""
+        score = self.score()
+        return "validation_loss" if score and self.noisy(score) else score or "training_loss"
+
+    def score(self) -> str | None:
+        """The first of CRITERIA that was measured; None where nothing was validated."""
         measured = {name for row in self.stats.values() for name in row}
-        return next((f"validation_{name}" for name in CRITERIA if f"validation_{name}" in measured), "training_loss")
+        return next((f"validation_{name}" for name in CRITERIA if f"validation_{name}" in measured), None)
+
+    def noisy(self, score: str) -> bool:
+        """Whether no epoch reached NOISE in `score`."""
+        values = [row[score] for row in self.stats.values() if row.get(score) is not None]
+        return not score.endswith("_loss") and max(values, default=0.0) < NOISE
+
+    def criterion_text(self) -> str:
+        """The criterion by its name, and why a score that was measured is not it."""
+        name, score = self.criterion(), self.score()
+        return name if score in (name, None) else f"{name}, as {score} is under {NOISE:g}"
 
     def best_epoch(self) -> int | None:
         name = self.criterion()

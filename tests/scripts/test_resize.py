@@ -152,7 +152,7 @@ def test_odd_files_of_a_folder(script, tmp_path):
     assert outputs(tmp_path / "out") == good and len(good) == 10
     failed = dict(re.findall(r"/in/(\w+\.\w+): (.*)", result.err))
     assert sorted(failed) == ["bomb.png", "device.png", "gone.jpg", "loop.jpg", "pipe.jpg", "zero.jpg"]
-    assert failed["pipe.jpg"] == failed["device.png"] == "not a plain file"
+    assert failed["pipe.jpg"] == failed["device.png"] == "it is not a plain file"
     assert failed["zero.jpg"] == "the file is empty"
     assert "2 names differ in capitals alone" in result.err
     assert Image.open(tmp_path / "out/turned.jpg").size == (32, 48)
