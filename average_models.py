@@ -20,6 +20,7 @@ from pathlib import Path
 from captioning.command_line import Parser
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_model_file
+from inference.flags import MOST_PENALTY
 
 
 def parse_args(argv=None) -> Namespace:
@@ -50,6 +51,8 @@ def parse_args(argv=None) -> Namespace:
     parser.at_least(1, args, "image_size", "beam_size")
     parser.at_least(0, args, "num_workers")
     parser.at_most(10_000, args, "image_size", "beam_size")
+    parser.at_least(-MOST_PENALTY, args, "length_penalty")
+    parser.at_most(MOST_PENALTY, args, "length_penalty")
     parser.at_most(1000, args, "num_workers")
     return args
 
