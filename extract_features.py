@@ -56,6 +56,8 @@ def parse_args(argv=None):
         parser.error("name either --dataset or --image_dir")
     parser.at_least(1, args, "batch_size", "crop_size", "image_size")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(10_000, args, "crop_size", "image_size")
+    parser.at_most(1000, args, "num_workers")
     if args.feature_type != "plain" and args.extractor.endswith("-conv"):
         parser.error(f"--feature_type {args.feature_type} is for vectors: maps of ten crops do not lie on one another")
     return args

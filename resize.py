@@ -32,6 +32,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     parser.at_least(1, args, "image_size")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(1000, args, "num_workers")
+    parser.at_most(10_000, args, "image_size")
     if not 1 <= args.quality <= 100:
         parser.error(f"--quality: {args.quality} is out of range; give 1 to 100")
     return args
@@ -56,7 +58,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioning.cores import core_count
-from captioning.errors import UserError, run, shown
+from captioning.errors import UserError, first_few, run, shown, warn
 from captioning.files import atomic_write, read_lines
 from captioning.images import image_file
 from captioning.images.image_file import ImageError, image_error, open_image, target_size
@@ -220,7 +222,13 @@ def find_images(image_dir: Path, output_dir: Path) -> list[str]:
         paths = [path for path in paths if target not in path.resolve().parents]
     if not paths:
         raise UserError(f"--image_dir: {image_dir} has no images (JPEG, PNG, WebP, BMP, TIFF or GIF)")
-    return [str(path.relative_to(image_dir)) for path in paths]
+    names = [str(path.relative_to(image_dir)) for path in paths]
+    times = Counter(map(str.lower, names))
+    if twins := [name for name in names if times[name.lower()] > 1]:
+        warn(
+            f"{len(twins)} names differ in capitals alone, and are one file on a Mac and on Windows: {first_few(twins)}"
+        )
+    return names
 
 
 def resize_all(names: list[str], settings: Settings, workers: int, archive: Path | None) -> tuple[Counter, list]:

@@ -87,7 +87,7 @@ KINDS = {
     "train_stats.json, resumed": ("train_stats.json", EPOCHS, resume),
     "validation figures": ("v.json", EPOCHS, lambda path: read_stats(path, "--validate_only")),
     "results": ("r.json", RESULTS, lambda path: score.read_results(str(path))),
-    "references": ("t.json", TRUTH, lambda path: read_references(path, "--ground_truth")),
+    "references": ("t.json", TRUTH, read_references),
     "jsonl": ("r.jsonl", LINE, lambda path: results.read_results(path, "jsonl", words=True)),
     "vocabulary": ("v.json", build_vocabulary(["a dog", "a cat"], 1).to_dict(), encode),
     "cached words": ("w.json", table_of_words, lambda path: CachedWords.load(path).to_dict()),
