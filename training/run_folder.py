@@ -14,7 +14,7 @@ from captioning import checkpoint
 from captioning.config import ModelConfig
 from captioning.errors import UserError
 from captioning.features.factory import is_feature_file
-from captioning.files import atomic_write, check_writable, read_json, remove_leftovers
+from captioning.files import atomic_write, check_writable, expect, read_json, remove_leftovers
 from model import Captioner, save_captioner
 from training.settings import ModelSettings
 from training.trainer import Trainer
@@ -31,6 +31,17 @@ def run_name(basename: str, wanted: ModelSettings, config: ModelConfig) -> str:
     if config.paragraphs is not None:
         parts.append("coherent" if config.paragraphs.coherent_sentences else "hierarchical")
     return "-".join(part for part in parts if part)
+
+
+def read_stats(path: Path, what: str) -> dict[int, dict[str, float | None]]:
+    """{epoch: {name: value}} of a file of statistics; `what` names its role in errors. Raises UserError for another."""
+    table = expect(read_json(path, what), dict, f"{what}: {path}")
+    for epoch, row in table.items():
+        if not (epoch.isascii() and epoch.isdigit() and len(epoch) < 10):
+            raise UserError(f"{what}: {path} holds no statistics: {epoch[:60]!r} is not the number of an epoch")
+        for name, value in expect(row, dict, f"{what}: {path}", f"epoch {epoch}").items():
+            expect(value, (float, type(None)), f"{what}: {path}", f"epoch {epoch}.{name[:60]}")
+    return {int(epoch): row for epoch, row in table.items()}
 
 
 class RunFolder:
@@ -60,7 +71,7 @@ class RunFolder:
             if "training" not in contents:
                 raise UserError(f"--resume: {last} has no training state")
             if (file := self.path / "train_stats.json").exists():
-                rows = {int(epoch): row for epoch, row in read_json(file, "--resume").items()}
+                rows = read_stats(file, "--resume")
                 self.stats = {epoch: row for epoch, row in rows.items() if epoch < contents["training"]["epoch"]}
             return contents
         if not writes:
