@@ -141,9 +141,6 @@ class ExtractRun:
         raise UserError(f"--output_file: {self.path} exists: --force replaces it")
 
     def run(self) -> int:
-        if self.complete:
-            return 0
-        # torch is imported only now, so that the mistakes above are answered at once
         import torch
 
         from captioning.devices import choose_device, from_main, share, start_processes, to_main
@@ -211,7 +208,13 @@ class ExtractRun:
 def main(args) -> int:
     with contextlib.closing(ExtractRun(**vars(args))) as job:
         job.prepare()
-        return job.run()
+        if job.complete:
+            return 0
+        # torch is imported only now, so that the mistakes above are answered at once
+        from captioning.devices import partners_may_fail
+
+        with partners_may_fail():
+            return job.run()
 
 
 if __name__ == "__main__":
