@@ -44,7 +44,6 @@ if __name__ == "__main__":
 
 import io
 import os
-import signal
 import zipfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -59,9 +58,10 @@ from tqdm import tqdm
 
 from captioning.cores import core_count
 from captioning.errors import UserError, first_few, run, shown, warn
-from captioning.files import atomic_write, read_lines
+from captioning.files import atomic_write, read_lines, remove_leftovers
 from captioning.images import image_file
 from captioning.images.image_file import ImageError, image_error, open_image, target_size
+from captioning.signals import serve
 from captioning.tables import csv_lines
 
 # A JPEG is decoded at a reduced scale as long as it keeps this many times the result: with three the mean difference
@@ -175,7 +175,7 @@ def resized(names: list[str], settings: Settings, num_workers: int):
     chunk = max(1, min(64, len(names) // (8 * num_workers)))
     if settings.with_torch and get_start_method() == "fork":
         import captioning.images.torch_resize  # noqa: F401  once here instead of once in each process
-    pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(settings.with_torch,))
+    pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(os.getpid(), settings.with_torch))
     try:
         yield pool.map(work, names, chunksize=chunk)
     except BrokenProcessPool:
@@ -186,8 +186,8 @@ def resized(names: list[str], settings: Settings, num_workers: int):
         pool.shutdown(cancel_futures=True)
 
 
-def begin_worker(with_torch: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends the workers
+def begin_worker(parent: int, with_torch: bool) -> None:
+    serve(parent)
     if with_torch:
         from captioning.fast.threads import use_cores
 
@@ -274,6 +274,8 @@ def main(args) -> int:
     workers = core_count() if args.num_workers is None else args.num_workers
     with_torch = len(names) >= TORCH_FROM * max(1, workers)
     folder = None if archive else output_dir
+    for place in {output_dir / Path(name).parent for name in names} if folder else ():
+        remove_leftovers(place)
     settings = Settings(image_dir, folder, args.image_size, args.keep_aspect, args.quality, with_torch)
     counts, failed = resize_all(names, settings, workers, archive)
     failures += failed

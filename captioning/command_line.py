@@ -19,7 +19,7 @@ import typing
 from collections.abc import Callable
 from functools import partial
 
-from captioning.errors import message_line
+from captioning.errors import message_line  # also: from here on a signal ends the script without a traceback
 
 
 class Parser(argparse.ArgumentParser):

@@ -123,6 +123,18 @@ def test_after_two_dashes_all_is_a_file():
     assert make().parse_args(["--", "--odd"]).files == ["--odd"]
 
 
+def test_the_home_folder_is_put_in_once_wherever_a_path_begins(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = Parser("", settings=(Kinds,), prog="x.py")
+    for name in ("name", "files", "number"):
+        parser.add_argument(f"--{name}", help=name)
+    parser.add_argument("paths", nargs="*", help="files")
+    args = parser.parse_args(["~/p.jpg", "--name=~/x,a,~/y,b~,~no_such_user/z", "--files", "~", "c", "--number", "4"])
+    assert args.name == "/home/me/x,a,/home/me/y,b~,~no_such_user/z" and args.number == 4
+    assert (args.files, args.paths) == (["/home/me", "c"], ["/home/me/p.jpg"])
+    assert args.typed_flags["name"] == args.name
+
+
 def test_help_lists_the_flags_of_first_use_and_help_all_lists_all(capsys):
     texts = {}
     for flag in ("--help", "--help_all"):

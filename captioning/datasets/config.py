@@ -85,7 +85,7 @@ def find_config(config_file: str | None, required: bool = True) -> Path | None:
 
     A file that was asked for by another name than the default must exist even if not `required`.
     """
-    wanted = Path(os.path.expanduser(config_file or DEFAULT_FILE))
+    wanted = Path(config_file or DEFAULT_FILE)
     user_dir = Path(os.path.expanduser("~/.config/image_captioning"))
     # In the user's folder datasets.conf may lie by itself as well as under the relative path asked for.
     places = [wanted]
