@@ -310,12 +310,14 @@ def print_captions(item: ImageItem, result: Result) -> None:
 
 def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list[str], bool]:
     """Print the scores of the best captions; gives the table, and whether a metric was left out."""
-    from captioning.scoring.metrics import caption_statistics, java_note, score_captions
+    from captioning.scoring.bootstrap import few_images_note
+    from captioning.scoring.metrics import java_note, score_captions
+    from captioning.scoring.statistics import caption_statistics
 
     known = [result for result in results if result.references]
     candidates = {result.image_id: result.captions[0][0] for result in known}
     scores = score_captions(candidates, {result.image_id: result.references for result in known}, metrics)
-    if line := java_note(metrics):
+    for line in filter(None, (java_note(metrics), few_images_note(len(candidates)))):
         note(line)
     found = caption_statistics(candidates.values())
     figures = f"{found['distinct']:.1%} of them distinct, mean length {found['mean_length']:.1f} words"

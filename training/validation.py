@@ -21,7 +21,8 @@ from captioning.decoder.search import Search
 from captioning.devices import autocast
 from captioning.errors import UserError
 from captioning.files import atomic_write, read_json
-from captioning.scoring.metrics import caption_statistics, score_captions
+from captioning.scoring.metrics import score_captions
+from captioning.scoring.statistics import caption_statistics
 from captioning.text.paragraphs import split_sentences
 from data_loader import Loader, LoaderSettings, get_eval_loader
 from model import Captioner, caption_loader, load_captioner
