@@ -12,8 +12,9 @@
 
 results.json is the COCO results list that `infer.py --output_format json` writes:
 [{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. The ground truth is a COCO caption file, or Visual
-Genome's list of paragraphs. Images of the ground truth without a result are counted and not scored. A metric that
-cannot run (METEOR and SPICE without Java) is named with the reason; the exit status is 1 if --scoring asked for it.
+Genome's list of paragraphs; blank references are left out. Images of the ground truth without a result, and results of
+images without a reference, are counted and not scored. A metric that cannot run (METEOR and SPICE without Java) is
+named with the reason; the exit status is 1 if --scoring asked for it.
 """
 
 import sys
@@ -84,9 +85,10 @@ import glob
 import os
 from pathlib import Path
 
+from captioning.datasets.references import read_references
 from captioning.errors import UserError, run
 from captioning.files import atomic_write, check_writable
-from inference.caption_files import match_images, read_ground_truth, read_results, read_training_captions
+from inference.caption_files import read_results, read_training_captions, with_references
 
 ENDINGS = {".csv": "csv", ".md": "markdown", ".tex": "latex", ".txt": "text"}
 
@@ -122,8 +124,8 @@ def files_of(pattern: str, name: str) -> list[str]:
     return found
 
 
-def make_scoring(args, references: dict):
-    """The Scoring that the flags ask for. Raises UserError for what it cannot do."""
+def make_scoring(args, references: dict, training: list[str] | None):
+    """The Scoring that the flags ask for; training: captions of the training set. Raises UserError for bad flags."""
     from captioning.scoring.document_frequencies import CachedWords
     from captioning.scoring.metrics import parse_metrics
     from inference.scored_files import Scoring
@@ -132,7 +134,6 @@ def make_scoring(args, references: dict):
     if args.cached_words and "ciderd" not in metrics:
         raise UserError("--cached_words is for ciderd, which --scoring does not name")
     table = CachedWords.load(args.cached_words).to_dict() if args.cached_words else None
-    training = read_training_captions(args.training, args.dataset_config_file) if args.training else None
     return Scoring(references, metrics, args.tokenizer, table, training)
 
 
@@ -182,7 +183,7 @@ def output_format(args) -> str:
 
 def report(args, scored: list, groups: list, table_only: bool) -> None:
     """Print what is told of all files together, and write the files that were asked for."""
-    from captioning.scoring.tables import render, to_csv
+    from inference.score_tables import render, to_csv
     from inference.scored_files import Group, file_rows, group_rows, to_json
 
     groups = [Group(*group) for group in groups]
@@ -216,14 +217,16 @@ def main(args) -> int:
             check_writable(option, path)
     groups = read_groups(args.results, args.group or [])
     paths = list(dict.fromkeys(path for _, several in groups for path in several)) if args.group else args.results
-    references = read_ground_truth(args.ground_truth)
-    captions = {path: match_images(read_results(path), references) for path in paths}
+    references = read_references(args.ground_truth)
+    captions = {path: with_references(path, read_results(path), references) for path in paths}
+    references = {image_id: texts for image_id, texts in references.items() if texts}
+    training = read_training_captions(args.training, args.dataset_config_file) if args.training else None
 
     # numpy and pycocoevalcap are imported only now, so that the mistakes above are answered at once
     from captioning.scoring.bootstrap import few_images_note
     from captioning.scoring.metrics import java_note
 
-    scoring = make_scoring(args, references)
+    scoring = make_scoring(args, references, training)
     notes = (java_note(scoring.metrics, args.tokenizer), few_images_note(min(map(len, captions.values()))))
     for line in filter(None, notes):
         note(line)

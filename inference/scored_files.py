@@ -16,7 +16,7 @@ from pathlib import Path
 from captioning.scoring.bootstrap import Difference, differences, intervals
 from captioning.scoring.metrics import Scores, score_captions, tokenize
 from captioning.scoring.statistics import caption_statistics, diversity, novel_share, vocabulary_used
-from captioning.scoring.tables import Figure, Row
+from inference.score_tables import Figure, Row
 
 
 @dataclass

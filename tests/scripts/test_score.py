@@ -278,7 +278,7 @@ def test_score_refuses_flags_that_do_not_fit(script, several, tmp_path):
         ([first, "--group", f"a={tmp_path}/none*.json"], r"--group a: there is no file .*none\*.json"),
         ([first, "--group", "a=none.json"], "no such file.*none.json"),
         ([first, "--confidence", "0.95"], r"--confidence 0.95: give a percentage from 50 to below 100"),
-        ([first, "--confidence", "nan"], "--confidence nan: give a percentage"),
+        ([first, "--confidence", "nan"], "--confidence: 'nan' is not a finite number"),
         ([first, second, "--group", "--confidence", "95"], "leave one of them out"),
         ([first, "--resamples", "500"], "--resamples is for --confidence"),
         ([first, "--confidence", "95", "--resamples", "5"], "--resamples 5: must be at least 100"),

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from captioning.scoring.tables import Figure, Row, render
+from inference.score_tables import Figure, Row, render
 
 ROWS = [
     Row("att_1 & b", 3, {"cider": Figure(0.59641, 0.004), "images": Figure(1000), "distinct": Figure(0.855, 0.01)}),

@@ -4,13 +4,12 @@ rows = [Row("attentive", 3, {"cider": Figure(0.596, deviation=0.004)})]
 print(render(rows, "markdown"))
 """
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from captioning.scoring.metrics import LABELS
+from captioning.tables import csv_lines
 
 FORMATS = ("text", "markdown", "latex", "csv")
 # Column -> its heading and how its figures are written. Scores have four decimals.
@@ -83,11 +82,8 @@ def render(rows: Sequence[Row], form: str) -> str:
 
 def to_csv(rows: Sequence[Mapping]) -> str:
     """All columns that any row has, in order of appearance; what a row lacks stays empty."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return csv_lines([columns, *([row.get(name, "") for name in columns] for row in rows)])
 
 
 def _numbers(row: Row) -> dict:
