@@ -86,7 +86,7 @@ import os
 from pathlib import Path
 
 from captioning.datasets.references import read_references
-from captioning.errors import UserError, run
+from captioning.errors import UserError, run, warn
 from captioning.files import atomic_write, check_writable
 from inference.caption_files import read_results, read_training_captions, with_references
 
@@ -227,9 +227,10 @@ def main(args) -> int:
     from captioning.scoring.metrics import java_note
 
     scoring = make_scoring(args, references, training)
-    notes = (java_note(scoring.metrics, args.tokenizer), few_images_note(min(map(len, captions.values()))))
-    for line in filter(None, notes):
+    if line := java_note(scoring.metrics, args.tokenizer):
         note(line)
+    if line := few_images_note(min(map(len, captions.values()))):
+        warn(line)
     table_only = bool(args.group) or (args.format is not None and not args.output)
     scored = []
     for number, path in enumerate(paths):

@@ -35,7 +35,7 @@ def test_score_prints_and_writes(script, files, tmp_path):
         "score.py", *files(), "--scoring", "BLEU,CIDEr,ciderd", "--tokenizer", "python",
         "--cached_words", table, "--output", tmp_path / "scores.json",
     )  # fmt: skip
-    assert done.status == 0 and re.fullmatch("scores of 3 images mean little: .*\n", done.err)
+    assert done.status == 0 and re.fullmatch("warning: scores of 3 images mean little: .*\n", done.err)
     assert "3 captions, 2.7 references each, tokenizer python" in done.out
     assert "1 of 4 images of the ground truth have no result" in done.out
     assert "distinct captions 100.0%" in done.out
