@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import score
 from captioning.errors import UserError
 from captioning.text.cleaning import clean_text
+from inference.caption_files import read_results as read_captions
 from inference.results import Result, ResultsFile, read_results
 
 TEXT = st.text(
@@ -70,8 +70,8 @@ def test_json_is_what_score_reads(found):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.json"
         path.write_text(text, encoding="utf-8")
-        captions = score.read_results(str(path))
-    assert list(captions.values()) == [clean_text(result.captions[0][0]) for result in found]
+        captions = read_captions(str(path))
+    assert list(captions.values()) == [[clean_text(text) for text, _ in result.captions] for result in found]
 
 
 @given(results())
