@@ -27,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the toolkit's folder
 from captioning.errors import UserError, run
 from captioning.files import atomic_write, expect, member, read_json
+from captioning.signals import serve
 
 SPLITS = ("train", "val", "test")
 
@@ -310,7 +311,7 @@ def make(args) -> None:
         for task in enumerate(scenes):
             draw(task)
     else:
-        with ProcessPoolExecutor(args.num_workers) as pool:
+        with ProcessPoolExecutor(args.num_workers, initializer=serve, initargs=(os.getpid(),)) as pool:
             list(pool.map(draw, enumerate(scenes), chunksize=8))
     for split in SPLITS:
         with atomic_write(folder / f"captions_{split}.json") as file:
