@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from captioning.config import ModelConfig
 from captioning.decoder.attention import Attention
@@ -49,7 +50,14 @@ class ImageEmbedding(nn.Module):
         self.bn = nn.BatchNorm1d(embed_size, momentum=0.01)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.bn(self.dropout(self.non_lin(self.linear(image))))
+        return self.normalised(self.dropout(self.non_lin(self.linear(image))))
+
+    def normalised(self, embedded: Tensor) -> Tensor:
+        """Batch norm of (B, E). A single image has no variance: it is normalised by the running statistics."""
+        if self.training and len(embedded) == 1:
+            bn = self.bn
+            return F.batch_norm(embedded, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        return self.bn(embedded)
 
 
 class SentenceDecoder(nn.Module):
