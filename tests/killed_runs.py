@@ -9,6 +9,7 @@ is a fork of this process, which has imported torch but computed nothing: a proc
 
 import builtins
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ import train
 from captioning import files
 from captioning.errors import run
 
+importlib.import_module("torch._dynamo")  # an optimizer does, in each fork, which takes longer than all the rest
 COUNTED = ("fsync", "replace", "unlink", "chmod", "write", "mkstemp")
 FLAGS = ["--dataset", "toy:train", "--validate", "toy:val", "--validation_scoring", "bleu", "--features", "pooled.npy"]
 FLAGS += [*map(str, SMALL), "--vocab_threshold", "1", "--batch_size", "40", "--optimizer", "adam"]
