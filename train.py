@@ -49,6 +49,7 @@ from captioning.devices import (
     from_main,
     is_main,
     largest,
+    partners_may_fail,
     process,
     share,
     start_processes,
@@ -66,6 +67,7 @@ from training.distillation import Distillation, Teachers
 from training.feature_cache import cache_features, readable
 from training.log import TrainingLog, require_tensorboard
 from training.losses import CrossEntropy, Objective
+from training.optimizers import self_critical_settings
 from training.paragraph_losses import ParagraphObjective
 from training.report import describe, epoch_line, report_end, show_tokens
 from training.run_folder import RunFolder, run_name
@@ -81,6 +83,7 @@ from training.settings import (
 )
 from training.trainer import Progress, Trainer
 from training.validation import Validation, validate_models, validation_loader
+from vocabulary import MOST_UNKNOWN
 
 
 @dataclass
@@ -130,9 +133,11 @@ class TrainRun:
         teachers = Teachers(models, captioner, inputs, dataset, weights) if models else None
         self.loader = self.open_loader(dataset, inputs + (teachers.inputs if teachers else []))
         self.loader.bad_items += bad
+        if (share := self.loader.unknown_share) > MOST_UNKNOWN:
+            whose = data.vocabulary_file or ", ".join(self.builder.wanted.load_model or ["--vocab AUTO"])
+            raise UserError(f"{whose}: its vocabulary lacks {share:.0%} of the words of --dataset {data.dataset}")
         if data.validate and is_main():
-            source = data.validate, data.dataset_config_file, data.num_workers
-            self.validation_loader = validation_loader(captioner, *source, cached)
+            self.validation_loader = validation_loader(captioner, data, cached)
         if config.paragraphs is not None:
             return ParagraphObjective(self.training)
         return Distillation(self.training, teachers) if teachers else CrossEntropy(self.training)
@@ -195,9 +200,14 @@ class TrainRun:
         if state is not None and saved is None:
             state["num_epochs"] = epochs  # the schedules begin anew
         goes_on = not self.folder.stats if state is None else state.get("self_critical", True) or not self.folder.stats
+        training = self.training
         if self.is_self_critical(self.first) and goes_on:
             objective = self.self_critical()
-        self.trainer = Trainer(self.captioner, self.training, objective, steps, epochs)
+            if saved is None and state is not None and not state.get("self_critical"):
+                state = None  # an optimizer's state of another objective
+            if state is None or not state["turned"]:
+                training = self_critical_settings(training, self.builder.typed_flags)
+        self.trainer = Trainer(self.captioner, training, objective, steps, epochs)
         if state is not None:
             self.trainer.load_state_dict(state, bool(changed))
 
@@ -227,7 +237,7 @@ class TrainRun:
 
         steps: of an epoch now; changed: as `RunFolder.check_settings` returns it.
         """
-        done = {"step": (position["epoch"] - 1) * steps, "num_epochs": self.settings.num_epochs}
+        done = {"step": (position["epoch"] - 1) * steps, "num_epochs": self.settings.num_epochs, "turned": 0}
         state = dict(position["trainer"] or done)  # an epN.model of an older version has none
         was = position.get("settings") or {}
         if changed:
@@ -261,7 +271,7 @@ class TrainRun:
         start = self.folder.load_best(self.captioner, epoch)
         self.trainer.restart(objective, epoch, self.settings.num_epochs - epoch + 1)
         if is_main():
-            print(f"self-critical training goes on from {start}")
+            print(f"self-critical training goes on from {start}, by {self.trainer.method}")
 
     # ---- epochs ----
 
@@ -273,6 +283,8 @@ class TrainRun:
             return 0
         if is_main():
             describe(self.captioner, self.loader, self.validation_loader)
+            if self.trainer.objective.has_reward:
+                print(f"self-critical training by {self.trainer.method}")
             if s.verbose:
                 print(self.captioner.model)
         if s.compile:
@@ -313,7 +325,7 @@ class TrainRun:
                 return 128 + self.signalled()
             if self.patience_is_over(epoch):
                 if is_main():
-                    print(f"no better {self.folder.criterion()} for {s.early_stopping} epochs: stopped early")
+                    print(f"no better {self.folder.criterion_text()} for {s.early_stopping} epochs: stopped early")
                 return 0
             if number := self.signalled():
                 print(f"stopped after epoch {epoch}; go on with --resume")
@@ -383,6 +395,7 @@ class TrainRun:
             "training_loss": self.check_loss(progress),
             "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
         }
+        row |= progress.other_means
         return {**row, "training_reward": progress.reward} if self.trainer.objective.has_reward else row
 
     def end_epoch(self, epoch: int, progress: Progress) -> bool:
@@ -391,7 +404,7 @@ class TrainRun:
         last.model stands before: whatever happens to the validation, the epoch's steps are not lost.
         """
         s = self.settings
-        if not largest(progress.captions):
+        if not int(progress.captions):
             raise UserError(f"no image could be read in epoch {epoch}: nothing was learnt, nothing is saved of it")
         row = self.figures(progress)
         self.save_position(epoch, self.batches, progress)
@@ -399,7 +412,7 @@ class TrainRun:
             if (measured := self.validate(epoch)) is None:
                 return False
             row = share(row | measured)  # all processes decide by the same figures
-            self.trainer.epoch_ended(row)
+            self.trainer.epoch_ended(row, validated=bool(self.data.validate))
             self.folder.add_epoch(epoch, row, write=is_main())
             if is_main():
                 self.folder.save_epoch(self.captioner, self.trainer, epoch)
@@ -407,7 +420,7 @@ class TrainRun:
         if is_main():
             self.folder.save_last(self.captioner, self.trainer, epoch + 1, 0, None)
             self.folder.remove_epochs(epoch)
-            best = self.folder.best_epoch() == epoch
+            best = self.folder.criterion_text() if self.folder.best_epoch() == epoch else None
             print(epoch_line(epoch, s.num_epochs, row, progress.speed, best), flush=True)
         return True
 
@@ -466,7 +479,7 @@ def main(args) -> int:
     projection = args.share_embedding_weights and training.regularize_projection > 0
     config = ModelConfig.of(flags, features=[], persist_features=[], paragraphs=paragraphs, projection=projection)
     builder = CaptionerBuilder(config, model, data, args.typed_flags)
-    with closing(TrainRun(settings, data, training, builder, validation)) as run:
+    with partners_may_fail(), closing(TrainRun(settings, data, training, builder, validation)) as run:
         run.prepare()
         return run.run()
 

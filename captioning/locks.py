@@ -66,6 +66,10 @@ class FileLock:
             return None
         return found.st_dev, found.st_ino
 
+    @property
+    def held(self) -> bool:
+        return self.key is not None
+
     def release(self, remove: bool = False) -> None:
         """Let others in; with `remove` the lock's file goes first."""
         if self.key is None:
@@ -80,4 +84,7 @@ class FileLock:
         return self
 
     def __exit__(self, *error) -> None:
+        self.release()
+
+    def __del__(self):
         self.release()

@@ -46,7 +46,7 @@ def handling(handler: Callable[[int, object], None]):
 
 
 def answered(number: int) -> bool:
-    """Whether the signal counts. What `nohup` has ignored stays so; shells ignore Ctrl-C in jobs with `&`: that counts."""
+    """Whether a signal counts. What `nohup` has ignored stays so; not Ctrl-C, which shells ignore in jobs with &."""
     return number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
 
 

@@ -64,7 +64,7 @@ class RegionPooling(ImageEmbedding):
         projected = self.linear(torch.cat(list(parts), -1))
         if projected.dim() == 3:
             projected = projected.amax(1)
-        return self.normalised(self.dropout(self.non_lin(projected)))
+        return self.bn(self.dropout(self.non_lin(projected)))
 
 
 class CouplingUnit(nn.Module):

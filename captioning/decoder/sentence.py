@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from captioning.config import ModelConfig
 from captioning.decoder.attention import Attention
+from captioning.decoder.batch_norm import BatchNorm
 from captioning.fast.linear import Dropout, Linear
 from captioning.fast.lstm import attention_lstm_applies, attention_lstm_layer, lstm_applies, lstm_layers
 from captioning.rows import ImageMemory, Packing, State, each_row, first_states, select_state
@@ -47,17 +47,10 @@ class ImageEmbedding(nn.Module):
         self.linear = Linear(image_size, embed_size)
         self.non_lin = nn.SELU() if non_lin else nn.Identity()
         self.dropout = Dropout(dropout)
-        self.bn = nn.BatchNorm1d(embed_size, momentum=0.01)
+        self.bn = BatchNorm(embed_size, momentum=0.01)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.normalised(self.dropout(self.non_lin(self.linear(image))))
-
-    def normalised(self, embedded: Tensor) -> Tensor:
-        """Batch norm of (B, E). A single image has no variance: it is normalised by the running statistics."""
-        if self.training and len(embedded) == 1:
-            bn = self.bn
-            return F.batch_norm(embedded, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
-        return self.bn(embedded)
+        return self.bn(self.dropout(self.non_lin(self.linear(image))))
 
 
 class SentenceDecoder(nn.Module):
