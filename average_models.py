@@ -28,7 +28,9 @@ def parse_args(argv=None) -> Namespace:
     add("models", nargs="+", metavar="MODEL", help="model files of train.py")
     add("--output", required=True, metavar="FILE", help="model file to write")
     add("--force", action="store_true", help="write over --output where it exists")
-    add("--weights", nargs="+", type=float, metavar="W", help="weight of each model in the mean (default: all alike)")
+    add(
+        "--weights", nargs="+", type=float, metavar="W", help="numbers: how much each model counts (default: all alike)"
+    )
     add("--half", action="store_true", help="write float16, half the size; models are still loaded as float32")
     add("--image_size", type=int, metavar="PIXELS", help="caption photos of this size with the result")
     add("--length_penalty", type=float, metavar="A", help="default of infer.py --length_penalty for the result")

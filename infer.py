@@ -115,13 +115,16 @@ class InferRun:
             from captioning.scoring.metrics import parse_metrics
 
             self.metrics = parse_metrics(s.scoring)
+        if s.output_file and not (s.output_format or format_of(s.output_file)):
+            note(f"--output_file {s.output_file}: its ending names no format, so it is a txt file (--output_format)")
         return ResultsFile(path, form, s.resume, self.style.wants_words) if path else None
 
     def results_path(self) -> tuple[Path | None, str]:
         """The results file and its format; None where captions are only printed."""
         s = self.settings
         if s.output_file:
-            return Path(s.results_path or ".") / s.output_file, format_of(s.output_file, s.output_format)
+            form = s.output_format or format_of(s.output_file) or "txt"
+            return Path(s.results_path or ".") / s.output_file, form
         if not (s.dataset or s.results_path or s.output_format):
             return None, ""
         source = s.dataset or (Path(s.image_dir).resolve().name if s.image_dir else "images")

@@ -77,13 +77,10 @@ class Result:
     shown: list[str] = field(default_factory=list)
 
 
-def format_of(path, given: str | None = None) -> str:
-    """The format `given`, or else that of the extension of `path`. Raises UserError where that tells none."""
-    form = given or Path(path).suffix.lower().removeprefix(".")
-    if form not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise UserError(f"--output_file {path}: end it in one of {known}, or give --output_format")
-    return form
+def format_of(path) -> str | None:
+    """The format that the ending of `path` names, None where it names none."""
+    ending = Path(path).suffix.lower().removeprefix(".")
+    return ending if ending in FORMATS else None
 
 
 class ResultsFile:
