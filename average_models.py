@@ -18,8 +18,9 @@ from contextlib import closing
 from pathlib import Path
 
 from captioning.command_line import Parser
+from captioning.datasets.config import get_datasets
 from captioning.errors import UserError, run
-from captioning.files import check_writable, require_model_file
+from captioning.files import check_writable, require_file, require_model_file
 
 
 def parse_args(argv=None) -> Namespace:
@@ -79,6 +80,10 @@ def main(args) -> int:
     check_writable("--output", output)
     for path in args.models:
         require_model_file(path)
+    if args.encoder_weights:
+        require_file("--encoder_weights", args.encoder_weights)
+    if args.greedy:
+        get_datasets(args.dataset, args.dataset_config_file)
 
     # torch is imported only now, so that the mistakes above are answered at once
     from captioning.devices import choose_device

@@ -67,7 +67,7 @@ if __name__ == "__main__":
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
-from captioning.files import check_writable
+from captioning.files import check_writable, require_file
 
 
 def items_by_key(dataset: CaptionDataset) -> dict[str, ImageItem]:
@@ -95,8 +95,8 @@ class ExtractRun:
 
     def prepare(self) -> None:
         flags = self.flags
-        if flags.weights and not Path(flags.weights).is_file():
-            raise UserError(f"--weights: no such file: {flags.weights}")
+        if flags.weights:
+            require_file("--weights", flags.weights)
         if flags.image_dir:
             self.dataset = GenericDataset(image_dir=flags.image_dir)
         else:

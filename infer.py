@@ -37,7 +37,7 @@ from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
 from captioning.errors import script_name
-from captioning.files import check_writable, require_model_file
+from captioning.files import check_writable, require_file, require_model_file
 from captioning.images.image_file import image_exists
 from captioning.images.zip_file import is_zip
 from inference.gallery import write_gallery
@@ -75,9 +75,23 @@ class InferRun:
         self.rest = self.skip_captioned() if self.file else self.dataset
         if self.rest.items:  # otherwise all is done, and no model is needed
             require_model_file(self.model)
+        if s.weights:
+            require_file("--weights", s.weights)
+        self.check_feature_files()
         if s.lemma_pos_rules:
             self.style = replace(self.style, rules=LemmaRules.load(s.lemma_pos_rules))
         self.vocabulary = Vocabulary.load(s.vocab) if s.vocab else None
+
+    def check_feature_files(self) -> None:
+        """Raises UserError where a file of --ext_features or --ext_persist_features is not there."""
+        files = [text for text in (self.settings.ext_features, self.settings.ext_persist_features) if text]
+        if not files:
+            return
+        from captioning.features.places import own_place, require_feature_file
+
+        for name in (name.strip() for text in files for name in text.split(",")):
+            for part in self.dataset.parts:
+                require_feature_file(part, own_place(self.dataset.parts, name))
 
     def open_images(self) -> CaptionDataset:
         """The images to caption. Raises UserError where there are none."""

@@ -49,7 +49,7 @@ from pathlib import Path
 
 from captioning.datasets.base import ID, TEXT, checked_entries
 from captioning.errors import UserError, run
-from captioning.files import atomic_write, check_writable, read_json
+from captioning.files import atomic_write, check_writable, read_json, require_file
 
 
 def read_ground_truth(path: str) -> dict:
@@ -158,6 +158,8 @@ def main(args) -> int:
     for option, path in (("--output", args.output), ("--per_image", args.per_image)):
         if path:
             check_writable(option, path)
+    if args.cached_words:
+        require_file("--cached_words", args.cached_words)
     references = read_ground_truth(args.ground_truth)
     captions = {path: match_images(read_results(path), references) for path in args.results}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from captioning.command_line import Parser
 from captioning.config import ModelConfig, ParagraphConfig
-from captioning.datasets.config import get_datasets
-from captioning.files import check_writable, require_model_file
+from captioning.datasets.config import DatasetParams, get_datasets
+from captioning.files import check_writable, require_file, require_model_file
 from training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings
 from vocabulary import Vocabulary
 
@@ -78,9 +78,14 @@ def parse_args(doc: str, argv=None) -> Namespace:
 
 def check_paths(args) -> None:
     """Raises UserError where a dataset, a file or an output folder of the flags cannot be used. Needs no torch."""
-    for dataset in (None if args.validate_only else args.dataset, args.validate):
-        if dataset:
-            get_datasets(dataset, args.dataset_config_file)
+    for option in ("--validate",) if args.validate_only else ("--dataset", "--validate"):
+        if name := getattr(args, option[2:]):
+            parts = get_datasets(name, args.dataset_config_file, option)
+            if not args.validate_only:
+                check_feature_files(args.typed_flags, parts)
+    for option in ("--weights", "--cached_words"):
+        if path := getattr(args, option[2:]):
+            require_file(option, path)
     models = args.load_model or []
     if len(models) > 1 or args.skip_existing_validations:  # a model that fails is passed over, or not even read
         models = []
@@ -92,6 +97,18 @@ def check_paths(args) -> None:
     if not args.validate_only:
         folder = Path(args.output_root) / args.model_path / (args.model_name or "")
         check_writable("--model_path", folder / "last.model")
+
+
+def check_feature_files(typed_flags: dict, parts: list[DatasetParams]) -> None:
+    """Raises UserError where a feature file that the flags name is not there for one of `parts`."""
+    from captioning.features.factory import is_feature_file
+    from captioning.features.places import require_feature_file
+
+    for flag in ("features", "persist_features"):
+        for name in filter(None, map(str.strip, typed_flags.get(flag, "").split(","))):
+            if is_feature_file(name):
+                for part in parts:
+                    require_feature_file(part, name)
 
 
 def contradictions(args) -> dict[str, object]:

@@ -3,7 +3,6 @@
 Shapes: B images, D feature size, R = h * w regions of a map.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,12 +14,7 @@ from captioning.errors import UserError, first_few, warn
 from captioning.features.base import FeatureReader
 from captioning.features.factory import open_features
 from captioning.features.lmdb_file import LmdbReader
-
-
-def feature_path(part: CaptionDataset, name: str) -> str:
-    """Where the feature file `name` of `part` should lie: without a features_path, in the working directory."""
-    path = os.path.expanduser(name)
-    return path if os.path.isabs(path) or not part.features_path else os.path.join(part.features_path, path)
+from captioning.features.places import require_feature_file
 
 
 class FeatureFiles:
@@ -35,13 +29,11 @@ class FeatureFiles:
         self.readers: list[FeatureReader] = []
         self.absent: set[tuple[int, str]] = set()  # (part, key) of photos of stories that have no record
         for part in dataset.parts:
-            path = feature_path(part, name)
+            path = require_feature_file(part, name)
             try:
                 reader = open_features(path, [item.key for item in part.photos()], part.labels)
             except UserError as error:
-                lost = not (part.features_path or os.path.exists(path))
-                hint = f" (set features_path for [{part.name}], or give the whole path)" if lost else ""
-                raise UserError(f"--dataset {part.name}: {error}{hint}") from None
+                raise UserError(f"--dataset {part.name}: {error}") from None
             self.readers.append(reader)
         first = self.readers[0]
         self.shape, self.provenance = first.shape, first.provenance
