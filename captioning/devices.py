@@ -6,6 +6,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
+from captioning.cores import process_count
 from captioning.errors import UserError
 
 
@@ -28,7 +29,7 @@ def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
 
 def start_processes(device: torch.device) -> torch.device:
     """Join the other processes where torchrun started this one; otherwise nothing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+    if process_count() > 1 and not torch.distributed.is_initialized():
         # the others wait while the first one validates, which can take longer than the default of ten minutes
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))

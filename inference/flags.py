@@ -81,7 +81,7 @@ def parse_args(doc: str, argv=None) -> Namespace:
 
     Ends the script for values out of range and for flags that exclude each other.
     """
-    parser = Parser(doc)
+    parser = Parser(doc, processes=True)
     add_images(parser.group("images"))
     add_model(parser.group("model"))
     add_search(parser.group("search"))

@@ -5,7 +5,8 @@
         file.add(Result(42, [("A dog runs.", -7.31)]))
 
 txt: `image_id caption` a line. json: the COCO results list. jsonl: a JSON object a line. csv: a row per caption. The
-last two carry natural log-probabilities and grow in FILE.part, which is renamed to FILE when all is written.
+last two carry natural log-probabilities and grow in FILE.part, which is renamed to FILE when all is written. Of several
+processes that torchrun started the second grows FILE.part.1, and so on; the first one writes FILE from all of them.
 
 Where the words of the captions are shown one by one (Result.words), txt and json have them in place of the caption, as
 DeepCaption does: `A=0.69/two=0.08 man=0.15/young=0.10`; json keeps the caption as `text`. jsonl has them under `words`
@@ -16,6 +17,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,27 +88,52 @@ def format_of(path) -> str | None:
 class ResultsFile:
     """Writes results; complete or not there at all, but for FILE.part of the formats that can be resumed.
 
-    resume: keep what FILE.part, or else FILE, holds; `earlier` has it. Its image ids are texts where the file is a csv.
-    words: whether the results have words. Raises UserError for a file that is no such results file.
+    resume: keep what FILE.part and the parts of other processes, or else FILE, hold; `earlier` has it. Its image ids
+    are texts where the file is a csv. words: whether the results have words. process: the number of this one; all but
+    the first write their part only, once the first has begun. Raises UserError for a file that is no such results file.
     """
 
-    def __init__(self, path, form: str, resume: bool = False, words: bool = False):
-        self.path, self.form, self.words = Path(path), form, words
-        self.part = self.path.with_name(self.path.name + ".part")
-        self.earlier: list[Result] = []
-        if resume and (self.part.exists() or self.path.exists()):
-            unfinished = self.part.exists()
-            self.earlier = read_results(self.part if unfinished else self.path, form, unfinished, words)
+    def __init__(self, path, form: str, resume: bool = False, words: bool = False, process: int = 0):
+        self.path, self.form, self.words, self.process = Path(path), form, words, process
+        self.part = self._part(process)
+        self.earlier = self._earlier() if resume and process == 0 else []
         self.results = list(self.earlier)
+        self.anew = False  # whether FILE.part has other lines than `results`
+
+    def _part(self, process: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.part" + (f".{process}" if process else ""))
+
+    def other_parts(self) -> list[Path]:
+        """FILE.part.1, ... that are there: those of the other processes."""
+        name = re.compile(re.escape(self.path.name) + r"\.part\.\d+")
+        folder = self.path.parent
+        return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
+
+    def _earlier(self) -> list[Result]:
+        """What an interrupted run left, each image once, or else what a complete file holds."""
+        parts = [path for path in (self.part, *self.other_parts()) if path.exists()]
+        if not parts:
+            return read_results(self.path, self.form, False, self.words) if self.path.exists() else []
+        results = [result for path in parts for result in read_results(path, self.form, True, self.words)]
+        return list({str(result.image_id): result for result in results}.values())
 
     def __enter__(self) -> "ResultsFile":
         if self.form in GROWING:
-            columns = COLUMNS + ["words"] * self.words
-            with atomic_write(self.part) as file:  # without the half line that an interruption may have left
-                file.write(",".join(columns) + "\n" if self.form == "csv" else "")
-                file.writelines(_lines(self.form, result) for result in self.earlier)
+            self._write(self.part, self.earlier)  # without the half line that an interruption may have left
+            if self.process == 0:
+                self._remove_other_parts()
             self._file = open(self.part, "a", encoding="utf-8", newline="")
         return self
+
+    def _write(self, path: Path, results: list[Result]) -> None:
+        columns = COLUMNS + ["words"] * self.words
+        with atomic_write(path) as file:
+            file.write(",".join(columns) + "\n" if self.form == "csv" else "")
+            file.writelines(_lines(self.form, result) for result in results)
+
+    def _remove_other_parts(self) -> None:
+        for path in self.other_parts():
+            path.unlink(missing_ok=True)
 
     def add(self, result: Result) -> None:
         self.results.append(result)
@@ -114,17 +141,25 @@ class ResultsFile:
             self._file.write(_lines(self.form, result))
             self._file.flush()
 
+    def arrange(self, results: list[Result]) -> None:
+        """`results` are all that FILE shall have, in this order: those of the other processes too."""
+        self.anew |= len(results) != len(self.results) or any(a is not b for a, b in zip(results, self.results))
+        self.results = results
+
     def __exit__(self, kind, error, traceback) -> None:
         """Completes the file; after an error leaves FILE.part for resuming, or removes it where it holds nothing."""
         if self.form in GROWING:
             if kind is None:
                 os.fsync(self._file.fileno())
             self._file.close()
-            if kind is None:
+            if kind is None and self.process == 0:
+                if self.anew:
+                    self._write(self.part, self.results)  # before the parts that it is made of go
+                self._remove_other_parts()
                 os.replace(self.part, self.path)
-            elif not self.results:
-                self.part.unlink()
-        elif kind is None:
+            elif kind is None or not self.results:
+                self.part.unlink(missing_ok=True)
+        elif kind is None and self.process == 0:
             with atomic_write(self.path) as file:
                 if self.form == "json":
                     entries = [json.dumps(_coco(result, "json"), ensure_ascii=False) for result in self.results]

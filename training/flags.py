@@ -59,7 +59,7 @@ RANGES = {
 
 def parse_args(doc: str, argv=None) -> Namespace:
     """The flags of `argv` (default: the command line's), checked; `doc` is what --help begins with."""
-    parser = Parser(doc, SETTINGS, FIRST_USE, usage="%(prog)s --dataset NAME [--flag VALUE ...]")
+    parser = Parser(doc, SETTINGS, FIRST_USE, True, usage="%(prog)s --dataset NAME [--flag VALUE ...]")
     for title, names in GROUPS.items():
         add = parser.group(title)
         for name in names.split():
