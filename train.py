@@ -6,7 +6,7 @@
     ./train.py --dataset coco:train2014 --features conv.lmdb --attention soft --dropout 0.5 --model_name attentive
     ./train.py --dataset visualgenome:im2p:train --hierarchical_model --features conv.lmdb --model_name paragraphs
     ./train.py --dataset coco:train2014 --model_name mymodel --resume            # after an interruption, exactly
-    ./train.py --dataset coco:train2017 --load_model models/a/best.model models/b/best.model --model_name on   # in turn
+    ./train.py --dataset flickr8k:train --load_model models/a/best.model models/b/best.model --model_name on   # in turn
     ./train.py --validate coco:val2014 --validate_only --load_model models/mymodel/ep*.model
     torchrun --nproc_per_node 4 train.py ...                                     # several GPUs or machines
 
