@@ -14,6 +14,7 @@ Shapes: B images in the batch, N captions (rows), T time steps, D feature size, 
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from captioning.batches.captions import CaptionIds
 from captioning.batches.inputs import Input
@@ -31,6 +32,7 @@ from captioning.cores import own_cores
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError, warn
+from captioning.signals import serve
 
 __all__ = ["Batch", "Loader", "LoaderSettings", "get_eval_loader", "get_loader", "open_dataset"]
 
@@ -50,6 +52,22 @@ class Batch:
     sentences: torch.Tensor | None = None
     index: int = 0  # which batch of the epoch this is: a batch of nothing but bad images is passed over
     bad: list[str] = field(default_factory=list)  # why images were dropped from it
+
+    def share_memory(self) -> None:
+        """Put the tensors where other processes can read them. Raises UserError where there is no room.
+
+        torch would do so in a thread that sends the batch, and whose errors reach nobody: the batch would never come.
+        """
+        story = isinstance(self.pixels, StoryPixels)
+        pixels = [self.pixels.photos, self.pixels.owner] if story else [self.pixels]
+        tensors = *pixels, *self.inputs, self.captions, self.lengths, self.row_image, self.sentences
+        try:
+            for tensor in tensors:
+                if tensor is not None:
+                    tensor.share_memory_()
+        except RuntimeError as error:
+            advice = "use --num_workers 0, or in Docker a larger --shm-size"
+            raise UserError(f"a batch does not fit in the shared memory of processes, /dev/shm: {advice}") from error
 
     def pin_memory(self) -> "Batch":  # called by DataLoader
         names = ("pixels", "captions", "lengths", "row_image", "sentences")
@@ -87,7 +105,10 @@ class _Batches:
 
     def __getitem__(self, where: tuple[int, int, list[Group]]) -> Batch | str:
         try:
-            return self._batch(*where)
+            batch = self._batch(*where)
+            if get_worker_info() is not None:
+                batch.share_memory()
+            return batch
         except UserError as error:
             return str(error)
 
@@ -122,7 +143,8 @@ class _Batches:
 class Loader:
     """Iterates over the Batches of one epoch, from the position set; each iteration repeats it.
 
-    items: the images it uses; inputs: where a model's inputs come from; bad_items: a message for every image that was
+    items: the images it uses; unknown_share: of the words of their captions that are <unk>; inputs: where a model's
+    inputs come from; bad_items: a message for every image that was
     dropped, missing files included; each is printed once.
     A batch that lost all of its images is passed over. With several processes that would put them out of step: check
     the images first. Raises UserError while iterating where a feature file turns out to be damaged.
@@ -140,6 +162,7 @@ class Loader:
             source.check(items)
         self.items, self.inputs = items, list(inputs)
         captions = None if vocabulary is None else CaptionIds(items, vocabulary, settings.max_sentences)
+        self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
         counts = [0 if captions is None else len(item.captions) for item in items]
         self.sampler = (GroupedBatchSampler if training else ImageBatchSampler)(counts, settings)
         workers = settings.num_workers
@@ -152,6 +175,7 @@ class Loader:
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
+            worker_init_fn=partial(begin_worker, os.getpid()),
         )
 
     @property
@@ -184,6 +208,11 @@ class Loader:
         iterator, self._data._iterator = self._data._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()
+
+
+def begin_worker(parent: int, number: int) -> None:
+    """What the `number`-th process of a Loader in process `parent` does first."""
+    serve(parent)
 
 
 def _ahead(batches: Iterator) -> Iterator:

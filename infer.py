@@ -36,16 +36,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from captioning.cores import process_count, process_number
-from captioning.datasets.base import CaptionDataset, ImageItem
+from captioning.datasets.base import CaptionDataset, ImageItem, image_key, shared_ids
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
-from captioning.errors import script_name
+from captioning.errors import first_few, script_name
 from captioning.files import check_writable, require_file, require_model_file
 from captioning.images.image_file import image_exists
 from captioning.images.zip_file import is_zip
+from captioning.text.cleaning import id_text, printable
 from inference.gallery import write_gallery
 from inference.lemmas import LemmaRules
-from inference.results import GROWING, Result, ResultsFile, Style, format_of, printable, shown_texts
+from inference.results import GROWING, PartFile, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
 
 
@@ -65,6 +66,7 @@ class InferRun:
     def __init__(self, **settings):
         self.settings = s = SimpleNamespace(**settings)
         self.alone, self.first = process_count() == 1, process_number() == 0
+        self.file: ResultsFile | None = None  # None where captions are only printed
         self.style = Style(not s.no_capitalize, None, s.probabilities, s.alternatives, s.store_image_paths)
 
     # ---- without torch ----
@@ -112,14 +114,23 @@ class InferRun:
             raise UserError("nothing to caption: give image files, --image_dir or --dataset")
         else:
             dataset = open_dataset(s.dataset, s.dataset_config_file)
-        names = {item.image_id: self.style.id_of(item) for item in dataset.items}
-        if s.store_image_paths and len(set(names.values())) < len(names):
-            raise UserError("--store_image_paths: several items share a photo, so a path does not tell them apart")
+        self.check_names(dataset)
         if s.scoring and not any(item.captions for item in dataset.items):
             raise UserError("--scoring needs captions to compare with: give a --dataset that has them")
         return dataset
 
-    def open_results(self) -> ResultsFile | None:
+    def check_names(self, dataset: CaptionDataset) -> None:
+        """Raises UserError where two images would have the same name in the results."""
+        if self.settings.store_image_paths:
+            names = {image_key(item): self.style.id_of(item) for item in dataset.items}
+            if len(set(names.values())) < len(names):
+                raise UserError("--store_image_paths: several items share a photo, so a path does not tell them apart")
+        elif shared := shared_ids(dataset):
+            what = f"{len(shared)} image ids are in more than one of them: {first_few(shared)}"
+            advice = "caption them one by one, or name images by their paths with --store_image_paths"
+            raise UserError(f"--dataset {dataset.name}: {what}; {advice}")
+
+    def open_results(self) -> ResultsFile | PartFile | None:
         """The results file, None where captions are only printed. All outputs are checked here."""
         s = self.settings
         path, form = self.results_path()
@@ -137,7 +148,10 @@ class InferRun:
             self.metrics = parse_metrics(s.scoring)
         if s.output_file and not (s.output_format or format_of(s.output_file)):
             note(f"--output_file {s.output_file}: its ending names no format, so it is a txt file (--output_format)")
-        return ResultsFile(path, form, s.resume, self.style.wants_words, process_number()) if path else None
+        words = self.style.wants_words
+        if path is None or self.first:
+            return ResultsFile(path, form, s.resume, words, s.force, not self.alone) if path else None
+        return PartFile(path, form, process_number(), words)
 
     def results_path(self) -> tuple[Path | None, str]:
         """The results file and its format; None where captions are only printed."""
@@ -155,24 +169,28 @@ class InferRun:
 
     def skip_captioned(self) -> CaptionDataset:
         """The images that the results file does not have yet; its results get what the dataset knows of theirs."""
-        by_id = {str(self.style.id_of(item)): item for item in self.dataset.items}
+        by_id = {id_text(self.style.id_of(item)): item for item in self.dataset.items}
         for result in self.file.earlier:
-            item = by_id.get(str(result.image_id))
+            item = by_id.get(id_text(result.image_id))
             if item is None:
                 path = self.file.path
                 raise UserError(f"--resume: {path} has image {result.image_id!r}, which is not among those to caption")
             result.image_id, result.path, result.references = self.style.id_of(item), item.path, item.captions
-        done = {str(result.image_id) for result in self.file.earlier}
+        done = {id_text(result.image_id) for result in self.file.earlier}
         if not done:
             return self.dataset
         note(f"{len(done)} of {len(self.dataset)} images are captioned already")
-        return self.without([item for item in self.dataset.items if str(self.style.id_of(item)) not in done])
+        return self.without([item for item in self.dataset.items if id_text(self.style.id_of(item)) not in done])
 
     def without(self, left: list[ImageItem]) -> CaptionDataset:
         """The dataset with the items `left` only."""
         rest = copy.copy(self.dataset)  # its parts stay whole: rows of a feature file may follow their order
         rest.items = left
         return rest
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
 
     # ---- captioning ----
 
@@ -223,7 +241,7 @@ class InferRun:
 
         if not shares:
             return []
-        by_id = {str(self.style.id_of(item)): item for item in self.dataset.items}
+        by_id = {id_text(self.style.id_of(item)): item for item in self.dataset.items}
         order = {image_id: number for number, image_id in enumerate(by_id)}
         share = joined(shares, order)
         if not share.results and not (self.file and self.file.earlier):
@@ -233,7 +251,7 @@ class InferRun:
         self.results = self.file.results if self.file else share.results
         if self.printed and not self.alone:
             for result in share.results:
-                print_captions(by_id[str(result.image_id)], result)
+                print_captions(by_id[id_text(result.image_id)], result)
         if share.attention is not None:
             share.attention.write(self.settings.attention_output)
             note(f"{self.settings.attention_output}: attention weights of {len(share.attention.ids)} images")
@@ -417,14 +435,16 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
     found = caption_statistics(candidates.values())
     figures = f"{found['distinct']:.1%} of them distinct, mean length {found['mean_length']:.1f} words"
     lines = [*scores.lines(), f"{len(candidates)} captions, {figures}"]
+    if others := len(results) - len(known):
+        lines.append(f"{others} captions of images without references are not scored")
     print("\n".join(lines))
     return lines, bool(scores.left_out)
 
 
 def main(args) -> int:
-    job = InferRun(**vars(args))
-    job.prepare()
-    return job.run()
+    with contextlib.closing(InferRun(**vars(args))) as job:
+        job.prepare()
+        return job.run()
 
 
 if __name__ == "__main__":

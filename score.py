@@ -9,8 +9,9 @@
 
 results.json is the COCO results list that `infer.py --output_format json` writes:
 [{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. The ground truth is a COCO caption file, or Visual
-Genome's list of paragraphs. Images of the ground truth without a result are counted and not scored. A metric that
-cannot run (METEOR and SPICE without Java) is named with the reason; the exit status is 1 if --scoring asked for it.
+Genome's list of paragraphs; blank references are left out. Images of the ground truth without a result, and results of
+images without a reference, are counted and not scored. A metric that cannot run (METEOR and SPICE without Java) is
+named with the reason; the exit status is 1 if --scoring asked for it.
 """
 
 import sys
@@ -48,28 +49,14 @@ from functools import partial
 from pathlib import Path
 
 from captioning.datasets.base import ID, TEXT, checked_entries
-from captioning.errors import UserError, run
+from captioning.datasets.references import read_references
+from captioning.errors import UserError, run, warn
 from captioning.files import atomic_write, check_writable, read_json, require_file
+from captioning.text.cleaning import clean_text, id_text
 
 
-def read_ground_truth(path: str) -> dict:
-    """image id -> list of captions, of a COCO caption file or Visual Genome's file of paragraphs."""
-    content = read_json(path, "--ground_truth")
-    entries, place, text = content, "", "paragraph"  # Visual Genome's paragraphs
-    if not isinstance(content, list) or not content:
-        if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
-            raise UserError(f"--ground_truth: {path} is no COCO caption file: it has no list 'annotations'")
-        entries, place, text = content["annotations"], "annotations", "caption"
-    references = {}
-    for _, entry in checked_entries(entries, f"--ground_truth: {path}", place, image_id=ID, **{text: TEXT}):
-        references.setdefault(entry["image_id"], []).append(entry[text])
-    if not references:
-        raise UserError(f"--ground_truth: {path} has no captions")
-    return references
-
-
-def read_results(path: str) -> dict:
-    """image id -> caption, of a COCO results list."""
+def read_results(path: str) -> dict[str, str]:
+    """Image id as text -> caption, of a COCO results list."""
     content = read_json(path, "results")
     if not isinstance(content, list):
         raise UserError(f'results: {path} must be a list of {{"image_id": ..., "caption": ...}}')
@@ -77,24 +64,31 @@ def read_results(path: str) -> dict:
         raise UserError(f"results: {path} is empty: there are no captions to score")
     captions, places = {}, {}
     for place, entry in checked_entries(content, f"results: {path}", "", image_id=ID, caption=TEXT):
-        image_id = entry["image_id"]
-        if str(image_id) in places:
-            raise UserError(f"results: {path}: image {image_id} has two captions, {places[str(image_id)]} and {place}")
-        places[str(image_id)] = place
-        captions[image_id] = entry["caption"]
+        image_id = id_text(entry["image_id"])
+        if image_id in places:
+            raise UserError(f"results: {path}: image {image_id} has two captions, {places[image_id]} and {place}")
+        places[image_id] = place
+        plain = entry.get("text")  # infer.py --probabilities: "caption" has the words one by one
+        captions[image_id] = clean_text(plain if isinstance(plain, str) else entry["caption"])
+    if isinstance(content[0].get("text"), str):
+        print(f"results: {path}: the captions under 'text' are scored", file=sys.stderr)
     return captions
 
 
-def match_images(captions: dict, references: dict) -> dict:
-    """`captions` under the ids of `references`: "42" and 42 are the same image. Raises UserError for unknown ids."""
-    by_text = {str(image_id): image_id for image_id in references}
-    unknown = [image_id for image_id in captions if str(image_id) not in by_text]
+def with_references(path: str, captions: dict[str, str], references: dict[str, list[str]]) -> dict[str, str]:
+    """The captions of images that have references; the others are counted. Raises UserError for unknown ids."""
+    unknown = [image_id for image_id in captions if image_id not in references]
     if unknown:
         raise UserError(
             f"results: {len(unknown)} of {len(captions)} image ids are not in the ground truth, the first is "
-            f"{unknown[0]!r}; is --ground_truth the file of these images?"
+            f"{unknown[0]}; is --ground_truth the file of these images?"
         )
-    return {by_text[str(image_id)]: caption for image_id, caption in captions.items()}
+    known = {image_id: caption for image_id, caption in captions.items() if references[image_id]}
+    if not known:
+        raise UserError(f"results: {path}: none of its {len(captions)} images has a reference in the ground truth")
+    if others := len(captions) - len(known):
+        warn(f"results: {path}: {others} captions of images without references are not scored")
+    return known
 
 
 def score_file(path: str, captions: dict, references: dict, score) -> tuple[dict, list[dict]]:
@@ -158,10 +152,11 @@ def main(args) -> int:
     for option, path in (("--output", args.output), ("--per_image", args.per_image)):
         if path:
             check_writable(option, path)
-    if args.cached_words:
+    if args.cached_words and args.scoring:
         require_file("--cached_words", args.cached_words)
-    references = read_ground_truth(args.ground_truth)
-    captions = {path: match_images(read_results(path), references) for path in args.results}
+    references = read_references(args.ground_truth)
+    captions = {path: with_references(path, read_results(path), references) for path in args.results}
+    references = {image_id: texts for image_id, texts in references.items() if texts}
 
     # numpy and pycocoevalcap are imported only now, so that the mistakes above are answered at once
     from captioning.scoring.document_frequencies import CachedWords

@@ -16,7 +16,6 @@ train_stats.json, which plot_stats.py draws.
 
 import math
 import re
-import signal
 import sys
 from contextlib import closing
 from dataclasses import dataclass
@@ -50,6 +49,7 @@ from captioning.encoder.transforms import ImageTransform
 from captioning.progress import Bar
 from captioning.scoring.document_frequencies import CachedWords, kept_words
 from captioning.scoring.metrics import parse_metrics
+from captioning.signals import Stop
 from data_loader import Loader, LoaderSettings, get_loader
 from training.build import CaptionerBuilder, compile_encoders
 from training.cider_reward import CiderReward
@@ -64,25 +64,7 @@ from training.self_critical import SelfCritical
 from training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings
 from training.trainer import Progress, Trainer
 from training.validation import Validation, validate_models, validation_loader
-
-
-class Stop:
-    """Within it SIGTERM (a cluster's queue) and a first Ctrl-C are noted: the run ends after the step at hand."""
-
-    signal: int | None = None
-
-    def __enter__(self) -> "Stop":
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def note(self, number, frame) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
+from vocabulary import MOST_UNKNOWN
 
 
 @dataclass
@@ -132,6 +114,9 @@ class TrainRun:
         teachers = Teachers(models, captioner, inputs, dataset, weights) if models else None
         self.loader = self.open_loader(dataset, inputs + (teachers.inputs if teachers else []))
         self.loader.bad_items += bad
+        if (share := self.loader.unknown_share) > MOST_UNKNOWN:
+            whose = data.vocabulary_file or ", ".join(self.builder.wanted.load_model or ["--vocab AUTO"])
+            raise UserError(f"{whose}: its vocabulary lacks {share:.0%} of the words of --dataset {data.dataset}")
         if data.validate and is_main():
             source = data.validate, data.dataset_config_file, data.num_workers
             self.validation_loader = validation_loader(captioner, *source, cached)

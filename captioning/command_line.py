@@ -12,6 +12,7 @@ args.typed_flags       # {} where nobody typed --embed_size, {"embed_size": 256}
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 import typing
 from collections.abc import Callable
@@ -76,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self.error(f"unexpected argument {unknown[0]} (--help shows what is expected)")
-        typed = vars(found)
+        typed = {name: at_home(value) for name, value in vars(found).items()}
         return argparse.Namespace(**{**self.defaults, **typed}, typed_flags=typed)
 
     def at_least(self, least: int, values: argparse.Namespace, *names: str) -> None:
@@ -137,6 +138,16 @@ def nearest(name: str, flags: list[str]) -> str | None:
     longer = [flag for flag in flags if flag.startswith(name)]
     found = difflib.get_close_matches(name, longer or flags, 1, 0.0 if longer else 0.6)
     return found[0] if found else None
+
+
+def at_home(value):
+    """A value of a flag with each `~` and `~name` that begins a path replaced by the home folder.
+
+    Shells leave them as they are in `--output_file=~/x` and behind the commas of a list.
+    """
+    if isinstance(value, list):
+        return [at_home(one) for one in value]
+    return ",".join(map(os.path.expanduser, value.split(","))) if isinstance(value, str) and "~" in value else value
 
 
 def of_type(kind) -> dict:

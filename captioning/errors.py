@@ -5,11 +5,16 @@ unknown name, a damaged file. Work that met bad items and went on returns status
 """
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
+from captioning import signals
+
+ROOT = Path(__file__).resolve().parents[1]
 # Threads of torch that wait for work spin for microseconds only, then sleep: on a machine that others use too, the
 # milliseconds of the default make it many times slower. It counts only if set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -24,13 +29,27 @@ CONTROLS = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if chr(n) n
 
 
 class SafeStream:
-    """A text stream that shows control characters of file names and captions instead of sending them to a terminal."""
+    """A text stream that shows control characters of file names and captions instead of sending them to a terminal.
 
-    def __init__(self, stream):
-        self.stream = stream
+    Nobody misses what is said to a terminal that is gone. for_person: nor is it an error where a message is lost for
+    another reason.
+    """
+
+    def __init__(self, stream, for_person: bool = False):
+        self.stream, self.for_person = stream, for_person
 
     def write(self, text: str) -> int:
-        return self.stream.write(text.translate(CONTROLS))
+        return self._try(self.stream.write, text.translate(CONTROLS)) or len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, work, *arguments):
+        try:
+            return work(*arguments)
+        except (OSError, ValueError) as error:  # ValueError: it was closed
+            if not self.for_person and getattr(error, "errno", None) != errno.EIO:
+                raise
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
@@ -47,7 +66,7 @@ def safe_streams():
                 stream = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-            setattr(sys, name, SafeStream(stream))
+            setattr(sys, name, SafeStream(stream, for_person=name == "stderr"))
         try:
             yield
         finally:
@@ -58,22 +77,65 @@ def run(main, args) -> int:
     """The exit status of `main(args)`: 0 well, 1 some items failed, 2 an error, 128 + the number of a signal."""
     with safe_streams():
         try:
-            status = main(args) or 0
-            sys.stdout.flush()
-            return status
-        except UserError as error:
-            print(f"{script_name()}: error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
+            with signals.interrupting():
+                status = main(args) or 0
+                sys.stdout.flush()
+                return status
+        except KeyboardInterrupt as error:
+            number = getattr(error, "number", signals.SIGNALS[0])
             print(f"\n{script_name()}: interrupted", file=sys.stderr)
-            return 130
+            return 128 + number
         except BrokenPipeError:  # the reader of our output (head, less) went away before the work was finished
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with contextlib.suppress(OSError, ValueError):  # no file, in tests
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + 13  # SIGPIPE
+        except Exception as error:
+            if (message := user_message(error)) is None:
+                raise
+            print(f"{script_name()}: error: {' '.join(message.split())}", file=sys.stderr)
+            return 2
+
+
+# What a full, read-only or forbidden disk answers, wherever no function named the file by a UserError.
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+
+
+def user_message(error: Exception) -> str | None:
+    """What a person is told of an error that he can mend; None where it is a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        return str(error.strerror if error.filename is None else f"{error.filename}: {error.strerror}")
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):  # raised by a signal
+        reason = "want of memory, or of shared memory (/dev/shm; in Docker: --shm-size)"
+        return f"a process that loads data died, perhaps for {reason}: use --num_workers 0, or fewer than before"
+    return None
+
+
+def in_script() -> bool:
+    """Whether this process runs a script of the toolkit, rather than a program that imports it."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return file is not None and Path(file).resolve().parent in (ROOT, ROOT / "datasets")
+
+
+if in_script():
+    signals.leave_at_once()
 
 
 def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Print the warning, unless this process has printed it before."""
+    warn(message)
+
+
+@cache
+def note_once(message: str) -> None:
+    """Print what a person should know, but need not mend, unless this process has printed it before."""
+    print(message, file=sys.stderr)
 
 
 def first_few(names: Iterable, most: int = 3) -> str:

@@ -25,13 +25,16 @@ class FileLock:
 
     def __init__(self, path, what: str, advice: str = "wait until it has ended"):
         self.path, self.key, self.handle = Path(path), None, None
-        if fcntl is None:
-            return
+        while fcntl is not None and self.key is None:
+            self._take(what, advice)
+
+    def _take(self, what: str, advice: str) -> None:
+        """Lock the file, unless its holder has removed it meanwhile."""
         try:
             self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             found = os.fstat(self.handle)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         key = found.st_dev, found.st_ino
         busy = key in HELD
         if not busy:
@@ -43,8 +46,19 @@ class FileLock:
             if key not in HELD:  # to close a file releases all locks that the process has on it
                 os.close(self.handle)
             raise UserError(f"another process is at work on {what}: {advice}")
-        self.key = key
-        HELD.add(key)
+        try:
+            there = os.stat(self.path)
+        except OSError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != key:
+            os.close(self.handle)
+        else:
+            self.key = key
+            HELD.add(key)
+
+    @property
+    def held(self) -> bool:
+        return self.key is not None
 
     def release(self, remove: bool = False) -> None:
         """Let others in; with `remove` the lock's file goes first."""
@@ -60,4 +74,7 @@ class FileLock:
         return self
 
     def __exit__(self, *error) -> None:
+        self.release()
+
+    def __del__(self):
         self.release()

@@ -70,6 +70,7 @@ def add_output(add) -> None:
     add("--results_path", metavar="DIR", help="folder of results (default: this one with --output_file, else results)")
     add("--store_image_paths", action="store_true", help="write paths of images in place of their ids")
     add("--resume", action="store_true", help="continue an interrupted jsonl or csv file: skip the images that it has")
+    add("--force", action="store_true", help="begin a jsonl or csv file anew, also where an interrupted run left one")
     add("--html", metavar="FILE", help="write a gallery of the images with their captions, in one file")
     add("--attention_output", metavar="FILE.npz", help="write the attention weights of every word of the best captions")
     add("--scoring", metavar="NAMES", help="print scores: bleu, cider, rouge, meteor, spice, separated by commas")
@@ -106,6 +107,8 @@ def parse_args(doc: str, argv=None) -> Namespace:
         parser.error(f"--n_best {args.n_best} needs as many beams, not --beam_size {args.beam_size}")
     if args.cpu and args.device not in (None, "cpu"):
         parser.error(f"--cpu and --device {args.device} exclude each other")
+    if args.resume and args.force:
+        parser.error("--resume goes on with an interrupted run, --force begins anew: give one of them")
     if args.recursive and not args.image_dir:
         parser.error("--recursive is for --image_dir")
     return args

@@ -13,6 +13,7 @@ DeepCaption does: `A=0.69/two=0.08 man=0.15/young=0.10`; json keeps the caption 
 as numbers, with the <end> of the caption, and csv as a column of its own.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -24,7 +25,9 @@ from pathlib import Path
 
 from captioning.datasets.base import ImageItem
 from captioning.errors import UserError
-from captioning.files import atomic_write
+from captioning.files import atomic_write, is_plain, naming_file, open_through
+from captioning.locks import FileLock
+from captioning.text.cleaning import id_text, printable
 from inference.lemmas import LemmaRules
 
 FORMATS = ("txt", "json", "jsonl", "csv")
@@ -58,11 +61,6 @@ class Style:
         return printable((item.path or item.key) if self.paths else item.image_id)
 
 
-def printable(image_id: int | str) -> int | str:
-    """A file name may hold bytes that are no text; they are written out as \\udcXX."""
-    return image_id.encode("utf-8", "backslashreplace").decode() if isinstance(image_id, str) else image_id
-
-
 @dataclass
 class Result:
     """An image's captions with their log-probabilities, best first. path and references serve the gallery.
@@ -89,57 +87,80 @@ class ResultsFile:
     """Writes results; complete or not there at all, but for FILE.part of the formats that can be resumed.
 
     resume: keep what FILE.part and the parts of other processes, or else FILE, hold; `earlier` has it. Its image ids
-    are texts where the file is a csv. words: whether the results have words. process: the number of this one; all but
-    the first write their part only, once the first has begun. Raises UserError for a file that is no such results file.
+    are texts where the file is a csv. words: whether the results have words. force: begin anew where an interrupted run
+    left results in parts. shared: other processes have PartFiles; `arrange` then gives the results of all.
+    A link stays a link; what is no plain file (`/dev/stdout`, a pipe) is written to directly. From the beginning until
+    `close`, or the end of the `with` block, no other process can write a file that grows.
+    Raises UserError for a file that is no such results file, and where another run is at work on it or left results.
     """
 
-    def __init__(self, path, form: str, resume: bool = False, words: bool = False, process: int = 0):
-        self.path, self.form, self.words, self.process = Path(path), form, words, process
-        self.part = self._part(process)
-        self.earlier = self._earlier() if resume and process == 0 else []
-        self.results = list(self.earlier)
+    def __init__(self, path, form: str, resume=False, words=False, force=False, shared=False):
+        self.path, self.form, self.words = Path(path), form, words
+        self.target = Path(os.path.realpath(path))
+        self.direct = not is_plain(path)
+        self.part = part_path(self.target, 0)
+        self.grows = form in GROWING and not (self.direct and shared)  # a pipe must wait for the results of all
+        self.earlier: list[Result] = []
         self.anew = False  # whether FILE.part has other lines than `results`
+        self.lock = None
+        if resume and self.direct:
+            raise UserError(f"--resume: {path} is not a plain file")
+        if form in GROWING and not self.direct:
+            hidden = self.target.with_name(f".{self.target.name}.lock")
+            self.lock = FileLock(hidden, f"{path}")
+            try:
+                self.earlier = self._earlier(resume, force)
+            except UserError:
+                self.close()
+                raise
+        self.results = list(self.earlier)
 
-    def _part(self, process: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.part" + (f".{process}" if process else ""))
+    def _earlier(self, resume: bool, force: bool) -> list[Result]:
+        parts = [path for path in (self.part, *self._other_parts()) if path.exists()]
+        if resume and not parts:
+            return read_results(self.target, self.form, False, self.words) if self.target.exists() else []
+        if resume:
+            results = [result for path in parts for result in read_results(path, self.form, True, self.words)]
+            return list({id_text(result.image_id): result for result in results}.values())
+        for part in parts:
+            if not force and _has_results(part, self.form):
+                advice = "add --resume to go on, or --force to begin anew"
+                raise UserError(f"{part} has captions of an interrupted run: {advice}")
+        return []
 
-    def other_parts(self) -> list[Path]:
-        """FILE.part.1, ... that are there: those of the other processes."""
-        name = re.compile(re.escape(self.path.name) + r"\.part\.\d+")
-        folder = self.path.parent
+    def _other_parts(self) -> list[Path]:
+        """FILE.part.1, ... that are there."""
+        name, folder = re.compile(re.escape(self.part.name) + r"\.\d+"), self.part.parent
         return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
 
-    def _earlier(self) -> list[Result]:
-        """What an interrupted run left, each image once, or else what a complete file holds."""
-        parts = [path for path in (self.part, *self.other_parts()) if path.exists()]
-        if not parts:
-            return read_results(self.path, self.form, False, self.words) if self.path.exists() else []
-        results = [result for path in parts for result in read_results(path, self.form, True, self.words)]
-        return list({str(result.image_id): result for result in results}.values())
+    def _remove_other_parts(self) -> None:
+        for path in self._other_parts():
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let others write the file."""
+        if self.lock is not None:
+            self.lock.release(remove=True)
 
     def __enter__(self) -> "ResultsFile":
-        if self.form in GROWING:
-            self._write(self.part, self.earlier)  # without the half line that an interruption may have left
-            if self.process == 0:
+        if self.grows:
+            with naming_file(self.path):
+                if self.direct:
+                    self._file = open_through(self.path)
+                    self._file.writelines(_all_lines(self.form, self.earlier, self.words))
+                    return self
+                # without the half line that an interruption may have left
+                write_part(self.part, self.form, self.earlier, self.words)
                 self._remove_other_parts()
-            self._file = open(self.part, "a", encoding="utf-8", newline="")
+                self._file = open(self.part, "a", encoding="utf-8", newline="")
         return self
-
-    def _write(self, path: Path, results: list[Result]) -> None:
-        columns = COLUMNS + ["words"] * self.words
-        with atomic_write(path) as file:
-            file.write(",".join(columns) + "\n" if self.form == "csv" else "")
-            file.writelines(_lines(self.form, result) for result in results)
-
-    def _remove_other_parts(self) -> None:
-        for path in self.other_parts():
-            path.unlink(missing_ok=True)
 
     def add(self, result: Result) -> None:
         self.results.append(result)
-        if self.form in GROWING:
-            self._file.write(_lines(self.form, result))
-            self._file.flush()
+        if self.grows:
+            with naming_file(self.path):
+                self._file.write(_lines(self.form, result))
+                self._file.flush()
 
     def arrange(self, results: list[Result]) -> None:
         """`results` are all that FILE shall have, in this order: those of the other processes too."""
@@ -148,24 +169,92 @@ class ResultsFile:
 
     def __exit__(self, kind, error, traceback) -> None:
         """Completes the file; after an error leaves FILE.part for resuming, or removes it where it holds nothing."""
-        if self.form in GROWING:
-            if kind is None:
+        try:
+            if self.grows:
+                self._end_growing(well=kind is None)
+            elif kind is None:
+                self._write_whole()
+        finally:
+            self.close()
+
+    def _end_growing(self, well: bool) -> None:
+        if not well:
+            with contextlib.suppress(OSError):  # a full disk, which has been told
+                self._file.close()
+            if not self.results and not self.direct:
+                self.part.unlink(missing_ok=True)
+            return
+        with naming_file(self.path):
+            if not self.direct:
                 os.fsync(self._file.fileno())
             self._file.close()
-            if kind is None and self.process == 0:
+            if not self.direct:
                 if self.anew:
-                    self._write(self.part, self.results)  # before the parts that it is made of go
+                    write_part(self.part, self.form, self.results, self.words)  # before what it is made of goes
                 self._remove_other_parts()
-                os.replace(self.part, self.path)
-            elif kind is None or not self.results:
+                os.replace(self.part, self.target)
+
+    def _write_whole(self) -> None:
+        with atomic_write(self.path) as file:
+            if self.form == "json":
+                entries = [json.dumps(_coco(result, "json"), ensure_ascii=False) for result in self.results]
+                file.write("[\n" + ",\n".join(entries) + "\n]\n")
+            else:
+                file.writelines(_all_lines(self.form, self.results, self.words))
+
+
+class PartFile:
+    """The part of a results file that another process than the first one writes: FILE.part.N of process N.
+
+    It has what infer.py asks of a ResultsFile. At a good end it goes: the first process has written FILE by then.
+    """
+
+    def __init__(self, path, form: str, process: int, words: bool = False):
+        self.path, self.form, self.words = Path(path), form, words
+        self.part = part_path(Path(os.path.realpath(path)), process)
+        self.grows = form in GROWING and is_plain(path)
+        self.earlier: list[Result] = []
+        self.results: list[Result] = []
+
+    def __enter__(self) -> "PartFile":
+        if self.grows:
+            with naming_file(self.part):
+                write_part(self.part, self.form, [], self.words)
+                self._file = open(self.part, "a", encoding="utf-8", newline="")
+        return self
+
+    add = ResultsFile.add
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self.grows:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            if kind is None or not self.results:
                 self.part.unlink(missing_ok=True)
-        elif kind is None and self.process == 0:
-            with atomic_write(self.path) as file:
-                if self.form == "json":
-                    entries = [json.dumps(_coco(result, "json"), ensure_ascii=False) for result in self.results]
-                    file.write("[\n" + ",\n".join(entries) + "\n]\n")
-                else:
-                    file.writelines(_lines(self.form, result) for result in self.results)
+
+    def close(self) -> None:
+        """Nothing: the lock is with the first process."""
+
+
+def part_path(target: Path, process: int) -> Path:
+    """Where the results of a process grow."""
+    return target.with_name(f"{target.name}.part" + (f".{process}" if process else ""))
+
+
+def write_part(path: Path, form: str, results: list[Result], words: bool) -> None:
+    with atomic_write(path) as file:
+        file.writelines(_all_lines(form, results, words))
+
+
+def _all_lines(form: str, results: list[Result], words: bool) -> list[str]:
+    """The lines of a txt, jsonl or csv file of `results`."""
+    head = [",".join(COLUMNS + ["words"] * words) + "\n"] if form == "csv" else []
+    return head + [_lines(form, result) for result in results]
+
+
+def _has_results(part: Path, form: str) -> bool:
+    """Whether FILE.part holds more than the names of its columns."""
+    return part.read_bytes().count(b"\n") > (form == "csv")
 
 
 def word_text(steps: list[list[Word]], capitalize: bool = True) -> str:

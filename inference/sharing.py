@@ -19,6 +19,7 @@ import torch
 
 from captioning.devices import is_main, process, share, to_main
 from captioning.errors import UserError
+from captioning.text.cleaning import id_text
 from data_loader import LoaderSettings
 from inference.attention_maps import AttentionLog
 from inference.results import Result
@@ -82,7 +83,7 @@ def joined(shares: list[Share], order: Mapping[str, int]) -> Share:
 
 
 def in_order(results: list[Result], order: Mapping[str, int]) -> list[Result]:
-    return sorted(results, key=lambda result: order[str(result.image_id)])
+    return sorted(results, key=lambda result: order[id_text(result.image_id)])
 
 
 def seeded(loader, seed: int) -> Iterator:

@@ -16,10 +16,11 @@ import torch
 
 from captioning.batches.features import CachedFeatures
 from captioning.batches.inputs import plan_inputs
+from captioning.datasets.base import image_key
 from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search
 from captioning.devices import autocast
-from captioning.errors import UserError
+from captioning.errors import UserError, warn
 from captioning.files import atomic_write, read_json
 from captioning.scoring.metrics import caption_statistics, score_captions
 from captioning.text.paragraphs import split_sentences
@@ -29,7 +30,7 @@ from training.feature_cache import readable
 from training.losses import captions_of, token_cross_entropy
 from training.paragraph_losses import ParagraphLosses, paragraph_losses
 from training.settings import DataSettings, ModelSettings
-from vocabulary import Vocabulary
+from vocabulary import MOST_UNKNOWN, Vocabulary
 
 ITS_EPOCH = re.compile(r"ep(\d+)|best")
 CAN_BE_LEFT_OUT = ("meteor", "spice", "ciderd")  # where a program or a file is missing
@@ -72,8 +73,8 @@ class Validation:
             loss_sum += loss * count
             tokens += count
             for item, best in zip(batch.items, captions or []):
-                written[item.image_id] = best[0].text
-                references[item.image_id] = item.captions
+                written[image_key(item)] = best[0].text
+                references[image_key(item)] = item.captions
                 if figures is not None:
                     figures.compare(best[0].paragraph, item.captions[0])
             if bar is not None:
@@ -154,7 +155,10 @@ def validation_loader(
     inputs = plan_inputs(config, images, sources=cached)
     most = config.paragraphs and config.paragraphs.max_sentences
     settings = LoaderSettings(batch_size=64, num_workers=num_workers, max_sentences=most)
-    return get_eval_loader(images, inputs, settings, captioner.transform, captioner.vocabulary)
+    loader = get_eval_loader(images, inputs, settings, captioner.transform, captioner.vocabulary)
+    if (share := loader.unknown_share) > MOST_UNKNOWN:
+        warn(f"--validate {dataset}: the model's vocabulary lacks {share:.0%} of the words of its captions")
+    return loader
 
 
 def stats_file(model_path, dataset: str) -> Path:

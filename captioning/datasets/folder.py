@@ -34,6 +34,11 @@ class GenericDataset(CaptionDataset):
         if not self.items:
             raise UserError(f"--dataset {self.name}: no images: give files or a folder")
 
+    @staticmethod
+    def old_key(key: str) -> str:
+        """DeepCaption's name for a record: that of the file without its extension."""
+        return os.path.splitext(key)[0]
+
     def _add_listed(self, path: str) -> None:
         """The images that the lines of a text file name; blank lines and those that begin with # are passed over."""
         if not self.image_dir:

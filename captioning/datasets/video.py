@@ -3,7 +3,7 @@
 import os
 import re
 
-from captioning.datasets.base import TEXT, CaptionDataset, ImageItem, checked_entries
+from captioning.datasets.base import TEXT, CaptionDataset, ImageItem, add_captions, checked_entries
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError, first_few, warn
 from captioning.images.image_file import list_images
@@ -16,6 +16,8 @@ class MSRVTTDataset(CaptionDataset):
     `video12` is 12, its key in feature files "12", its frame `0012:kf1.jpeg` in image_dir.
     Raises UserError naming the file and the place of whatever is malformed, and for a split that is not there.
     """
+
+    keys_are_rows = True
 
     def __init__(self, params: DatasetParams):
         super().__init__(params)
@@ -39,7 +41,7 @@ class MSRVTTDataset(CaptionDataset):
             known = ", ".join(splits) or "none"
             raise UserError(f"--dataset {self.name}: {path} has no videos of split {split!r}; it has: {known}")
         entries = checked_entries(data.get("sentences", []), path, "sentences", video_id=TEXT, caption=TEXT)
-        self.add_captions(path, by_id, ((entry["video_id"], entry["caption"]) for _, entry in entries), "videos")
+        add_captions(path, by_id, ((entry["video_id"], entry["caption"]) for _, entry in entries), "videos")
 
 
 class TRECVID2018Dataset(CaptionDataset):
@@ -48,6 +50,8 @@ class TRECVID2018Dataset(CaptionDataset):
     The id is a number, its text the key in feature files. Of several frames of a video the first stands for it; files
     of other names are left out; both are said in one warning.
     """
+
+    keys_are_rows = True
 
     def __init__(self, params: DatasetParams):
         super().__init__(params)

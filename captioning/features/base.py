@@ -11,7 +11,8 @@ import numpy as np
 
 from captioning.errors import UserError
 from captioning.features.handles import naming
-from captioning.files import read_lines
+from captioning.features.partial import refuse_half_placed
+from captioning.files import atomic_write, read_lines
 
 
 class FeatureReader:
@@ -62,10 +63,14 @@ class RowReader(FeatureReader):
     """Rows in a file; `X.keys.txt` beside it names them, or else `keys`, the images of the dataset in their order.
 
     A row may also be asked for by its number, as an int, or as digits where the rows have no names.
+    row_rule: how rows are found, as a sentence, where nothing names them and they are many; else None.
     """
+
+    row_rule: str | None = None
 
     def __init__(self, path: Path, keys: Sequence[str] | None = None):
         super().__init__(path)
+        refuse_half_placed(path)
         with naming(path):
             rows = self._rows()
             self.count = len(rows)
@@ -95,7 +100,7 @@ class RowReader(FeatureReader):
         """Key -> row number; None where nobody says."""
         named = self.path.with_suffix(".keys.txt")
         if named.exists():
-            keys = read_lines(named, "feature file")
+            keys = read_lines(named, "feature file", errors="surrogateescape")
             if len(keys) != self.count:
                 raise UserError(f"{named} names {len(keys)} rows, but {self.path} has {self.count}")
             index = {key: row for row, key in enumerate(keys)}
@@ -103,8 +108,10 @@ class RowReader(FeatureReader):
                 twice = next(row for row, key in enumerate(keys) if index[key] != row)
                 raise UserError(f"{named}, line {twice + 1}: {keys[twice]!r} stands there twice")
             return index
+        self.row_rule = "row N, counted from 0, is asked for by the number N"
         if keys is None:
             return None
+        self.row_rule = "they are taken in the order of the dataset's images"
         if len(keys) != self.count:
             have = f"{self.path} has {self.count} rows, the dataset {len(keys)} images"
             raise UserError(f"{have}, and there is no {named} to name the rows")
@@ -167,8 +174,8 @@ def parse_provenance(path: Path, text: str | bytes | None) -> dict | None:
 class RowStore:
     """What a FeatureWriter writes rows with, one after the other behind a header; their names go to keys.txt.
 
-    rows: the keys that an interrupted run has written. check() a key, add() a record; then finish(), complete() and
-    place() put the file where it belongs.
+    rows: the keys that an interrupted run has written. check() a key, add() a record. Then finish() completes the file,
+    or stop() keeps what is there for another run.
     """
 
     beside = True  # names and provenance are files beside the feature file
@@ -179,17 +186,17 @@ class RowStore:
         self.bytes = int(np.prod(writer.shape)) * writer.dtype.itemsize
         self.rows: list[str] = []
         if resume and self.data.exists() and self.names.exists():
-            lines = self.names.read_text(encoding="utf-8").split("\n")[:-1]
+            lines = self.names.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
             whole = (self.data.stat().st_size - len(self.header(0))) // self.bytes
             self.rows = lines[: max(0, whole)]  # what both files have: either may have been cut off
         head = self.header(len(self.rows))
-        with open(self.names, "w", encoding="utf-8") as file:
-            file.writelines(f"{key}\n" for key in self.rows)
+        with atomic_write(self.names, "wb") as file:
+            file.writelines(f"{key}\n".encode("utf-8", "surrogateescape") for key in self.rows)
         self.file = open(self.data, "r+b" if self.rows else "w+b")  # noqa: SIM115 (closed by finish)
         self.file.write(head)
         self.file.truncate(len(head) + len(self.rows) * self.bytes)
         self.file.seek(0, os.SEEK_END)
-        self.name_file = open(self.names, "a", encoding="utf-8")  # noqa: SIM115
+        self.name_file = open(self.names, "a", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
 
     def header(self, count: int) -> bytes:
         """Its length must not depend on `count`."""
@@ -201,19 +208,22 @@ class RowStore:
 
     def add(self, key: str, record: np.ndarray) -> None:
         self.file.write(record.data)
+        self.file.flush()  # a process that is killed loses no record
         self.name_file.write(f"{key}\n")
+        self.name_file.flush()
         self.rows.append(key)
 
-    def finish(self) -> None:
+    def finish(self) -> str:
+        """Called where all records are there. Gives the name, in the partial folder, of the finished file."""
         self.file.seek(0)
         self.file.write(self.header(len(self.rows)))
         for file in (self.file, self.name_file):
             file.flush()
             os.fsync(file.fileno())
             file.close()
+        return self.data.name
 
-    def complete(self) -> None:
-        """Called after finish() where all records are there, before an older file is removed."""
-
-    def place(self) -> None:
-        os.replace(self.data, self.writer.path)
+    def stop(self) -> None:
+        for file in (self.file, self.name_file):
+            with contextlib.suppress(OSError):
+                file.close()

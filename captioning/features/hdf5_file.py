@@ -10,6 +10,8 @@ from captioning.errors import UserError
 from captioning.features.base import RowReader, RowStore, parse_provenance
 from captioning.features.handles import handle, handles_lock
 
+HEADERS = 2**16  # bytes, more than those of a file with one dataset
+
 
 class H5Reader(RowReader):
     """HDF5, dataset `data`, rows as in .npy. It is mapped into memory where it lies in the file in one piece."""
@@ -65,7 +67,7 @@ def h5py():
 
 
 class H5Store(RowStore):
-    """Rows gather in a plain file, as an HDF5 file that was not closed may be damaged; complete() turns it into one."""
+    """Rows gather in a plain file, as an HDF5 file that was not closed may be damaged; finish() turns it into one."""
 
     def __init__(self, writer, resume: bool):
         h5py()  # told before the work where it is missing
@@ -74,16 +76,26 @@ class H5Store(RowStore):
     def header(self, count: int) -> bytes:
         return b""
 
-    def complete(self) -> None:
+    def finish(self) -> str:
+        super().finish()
         writer, count = self.writer, len(self.rows)
         rows = np.memmap(self.data, writer.dtype, "r", shape=(count, *writer.shape))
         step = max(1, 2**25 // self.bytes)  # records of 32 MiB at a time
-        self.data = self.data.with_suffix(".h5")
-        with h5py().File(self.data, "w") as file:
+        path = self.data.with_suffix(".h5")
+        require_room(path, rows.nbytes)
+        with h5py().File(path, "w") as file:
             data = file.create_dataset("data", rows.shape, writer.dtype)
             for start in range(0, count, step):
                 data[start : start + step] = rows[start : start + step]
             if writer.provenance is not None:
                 file.attrs["extractor"] = json.dumps(writer.provenance)
-        with open(self.data, "rb") as file:
+        with open(path, "rb") as file:
             os.fsync(file.fileno())
+        return path.name
+
+
+def require_room(path, size: int) -> None:
+    """Raises OSError where the disk has no room for a file of `size` bytes: HDF5 does not survive to find out."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + HEADERS)

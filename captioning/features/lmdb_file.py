@@ -6,9 +6,9 @@ others read it.
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from captioning.features.handles import forget, handle, handles_lock, naming
 LMDB_OWN_KEYS = (b"@vdim", b"@dtype", b"@extractor")
 LMDB_LONGEST_KEY = 511  # bytes, a limit of lmdb's
 LMDB_PAGE = 4096  # bytes
+FLUSH_SECONDS = 5.0  # records not yet on the disk are lost when the process is killed
 SPARE_BYTES = 2**26  # room in the map of a file beyond its records
 _WALK = """import lmdb, os, sys
 with lmdb.open(sys.argv[1], subdir=os.path.isdir(sys.argv[1]), readonly=True, lock=False).begin(buffers=True) as t:
@@ -91,7 +92,7 @@ class LmdbReader(FeatureReader):
     def keys(self) -> Iterator[str]:
         with self._reading() as transaction:
             names = transaction.cursor().iternext(values=False)
-            return iter([name.decode() for name in names if name not in LMDB_OWN_KEYS])
+            return iter([name.decode(errors="surrogateescape") for name in names if name not in LMDB_OWN_KEYS])
 
     def missing(self, keys: Iterable) -> list:
         with self._reading() as transaction:
@@ -199,15 +200,15 @@ class LmdbStore:
     def __init__(self, writer, resume: bool):
         self.writer, self.folder = writer, writer.partial / "lmdb"
         self.pending: list[tuple[bytes, bytes]] = []
-        self.size = 0
+        self.size, self.flushed = 0, time.monotonic()
         self.rows: list[str] = []
         if resume and (self.folder / "data.mdb").exists():
             with environment(self.folder, writer.path, "read") as opened, opened.begin() as transaction:
                 names = transaction.cursor().iternext(values=False)
-                self.rows = [name.decode() for name in names if name not in LMDB_OWN_KEYS]
+                self.rows = [name.decode(errors="surrogateescape") for name in names if name not in LMDB_OWN_KEYS]
 
     def check(self, key: str) -> None:
-        encoded = str(key).encode()
+        encoded = str(key).encode("utf-8", "surrogateescape")
         if not 0 < len(encoded) <= LMDB_LONGEST_KEY or encoded in LMDB_OWN_KEYS:
             reason = f"empty, reserved or longer than {LMDB_LONGEST_KEY} bytes"
             raise UserError(f"feature file {self.writer.path}: {key[:60]!r} cannot be a key of an lmdb file ({reason})")
@@ -216,20 +217,20 @@ class LmdbStore:
         little = record.astype(record.dtype.newbyteorder("<"), copy=False)
         self.pending.append((lmdb_key(key), little.tobytes()))
         self.size += little.nbytes
-        if self.size >= self.batch_bytes:
+        if self.size >= self.batch_bytes or time.monotonic() - self.flushed > FLUSH_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
         put_records(self.folder, self.pending, self.writer.path)
-        self.pending, self.size = [], 0
+        self.pending, self.size, self.flushed = [], 0, time.monotonic()
 
-    def finish(self) -> None:
+    def finish(self) -> str:
         writer = self.writer
         self.pending += own_records(writer.shape, writer.dtype, writer.provenance)
         self._flush()
+        return self.folder.name
 
-    def complete(self) -> None:
-        pass
-
-    def place(self) -> None:
-        os.replace(self.folder, self.writer.path)
+    def stop(self) -> None:
+        if self.pending:
+            with contextlib.suppress(UserError):
+                self._flush()

@@ -69,14 +69,14 @@ class CachedWords:
         kind = known_ending(path, "cached words", EXTENSIONS)
         with atomic_write(path, "wb") as file:
             if kind == ".npz":
-                words = np.frombuffer("\n".join(self.tokens).encode(), np.uint8)
+                words = np.frombuffer("\n".join(self.tokens).encode(errors="surrogatepass"), np.uint8)
                 parts = {"tokens": words, "ngrams": self.ngrams, "counts": self.counts}
                 np.savez_compressed(file, images=self.images, origin=self.origin, **parts)
             elif kind == ".json":
                 table = self.to_dict()
                 joined = {" ".join(ngram): count for ngram, count in table["document_frequency"].items()}
                 content = {"format": 1, "ref_len": self.images, "origin": self.origin, "document_frequency": joined}
-                file.write(json.dumps(content, ensure_ascii=False).encode())
+                file.write(json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace"))
             else:
                 pickle.dump(self.to_dict(), file, protocol=4)
 
@@ -101,7 +101,7 @@ class CachedWords:
     def _load_npz(cls, path) -> "CachedWords":
         try:
             with np.load(path, allow_pickle=False) as file:
-                tokens = file["tokens"].tobytes().decode().split("\n")
+                tokens = file["tokens"].tobytes().decode(errors="surrogatepass").split("\n")
                 ngrams, counts = file["ngrams"], file["counts"]
                 images, origin = float(file["images"]), str(file["origin"])
             fits = ngrams.shape == (len(counts), ORDERS) and len(counts) and -1 <= ngrams.min() <= ngrams.max()

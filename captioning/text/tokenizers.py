@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache
 
 from captioning.errors import UserError
+from captioning.text.tokens import MARKS
 
 TOKENIZERS = ("treebank", "whitespace", "char", "regex")
 # Captions of letters, digits, blanks, single hyphens, ", " and a final period: on these the Treebank rules only set the
@@ -32,13 +33,18 @@ def _tokenize_treebank(text: str) -> list[str]:
     return text.split()
 
 
+def _tokenize_whitespace(text: str) -> list[str]:
+    words = text.split()
+    return [word for word in words if word not in MARKS] if "<" in text else words  # these would be special tokens
+
+
 def _tokenize_char(text: str) -> list[str]:
     return list(" ".join(text.split()))
 
 
 _FUNCTIONS: dict[str, Callable[[str], list[str]]] = {
     "treebank": _tokenize_treebank,
-    "whitespace": str.split,
+    "whitespace": _tokenize_whitespace,
     "char": _tokenize_char,
     "regex": _WORD.findall,
 }
@@ -48,8 +54,9 @@ def tokenize(text: str, tokenizer: str = "treebank", lowercase: bool = True) -> 
     """Tokens of `text`: of "A dog's bone." they are a, dog, 's, bone and the period.
 
     `treebank` is nltk's TreebankWordTokenizer (a final period and commas set apart, "child's" -> child 's),
-    `whitespace` splits at blanks, `char` gives single characters (runs of blanks as one), `regex` gives words with
-    their inner apostrophes and hyphens, and each other sign alone. Raises UserError for an unknown tokenizer.
+    `whitespace` splits at blanks and leaves out <pad>, <start> and <end>, `char` gives single characters (runs of
+    blanks as one), `regex` gives words with their inner apostrophes and hyphens, and each other sign alone.
+    Raises UserError for an unknown tokenizer.
     """
     return tokenize_function(tokenizer)(text.lower() if lowercase else text)
 
