@@ -89,12 +89,16 @@ def main(args) -> int:
     from captioning.devices import choose_device
     from model import load_captioner
     from training.averages import Average
+    from training.settings import DataSettings
     from training.validation import validation_loader
 
     if args.greedy:
         device = choose_device(args.device, args.cpu)
         captioner = load_captioner(args.models[0], device, args.encoder_weights, photos=False)
-        with closing(validation_loader(captioner, args.dataset, args.dataset_config_file, args.num_workers)) as loader:
+        data = DataSettings(
+            validate=args.dataset, dataset_config_file=args.dataset_config_file, num_workers=args.num_workers
+        )
+        with closing(validation_loader(captioner, data)) as loader:
             average = soup(args.models, captioner, loader, args.beam_size)
     else:
         average = Average(args.models, args.weights)

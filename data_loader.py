@@ -52,6 +52,8 @@ class Batch:
     sentences: torch.Tensor | None = None
     index: int = 0  # which batch of the epoch this is: a batch of nothing but bad images is passed over
     bad: list[str] = field(default_factory=list)  # why images were dropped from it
+    # False: a stand-in, blank pixels for a batch of nothing but bad images, so that the processes of a run stay in step
+    counted: bool = True
 
     def share_memory(self) -> None:
         """Put the tensors where other processes can read them. Raises UserError where there is no room.
@@ -99,6 +101,7 @@ class _Batches:
     inputs: list[Input]
     transform: Callable | None
     seed: int | None  # None: no augmentation
+    stand_ins: bool = False  # whether a batch of nothing but bad images is yielded all the same
 
     def __post_init__(self):
         self.photos = PhotoLoader(self.transform)
@@ -115,7 +118,7 @@ class _Batches:
     def _batch(self, epoch: int, number: int, groups: list[Group]) -> Batch:
         batch = Batch([], index=number)
         if self.transform is not None:
-            groups = self._load_pixels(batch, epoch, groups)
+            groups = self._load_pixels(batch, epoch, groups) or self._stand_in(batch, groups)
         batch.items = [self.items[index] for index, _ in groups]
         if groups:
             rows = {id(source): source.get(batch.items) for source in opened(self.inputs)}
@@ -132,6 +135,13 @@ class _Batches:
         batch.pixels = stacked(good) if good else None
         return [group for group, one in zip(groups, pixels) if one is not None]
 
+    def _stand_in(self, batch: Batch, groups: list[Group]) -> list[Group]:
+        """Fill `batch` with blank pixels for the first of `groups`, where stand-ins are wanted; return that group."""
+        if not self.stand_ins:
+            return []
+        batch.pixels, batch.counted = stacked([self.photos.blank(self.items[groups[0][0]])]), False
+        return groups[:1]
+
     def _seed_of(self, epoch: int, index: int, photo: int) -> int | None:
         """Of the augmentation of a photo of item `index`; None where there is none."""
         if self.seed is None:
@@ -146,8 +156,8 @@ class Loader:
     items: the images it uses; unknown_share: of the words of their captions that are <unk>; inputs: where a model's
     inputs come from; bad_items: a message for every image that was
     dropped, missing files included; each is printed once.
-    A batch that lost all of its images is passed over. With several processes that would put them out of step: check
-    the images first. Raises UserError while iterating where a feature file turns out to be damaged.
+    A batch that lost all of its images is passed over; in training with several processes a stand-in takes its place.
+    Raises UserError while iterating where a feature file turns out to be damaged.
     """
 
     def __init__(self, dataset: CaptionDataset, vocabulary, inputs, settings, transform, training: bool):
@@ -168,8 +178,9 @@ class Loader:
         workers = settings.num_workers
         if workers is None:
             workers = 0 if transform is None else own_cores()
+        seed, stand_ins = (settings.seed, settings.world_size > 1) if training else (None, False)
         self._data = DataLoader(
-            _Batches(items, captions, self.inputs, transform, settings.seed if training else None),
+            _Batches(items, captions, self.inputs, transform, seed, stand_ins),
             batch_size=None,  # an index is a whole batch
             sampler=_Numbered(self.sampler),
             num_workers=workers,

@@ -39,7 +39,7 @@ from captioning.cores import process_count, process_number
 from captioning.datasets.base import CaptionDataset, ImageItem, image_key, shared_ids
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
-from captioning.errors import first_few, script_name
+from captioning.errors import first_few, script_name, shown
 from captioning.files import check_writable, require_file, require_model_file
 from captioning.images.image_file import image_exists
 from captioning.images.zip_file import is_zip
@@ -161,11 +161,15 @@ class InferRun:
             return Path(s.results_path or ".") / s.output_file, form
         if not (s.dataset or s.results_path or s.output_format):
             return None, ""
-        source = s.dataset or (Path(s.image_dir).resolve().name if s.image_dir else "images")
         run = "" if self.model == flags.BUNDLED else f"{self.model.resolve().parent.name}-"  # "best" says little alone
-        name = re.sub(r'[:/\\ *?"<>|]', "-", f"{source}_{run}{self.model.stem}")
+        name = re.sub(r'[:/\\ *?"<>|]', "-", f"{self.source('images')}_{run}{self.model.stem}")
         form = s.output_format or "json"
         return Path(s.results_path or "results") / f"{name}.{form}", form
+
+    def source(self, loose: str) -> str:
+        """What the images are from: the dataset or the name of the folder; `loose` where they were given one by one."""
+        s = self.settings
+        return s.dataset or (Path(s.image_dir).resolve().name if s.image_dir else loose)
 
     def skip_captioned(self) -> CaptionDataset:
         """The images that the results file does not have yet; its results get what the dataset knows of theirs."""
@@ -202,17 +206,17 @@ class InferRun:
         # torch is imported only now, so that mistakes are answered at once
         import torch
 
-        from captioning.devices import end_processes, from_main, start_processes
+        from captioning.devices import end_processes, from_main, partners_may_fail, start_processes
         from inference.sharing import work_of_all
 
         start_processes(torch.device("cpu"))  # over the CPU: what they exchange are finished captions
         try:
-            with contextlib.ExitStack() as stack:
+            with partners_may_fail(), contextlib.ExitStack() as stack:
                 self.open_file(stack)
                 shares = work_of_all(self.caption_share) if self.rest.items else []
                 bad = from_main(lambda: self.take_all(shares))
                 from_main(stack.close)  # the parts of the others go when the file is complete
-            return from_main(lambda: self.finish(bad))
+                return from_main(lambda: self.finish(bad))
         finally:
             end_processes()
 
@@ -270,8 +274,9 @@ class InferRun:
             note(f"{self.file.path}: captions of {len(self.results)} images")
         lines, left_out = report_scores(self.metrics, self.results) if self.metrics else ([], False)
         if self.settings.html:
-            title = f"{len(self.results)} images of {self.settings.dataset or self.settings.image_dir or 'a list'}"
-            write_gallery(self.settings.html, self.results, title, f"Captioned by {self.model}", lines)
+            title = f"{len(self.results)} images of {self.source('a list')}"
+            model = Path(self.model.resolve().parent.name, self.model.name)  # without the folders of whoever ran it
+            write_gallery(self.settings.html, self.results, title, f"Captioned by {model}", lines)
             note(f"{self.settings.html}: gallery of {len(self.results)} images")
         if bad:
             note(f"{script_name()}: {len(bad)} of {len(self.rest)} images could not be read")
@@ -420,7 +425,7 @@ def check_photos(images: list[str]) -> None:
 def print_captions(item: ImageItem, result: Result) -> None:
     name = result.image_id if isinstance(result.image_id, str) else printable(item.key)
     for text, (_, log_prob) in zip(shown_texts(result), result.captions):
-        print(f"{name}: {text}" + (f"  ({log_prob:.2f})" if len(result.captions) > 1 else ""), flush=True)
+        print(shown(f"{name}: {text}") + (f"  ({log_prob:.2f})" if len(result.captions) > 1 else ""), flush=True)
 
 
 def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list[str], bool]:

@@ -40,7 +40,6 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
-import csv
 import io
 import os
 import signal
@@ -57,10 +56,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioning.cores import core_count
-from captioning.errors import UserError, run
+from captioning.errors import UserError, run, shown
 from captioning.files import atomic_write, read_lines
 from captioning.images import image_file
 from captioning.images.image_file import ImageError, image_error, open_image, target_size
+from captioning.tables import csv_lines
 
 # A JPEG is decoded at a reduced scale as long as it keeps this many times the result: with three the mean difference
 # from decoding in full is about half a grey level, with one it would be one and a half, on some photos four. Not quite
@@ -244,7 +244,7 @@ def resize_all(names: list[str], settings: Settings, workers: int, archive: Path
             counts[outcome.status] += 1
             if outcome.status == "failed":
                 failures.append((outcome.name, outcome.reason))
-                tqdm.write(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}", file=sys.stderr)
+                tqdm.write(shown(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}"), file=sys.stderr)
             elif archive:
                 members.write(settings.output_dir / outcome.name, Path(outcome.name).as_posix())
     if counts["resized"] and hasattr(os, "sync"):
@@ -261,7 +261,7 @@ def main(args) -> int:
         names, lines = select(names, args.subset)
         failures = [(line, "in --subset, but there is no such image") for line in lines]
     for line, reason in failures:
-        print(f"resize.py: {line}: {reason}", file=sys.stderr)
+        print(shown(f"resize.py: {line}: {reason}"), file=sys.stderr)
 
     archive = output_dir.with_name(output_dir.name + ".zip") if args.create_zip else None
     try:
@@ -275,7 +275,7 @@ def main(args) -> int:
     failures += failed
     if args.report:
         with atomic_write(args.report) as file:
-            csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *failures])
+            file.write(csv_lines([("file", "reason"), *failures]))
     shape = f"shorter side {args.image_size}" if args.keep_aspect else f"{args.image_size}x{args.image_size}"
     kept = f", {counts['kept']} already there" if counts["kept"] else ""
     print(f"{output_dir}: {counts['resized']} images resized ({shape}){kept}, {len(failures)} failed")

@@ -43,7 +43,6 @@ def parse_args(argv=None) -> Namespace:
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
-import csv
 import json
 from functools import partial
 from pathlib import Path
@@ -52,6 +51,7 @@ from captioning.datasets.base import ID, TEXT, checked_entries
 from captioning.datasets.references import read_references
 from captioning.errors import UserError, run, warn
 from captioning.files import atomic_write, check_writable, read_json, require_file
+from captioning.tables import csv_lines
 from captioning.text.cleaning import clean_text, id_text
 
 
@@ -143,9 +143,7 @@ def write_csv(path: str, rows: list[dict]) -> None:
     """A table of all columns that any row has, in order of appearance; what a row lacks stays empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_write(path) as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        file.write(csv_lines([columns, *([row.get(name, "") for name in columns] for row in rows)]))
 
 
 def main(args) -> int:

@@ -24,7 +24,8 @@ from captioning.deepcaption.vocabularies import DeepCaptionVocabulary, from_deep
 from captioning.errors import UserError
 from captioning.files import atomic_write, known_ending, read_bytes, read_json, read_lines
 from captioning.text.cleaning import clean_text
-from captioning.text.tokenizers import as_sentence, load_treebank, tokenize, tokenize_function
+from captioning.text.detokenizers import as_sentence, detokenize
+from captioning.text.tokenizers import load_treebank, tokenize, tokenize_function
 from captioning.text.tokens import PAD, SPECIALS, START, UNK, upto_end
 
 EXTENSIONS = (".json", ".pkl", ".txt")
@@ -187,11 +188,11 @@ class Vocabulary:
         return ("" if self.tokenizer == "char" else " ").join(self.tokens(ids))
 
     def sentence(self, ids: Iterable[int], capitalize: bool = True) -> str:
-        """`ids` as a sentence to print: "A man in a red shirt."
+        """`ids` as people write it: "A man in a red shirt."
 
-        With `capitalize=False` it is what decode() gives. No words give the empty string.
+        With `capitalize=False` without a capital and without a period of its own. No words give the empty string.
         """
-        text = self.decode(ids)
+        text = detokenize(self.tokens(ids), self.tokenizer)
         return as_sentence(text) if capitalize else text
 
     def to_dict(self) -> dict:

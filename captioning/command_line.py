@@ -12,6 +12,7 @@ args.typed_flags       # {} where nobody typed --embed_size, {"embed_size": 256}
 import argparse
 import dataclasses
 import difflib
+import math
 import os
 import sys
 import typing
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 
 from captioning.cores import process_count, process_number
+from captioning.errors import message_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,6 +59,11 @@ class Parser(argparse.ArgumentParser):
             options = {"default": field.default, **of_type(field.type), **field.metadata.get("flag", {}), **options}
         elif type(options.get("default")) in (int, float) and "action" not in options:
             options = {**of_type(type(options["default"])), **options}
+        if "action" not in options and "choices" not in options:
+            checked = text_or_nothing if options.get("default") == "" else text
+            options["type"] = {int: whole_number, float: number, None: checked}.get(
+                options.get("type"), options.get("type")
+            )
         action = add(*names, **options)
         if action.default is argparse.SUPPRESS:  # --help
             return action
@@ -99,6 +106,7 @@ class Parser(argparse.ArgumentParser):
         for before, word in zip(["", *words], words[: words.index("--")] if "--" in words else words):
             name = word.partition("=")[0]
             if name.startswith("--") and " " not in name and name not in flags:
+                name, word = name[:60], word[:60]
                 if before in flags and self._option_string_actions[before].nargs is None:
                     self.error(f"{before} needs a value; one that begins with - is written {before}={word}")
                 near = nearest(name, flags)
@@ -121,8 +129,8 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str):
-        """Print `message` as one line and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        """Print `message` as one line of bounded length and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message_line(message)}\n")
 
 
 class HelpAll(argparse.Action):
@@ -148,6 +156,47 @@ def at_home(value):
     if isinstance(value, list):
         return [at_home(one) for one in value]
     return ",".join(map(os.path.expanduser, value.split(","))) if isinstance(value, str) and "~" in value else value
+
+
+def whole_number(word: str) -> int:
+    """The number that `word` writes. Raises ArgumentTypeError where it is none, or beyond 64 bits."""
+    try:
+        value = int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{clipped(word)} is not a whole number") from None
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{clipped(word)} is too large a number")
+    return value
+
+
+def number(word: str) -> float:
+    """The finite number that `word` writes. Raises ArgumentTypeError for any other word."""
+    try:
+        value = float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{clipped(word)} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{clipped(word)} is not a finite number")
+    return value
+
+
+def text(word: str) -> str:
+    """`word`. Raises ArgumentTypeError where it is empty, as a shell's variable that was never set is."""
+    if not word:
+        raise argparse.ArgumentTypeError("its value is empty; leave the flag out instead")
+    return text_or_nothing(word)
+
+
+def text_or_nothing(word: str) -> str:
+    """`word`. Raises ArgumentTypeError where it holds a NUL character, which no name of a file does."""
+    if "\0" in word:
+        raise argparse.ArgumentTypeError(f"{clipped(word)} holds a NUL character")
+    return word
+
+
+def clipped(word: str) -> str:
+    """`word` in quotes, at most 60 characters of it."""
+    return repr(word if len(word) <= 60 else f"{word[:57]}...")
 
 
 def of_type(kind) -> dict:

@@ -7,7 +7,9 @@ unknown name, a damaged file. Work that met bad items and went on returns status
 import contextlib
 import errno
 import os
+import re
 import sys
+import traceback
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -24,8 +26,24 @@ class UserError(ValueError):
     """A person's mistake. The message is one line that names the option or file, its value and the remedy."""
 
 
-# Control characters, but for the tab and the ends of lines, as Python writes them in strings: \x1b for Escape.
-CONTROLS = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if chr(n) not in "\t\n\r"}
+# What a terminal obeys, or what turns the text around it, as Python writes it in strings: \x1b for Escape. Tabs, ends
+# of lines and the marks without which Arabic and Hebrew cannot be written (U+200E, U+200F) stay.
+OBEYED = (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+CONTROLS = {n: f"\\x{n:02x}" if n < 256 else f"\\u{n:04x}" for n in OBEYED if chr(n) not in "\t\n\r"}
+LINE_ENDS = {ord("\n"): "\\n", ord("\r"): "\\r"}
+LONGEST = 600  # characters of an error that are shown
+OVERWRITES = re.compile(r"(?<=[^\r])\r(?=[^\r\n])")  # what is before it on the line; progress bars begin with \r
+
+
+def shown(text: object) -> str:
+    """`text` on one line, as a terminal may have it: what it would obey is written as Python does in strings."""
+    return str(text).translate(CONTROLS | LINE_ENDS)
+
+
+def message_line(error) -> str:
+    """What is said of an error, on one line. The middle of a very long one is left out."""
+    line = shown(" ".join(str(error).split()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 class SafeStream:
@@ -39,7 +57,10 @@ class SafeStream:
         self.stream, self.for_person = stream, for_person
 
     def write(self, text: str) -> int:
-        return self._try(self.stream.write, text.translate(CONTROLS)) or len(text)
+        text = text.translate(CONTROLS)
+        if "\r" in text:
+            text = OVERWRITES.sub(r"\\r", text)
+        return self._try(self.stream.write, text) or len(text)
 
     def flush(self) -> None:
         self._try(self.stream.flush)
@@ -92,19 +113,20 @@ def run(main, args) -> int:
         except Exception as error:
             if (message := user_message(error)) is None:
                 raise
-            print(f"{script_name()}: error: {' '.join(message.split())}", file=sys.stderr)
+            print(f"{script_name()}: error: {message_line(message)}", file=sys.stderr)
             return 2
 
 
 # What a full, read-only or forbidden disk answers, wherever no function named the file by a UserError.
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 
 
 def user_message(error: Exception) -> str | None:
     """What a person is told of an error that he can mend; None where it is a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK | OF_THE_NAME:
         return str(error.strerror if error.filename is None else f"{error.filename}: {error.strerror}")
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):  # raised by a signal
         reason = "want of memory, or of shared memory (/dev/shm; in Docker: --shm-size)"
@@ -118,12 +140,19 @@ def in_script() -> bool:
     return file is not None and Path(file).resolve().parent in (ROOT, ROOT / "datasets")
 
 
+def show_fault(kind, error, trace) -> None:
+    """Print the traceback of a fault of the program, whose text may hold names and captions."""
+    with safe_streams():
+        traceback.print_exception(kind, error, trace)
+
+
 if in_script():
     signals.leave_at_once()
+    sys.excepthook = show_fault
 
 
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {shown(message)}", file=sys.stderr)
 
 
 @cache

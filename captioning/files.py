@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import stat
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -212,16 +214,79 @@ def read_json(path, what: str):
     """
     data = read_bytes(path, what)
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return parse_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{what}: {path} is not UTF-8 text (byte {error.start})") from error
+    except ValueError as error:
+        raise UserError(f"{what}: {path} is not valid JSON: {error}") from error
+
+
+def parse_json(text: str):
+    """The value of a JSON text. Raises ValueError with a message of one line, also where a key stands there twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        reason = f"{error.msg} at line {error.lineno} column {error.colno}"
+        raise ValueError(f"{error.msg} at line {error.lineno} column {error.colno}") from error
     except RecursionError:
-        reason = "lists within lists without end"
-    except ValueError as error:  # a number of more digits than Python converts
-        reason = str(error)
-    raise UserError(f"{what}: {path} is not valid JSON: {reason}")
+        raise ValueError("lists within lists without end") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    """An object of a JSON file. Of a key that stands there twice, one value would be lost without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"an object has the key {twice[:60]!r} twice")
+    return found
+
+
+KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def expect(value, kinds: type | tuple[type, ...], path, place: str = ""):
+    """`value` itself, which must be of one of `kinds`. A float stands for any finite number; a bool is no number.
+
+    path: the file that it was read from; place: where in it, as in "images[3].id"; "" is the whole content.
+    Raises UserError that names both and what stands there: "x.json: images[3].id is a number, not a text".
+    """
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    kind, where = type(value), f"{path}: {place}" if place else f"{path}"
+    if kind in kinds and kind is not float:
+        return value
+    if float in kinds and kind in (int, float):
+        if is_finite(value):
+            return value
+        raise UserError(f"{where} is {value if kind is float else 'too large'}, not a finite number")
+    found = "a number" if kind in (int, float) else KINDS.get(kind, kind.__name__)
+    if kind is float and int in kinds:
+        found = f"{value}"
+    raise UserError(f"{where} is {found}, not {' or '.join(KINDS[wanted] for wanted in kinds)}")
+
+
+def member(table, name: str, kinds: type | tuple[type, ...], path, place: str = ""):
+    """The value of `name` in `table`, the object at `place` of the file `path`. Raises UserError as `expect` does.
+
+    Raises UserError too where `table` is no object or has no such member.
+    """
+    if name not in expect(table, dict, path, place):
+        raise UserError(f"{path}{f': {place}' if place else ''} has no {name!r}")
+    return expect(table[name], kinds, path, f"{place}.{name}" if place else name)
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is finite and no whole number beyond the largest float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def read_lines(path, what: str, errors: str = "strict") -> list[str]:

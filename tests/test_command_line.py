@@ -58,7 +58,7 @@ def test_the_help_shows_the_defaults_of_the_settings():
         (["--learn=1"], "unknown flag --learn; did you mean --learning_rate? (--help lists the flags)"),
         (["--zzz"], "unknown flag --zzz (--help lists the flags)"),
         (["-x"], "unexpected argument -x (--help shows what is expected)"),
-        (["--rate", "x"], "argument --rate: invalid float value: 'x'"),
+        (["--rate", "x"], "argument --rate: 'x' is not a number"),
         (["--rate", "--foo"], "--rate needs a value; one that begins with - is written --rate=--foo"),
     ],
 )

@@ -418,6 +418,25 @@ def test_a_batch_of_bad_images_alone_is_passed_over(coco):
     assert [batch.index for batch in loader] == [0, 1, 3, 4, 5]
 
 
+def test_among_several_processes_a_stand_in_takes_its_place(coco):
+    """So that no process is a batch ahead of the others: one blank image with its captions, which does not count."""
+    for i in range(len(COUNTS)):
+        (coco / f"images/{i}.png").write_bytes(b"no image")
+
+    def blank(image, seed):
+        return torch.full((3, 2, 2), image.getpixel((0, 0))[0], dtype=torch.uint8)
+
+    blank.size = 2
+    settings = LoaderSettings(10, num_workers=0, world_size=2, rank=1)
+    loader = get_loader(dataset(coco), WordIds(), settings=settings, transform=blank)
+    batches = list(loader)
+    assert [batch.index for batch in batches] == list(range(len(loader)))
+    for batch in batches:
+        assert not batch.counted and len(batch.items) == 1 and torch.equal(batch.pixels, torch.zeros(1, 3, 2, 2))
+        assert set(batch.row_image.tolist()) == {0} and len(batch.captions) > 0
+    assert len(loader.bad_items) > 0
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_feature_file_that_breaks_later_is_one_line(coco, num_workers):
     images = dataset(coco)

@@ -1,12 +1,13 @@
 """captioning/errors.py: exit statuses, and output that arrives whatever stands at the other end."""
 
+import io
 import subprocess
 import sys
 
 import pytest
 from running import ROOT
 
-from captioning.errors import SafeStream, one_line
+from captioning.errors import SafeStream, UserError, message_line, one_line, shown
 
 PRINTS = """
 import sys
@@ -50,7 +51,44 @@ def test_control_characters_are_shown_not_sent():
     done = start("{} | tail -1", "\x1b[31mred\x07\ttab", "a\x9bb")
     assert done.stdout == b"\\x1b[31mred\\x07\ttab\n"
     assert done.stderr == b"-c: error: a\\x9bb\n"
+    done = start("{} | tail -1", "name\u202egpj.exe\u2028\u200f", "a\u2066b")  # turned around, as a.exe.jpg
+    assert done.stdout.decode() == "name\\u202egpj.exe\\u2028\u200f\n"
+    assert done.stderr == b"-c: error: a\\u2066b\n"
     assert SafeStream(sys.stderr).encoding == sys.stderr.encoding
+
+
+def test_a_name_cannot_write_over_its_line_but_a_progress_bar_can():
+    stream = io.StringIO()
+    safe = SafeStream(stream)
+    for text in ("\r 50%", "\r      \r", "a.jpg: failed\ra.jpg: fine", "\r\n", "x\r\n"):
+        safe.write(text)
+    assert stream.getvalue() == "\r 50%\r      \ra.jpg: failed\\ra.jpg: fine\r\nx\r\n"
+
+
+def test_shown_text_is_one_line():
+    assert shown("a\nb\rc\td\x00\u2029é") == "a\\nb\\rc\td\\x00\\u2029é"
+    line = message_line(UserError("x" * 9000 + "\x1b: no such file"))
+    assert len(line) < 700 and line.endswith("\\x1b: no such file")
+
+
+FAULT = """
+import sys
+sys.argv = ["score.py"]
+sys.modules["__main__"].__file__ = "score.py"
+from captioning import errors
+raise RuntimeError("\\x1b]0;owned\\x07")
+"""
+
+
+def test_a_traceback_is_shown_not_sent():
+    done = subprocess.run([sys.executable, "-c", FAULT], capture_output=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1 and b"RuntimeError: \\x1b]0;owned\\x07" in done.stderr and b"\x1b" not in done.stderr
+
+
+def test_a_name_that_is_too_long_is_one_line(script):
+    for arguments in (("model_info.py", "x" * 5000), ("resize.py", "--image_dir", "y" * 300, "--output_dir", "z")):
+        done = script(*arguments)
+        assert done.status == 2 and done.err.endswith(": File name too long\n") and done.err.count("\n") == 1
 
 
 def test_a_librarys_error_is_one_line_of_bounded_length():

@@ -43,6 +43,7 @@ def test_encode_and_decode(small):
 def test_sentence_sets_signs_at_their_word():
     words = build_vocabulary(["a dog , and a cat !"], threshold=1)
     assert words.sentence(words.encode("a dog, and a cat!")) == "A dog, and a cat!"
+    assert words.sentence(words.encode("a dog, and a cat!"), capitalize=False) == "a dog, and a cat!"
 
 
 def test_characters():

@@ -17,6 +17,8 @@ from torch import Tensor
 from captioning.rows import select_state
 from captioning.text.tokens import END, PAD, START, UNK
 
+NEVER_WRITTEN = (PAD, START, UNK)  # <unk> only where `Search.allow_unk` says so
+
 
 @dataclass(frozen=True)
 class Search:
@@ -163,7 +165,7 @@ class _Ended:
 def _restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool) -> Tensor:
     """log_probs (N, V), in place unless a gradient flows, with -inf for words that may not follow tokens (N, t)."""
     allowed = log_probs.clone() if log_probs.requires_grad else log_probs
-    allowed[:, [PAD, START] if search.allow_unk else [PAD, START, UNK]] = -torch.inf
+    allowed[:, [PAD, START] if search.allow_unk else list(NEVER_WRITTEN)] = -torch.inf
     if last_step:
         end = allowed[:, END].clone()
         allowed.fill_(-torch.inf)

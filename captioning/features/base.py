@@ -1,7 +1,6 @@
 """What readers and writers of feature files share: records by key, rows in order with their names."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -12,7 +11,7 @@ import numpy as np
 from captioning.errors import UserError
 from captioning.features.handles import naming
 from captioning.features.partial import refuse_half_placed
-from captioning.files import atomic_write, read_lines
+from captioning.files import atomic_write, expect, parse_json, read_lines
 
 
 class FeatureReader:
@@ -162,13 +161,30 @@ class RowReader(FeatureReader):
         return {name: value for name, value in self.__dict__.items() if name != "mapped"}
 
 
+PROVENANCE = {  # kinds of what a feature file says of the encoder that made it
+    "extractor": str,
+    "weights_sha256": (str, type(None)),
+    "transform": (dict, type(None)),
+    "feature_type": str,
+    "image_size": (int, type(None)),
+}
+
+
 def parse_provenance(path: Path, text: str | bytes | None) -> dict | None:
-    """What made the features, from JSON; None where there is no text or it is about something else."""
+    """What made the features, from JSON; None where there is no text or it is about something else.
+
+    Raises UserError naming the file where it is no JSON, or where a value is of another kind than in PROVENANCE.
+    """
     try:
-        provenance = json.loads("null" if text is None else text)
+        provenance = parse_json("null" if text is None else text)
     except ValueError as error:
         raise UserError(f"{path}: what made the features is not valid JSON: {error}") from None
-    return provenance if isinstance(provenance, dict) and "extractor" in provenance else None
+    if not isinstance(provenance, dict) or "extractor" not in provenance:
+        return None
+    for name, kinds in PROVENANCE.items():
+        if name in provenance:
+            expect(provenance[name], kinds, path, name)
+    return provenance
 
 
 class RowStore:

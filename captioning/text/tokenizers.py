@@ -1,4 +1,4 @@
-"""Tokenizers: a caption to its words, and words to a sentence."""
+"""Tokenizers: a caption to its words. detokenizers.py is the way back."""
 
 import re
 from collections.abc import Callable
@@ -67,11 +67,3 @@ def tokenize_function(tokenizer: str) -> Callable[[str], list[str]]:
         return _FUNCTIONS[tokenizer]
     except (KeyError, TypeError):
         raise UserError(f"unknown tokenizer {tokenizer!r}: use one of {', '.join(TOKENIZERS)}") from None
-
-
-def as_sentence(text: str) -> str:
-    """A sentence to print, from words joined by blanks: of "a dog , running" it is "A dog, running."."""
-    if not text:
-        return text
-    text = re.sub(r"\s+([.,!?](?:\s|$))", r"\1", text).strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

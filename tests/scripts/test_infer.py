@@ -1,11 +1,14 @@
 """infer.py: from photos, folders, datasets and feature files to captions on the screen and in files."""
 
+import base64
 import csv
+import hashlib
 import html.parser
 import itertools
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 
@@ -25,6 +28,7 @@ from captioning.features.writer import FeatureWriter
 from captioning.images.image_file import open_image
 from captioning.text.tokens import END, START
 from inference import captions, flags
+from inference.gallery import write_gallery
 from inference.results import Result, ResultsFile, read_results
 from model import Caption, Captioner, build_model, load_captioner, save_captioner
 from vocabulary import Vocabulary
@@ -246,7 +250,8 @@ def test_n_best(infer_dataset, expected, tmp_path):
     with open(tmp_path / "o.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     wanted = [(n, c) for several in expected for n, c in enumerate(several, 1)]
-    assert [(int(row["rank"]), row["caption"]) for row in rows] == [(n, vocabulary.decode(c.tokens)) for n, c in wanted]
+    plain = [(n, vocabulary.decode(c.tokens).replace(" ,", ",")) for n, c in wanted]
+    assert [(int(row["rank"]), row["caption"]) for row in rows] == plain
     assert [float(row["log_prob"]) for row in rows] == pytest.approx([c.log_prob for _, c in wanted], abs=1e-3)
     assert done.out.count("p0.png: ") == 2
 
@@ -420,7 +425,35 @@ def test_gallery(world, script, tmp_path):
     Parser().feed(out.read_text())
     pictures = [attributes for tag, attributes in seen if tag == "img"]
     assert len(pictures) == 2 and all(p["src"].startswith("data:image/jpeg;base64,") and p["alt"] for p in pictures)
-    assert "b" not in [tag for tag, _ in seen] and "http" not in out.read_text()
+    text = out.read_text()
+    assert "b" not in [tag for tag, _ in seen] and "http:" not in text and "https:" not in text
+    assert "2 images of in<" in text and str(tmp_path) not in text and str(world) not in text  # no one else's folders
+
+
+def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
+    hostile = [
+        Result("/home/me/a&b.jpg", [('A "dog" <img src=x onerror=alert(1)>.', -1.0)]),
+        Result("javascript:alert(1)#%?'\n.jpg", [("A \u202ecat\x1b[31m.", -1.0)], None, ["<script>1</script>"]),
+    ]
+    write_gallery(tmp_path / "g.html", hostile, "<b>", "x", ["</pre><script>2</script>"])
+    text = (tmp_path / "g.html").read_text()
+    assert [text.count(tag) for tag in ("<script", "<style", "<img", "<b>", " on", "\x1b", "\u202e")] == [
+        1,
+        1,
+        0,
+        0,
+        1,
+        0,
+        0,
+    ]
+    assert "/home/me" not in text and "<small" in text and ">a&amp;b.jpg " in text
+    assert "javascript:alert(1)#%?&#x27;\\n.jpg" in text
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    for kind in ("script", "style"):
+        (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
 
 
 # ---- mistakes ----

@@ -162,7 +162,8 @@ def test_mistakes_are_one_line(script, model, tmp_path):
         ([model, "--labels", "a,b"], "2 labels for 1 files"),
         ([model, "--metrics", "cider,spice"], "no file has spice; they have cider, bleu_4, learning_rate"),
         ([model, "--output", tmp_path / "a.jpg"], "must end in"),
-        ([model, "--output", model / "a.png"], "cannot write"),
+        ([model, "--output", model / "a.png"], "--output: cannot make the folder"),
+        ([model, "--output", write(tmp_path / "folder.png" / "x", "").parent], "folder.png is a folder"),
         ([model, "--interval", 0, "--watch"], "--interval"),
         ([model, "--smooth_cider", -1], "--smooth_cider"),
     ]
