@@ -320,7 +320,6 @@ def test_processes_decide_alike(data, tmp_path):
     assert done.stdout.count("epoch 2/40") == 1
     state = checkpoint.load(tmp_path / "run" / "last.model")["training"]["trainer"]
     assert state["turned"] == 8 and state["word_counts"].sum() > 0
-    assert state["turned"] == 3 and state["word_counts"].sum() > 0
 
 
 # ---- several models, one after the other ----
