@@ -21,6 +21,7 @@ from captioning.command_line import Parser
 from captioning.datasets.config import get_datasets
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_file, require_model_file
+from inference.flags import MOST_PENALTY
 
 
 def parse_args(argv=None) -> Namespace:
@@ -51,6 +52,11 @@ def parse_args(argv=None) -> Namespace:
     if args.dataset and not args.greedy:
         parser.error("--dataset is for --greedy")
     parser.at_least(1, args, "image_size", "beam_size")
+    parser.at_least(0, args, "num_workers")
+    parser.at_most(10_000, args, "image_size", "beam_size")
+    parser.at_least(-MOST_PENALTY, args, "length_penalty")
+    parser.at_most(MOST_PENALTY, args, "length_penalty")
+    parser.at_most(1000, args, "num_workers")
     return args
 
 

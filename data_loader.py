@@ -154,8 +154,8 @@ class Loader:
     """Iterates over the Batches of one epoch, from the position set; each iteration repeats it.
 
     items: the images it uses; unknown_share: of the words of their captions that are <unk>; inputs: where a model's
-    inputs come from; bad_items: a message for every image that was
-    dropped, missing files included; each is printed once.
+    inputs come from; bad_items: a message for every image that was dropped, missing files included; each is printed
+    once.
     A batch that lost all of its images is passed over; in training with several processes a stand-in takes its place.
     Raises UserError while iterating where a feature file turns out to be damaged.
     """

@@ -55,6 +55,8 @@ def parse_args(argv=None):
         parser.error("name either --dataset or --image_dir")
     parser.at_least(1, args, "batch_size", "crop_size", "image_size")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(10_000, args, "crop_size", "image_size")
+    parser.at_most(1000, args, "num_workers")
     if args.feature_type != "plain" and args.extractor.endswith("-conv"):
         parser.error(f"--feature_type {args.feature_type} is for vectors: maps of ten crops do not lie on one another")
     return args
@@ -139,9 +141,6 @@ class ExtractRun:
         raise UserError(f"--output_file: {self.path} exists: --force replaces it")
 
     def run(self) -> int:
-        if self.complete:
-            return 0
-        # torch is imported only now, so that the mistakes above are answered at once
         import torch
 
         from captioning.devices import choose_device, from_main, share, start_processes, to_main
@@ -209,7 +208,13 @@ class ExtractRun:
 def main(args) -> int:
     with contextlib.closing(ExtractRun(**vars(args))) as job:
         job.prepare()
-        return job.run()
+        if job.complete:
+            return 0
+        # torch is imported only now, so that the mistakes above are answered at once
+        from captioning.devices import partners_may_fail
+
+        with partners_may_fail():
+            return job.run()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from captioning.cores import process_count, process_number
 from captioning.datasets.base import CaptionDataset, ImageItem, image_key, shared_ids
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
-from captioning.errors import first_few, script_name, shown
+from captioning.errors import first_few, script_name, shown, warn
 from captioning.files import check_writable, require_file, require_model_file
 from captioning.images.image_file import image_exists
 from captioning.images.zip_file import is_zip
@@ -430,13 +430,17 @@ def print_captions(item: ImageItem, result: Result) -> None:
 
 def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list[str], bool]:
     """Print the scores of the best captions; gives the table, and whether a metric was left out."""
-    from captioning.scoring.metrics import caption_statistics, java_note, score_captions
+    from captioning.scoring.bootstrap import few_images_note
+    from captioning.scoring.metrics import java_note, score_captions
+    from captioning.scoring.statistics import caption_statistics
 
     known = [result for result in results if result.references]
     candidates = {result.image_id: result.captions[0][0] for result in known}
     scores = score_captions(candidates, {result.image_id: result.references for result in known}, metrics)
     if line := java_note(metrics):
         note(line)
+    if line := few_images_note(len(candidates)):
+        warn(line)
     found = caption_statistics(candidates.values())
     figures = f"{found['distinct']:.1%} of them distinct, mean length {found['mean_length']:.1f} words"
     lines = [*scores.lines(), f"{len(candidates)} captions, {figures}"]

@@ -32,6 +32,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     parser.at_least(1, args, "image_size")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(1000, args, "num_workers")
+    parser.at_most(10_000, args, "image_size")
     if not 1 <= args.quality <= 100:
         parser.error(f"--quality: {args.quality} is out of range; give 1 to 100")
     return args
@@ -42,7 +44,6 @@ if __name__ == "__main__":
 
 import io
 import os
-import signal
 import zipfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -56,10 +57,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioning.cores import core_count
-from captioning.errors import UserError, run, shown
-from captioning.files import atomic_write, read_lines
+from captioning.errors import UserError, first_few, run, shown, warn
+from captioning.files import atomic_write, read_lines, remove_leftovers
 from captioning.images import image_file
 from captioning.images.image_file import ImageError, image_error, open_image, target_size
+from captioning.signals import serve
 from captioning.tables import csv_lines
 
 # A JPEG is decoded at a reduced scale as long as it keeps this many times the result: with three the mean difference
@@ -169,7 +171,7 @@ def resized(names: list[str], settings: Settings, num_workers: int):
     chunk = max(1, min(64, len(names) // (8 * num_workers)))
     if settings.with_torch and get_start_method() == "fork":
         import captioning.images.torch_resize  # noqa: F401  once here instead of once in each process
-    pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(settings.with_torch,))
+    pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(os.getpid(), settings.with_torch))
     try:
         yield pool.map(work, names, chunksize=chunk)
     except BrokenProcessPool:
@@ -180,8 +182,8 @@ def resized(names: list[str], settings: Settings, num_workers: int):
         pool.shutdown(cancel_futures=True)
 
 
-def begin_worker(with_torch: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends the workers
+def begin_worker(parent: int, with_torch: bool) -> None:
+    serve(parent)
     if with_torch:
         from captioning.fast.threads import use_cores
 
@@ -190,7 +192,7 @@ def begin_worker(with_torch: bool) -> None:
 
 def select(names: list[str], subset: str) -> tuple[list[str], list[str]]:
     """The names that the lines of file `subset` stand for, and the lines that stand for none."""
-    lines = read_lines(subset, "--subset")
+    lines = read_lines(subset, "--subset", "surrogateescape")
     ids = dict.fromkeys(filter(None, map(str.strip, lines)))
     chosen, used = [], set()
     for name in names:
@@ -216,16 +218,20 @@ def find_images(image_dir: Path, output_dir: Path) -> list[str]:
         paths = [path for path in paths if target not in path.resolve().parents]
     if not paths:
         raise UserError(f"--image_dir: {image_dir} has no images (JPEG, PNG, WebP, BMP, TIFF or GIF)")
-    return [str(path.relative_to(image_dir)) for path in paths]
+    names = [str(path.relative_to(image_dir)) for path in paths]
+    times = Counter(map(str.lower, names))
+    if twins := [name for name in names if times[name.lower()] > 1]:
+        warn(
+            f"{len(twins)} names differ in capitals alone, and are one file on a Mac and on Windows: {first_few(twins)}"
+        )
+    return names
 
 
 @contextmanager
 def open_zip(path: Path):
     """A zipfile.ZipFile to write `path` with; the file is there when all of it is written."""
-    options = {
-        "compression": zipfile.ZIP_STORED,
-        "strict_timestamps": False,
-    }  # JPEGs do not deflate; zips begin in 1980
+    # JPEGs do not deflate; a zip knows no time before 1980
+    options = {"compression": zipfile.ZIP_STORED, "strict_timestamps": False}
     with atomic_write(path, "wb") as file, zipfile.ZipFile(file, "w", **options) as members:
         yield members
 
@@ -270,6 +276,8 @@ def main(args) -> int:
         raise UserError(f"--output_dir: cannot make {output_dir}: {error.strerror or error}") from error
     workers = core_count() if args.num_workers is None else args.num_workers
     with_torch = len(names) >= TORCH_FROM * max(1, workers)
+    for place in {output_dir / Path(name).parent for name in names}:
+        remove_leftovers(place)
     settings = Settings(image_dir, output_dir, args.image_size, args.keep_aspect, args.quality, with_torch)
     counts, failed = resize_all(names, settings, workers, archive)
     failures += failed

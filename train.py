@@ -21,7 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioning.errors import UserError, run
+from captioning.errors import UserError, run, warn
 from training import flags as train_flags
 
 
@@ -125,8 +125,11 @@ class TrainRun:
         self.loader = self.open_loader(dataset, inputs + (teachers.inputs if teachers else []))
         self.loader.bad_items += bad
         if (share := self.loader.unknown_share) > MOST_UNKNOWN:
-            whose = data.vocabulary_file or ", ".join(self.builder.wanted.load_model or ["--vocab AUTO"])
-            raise UserError(f"{whose}: its vocabulary lacks {share:.0%} of the words of --dataset {data.dataset}")
+            loaded = self.builder.wanted.load_model
+            what = f"lacks {share:.0%} of the words of --dataset {data.dataset}"
+            if not loaded:
+                raise UserError(f"--vocab {data.vocab}: it {what}: --vocab AUTO makes one of its captions")
+            warn(f"{loaded[0]}: its vocabulary {what}")
         if data.validate and is_main():
             self.validation_loader = validation_loader(captioner, data, cached)
         if config.paragraphs is not None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 
 from captioning.cores import process_count, process_number
-from captioning.errors import message_line
+from captioning.errors import message_line  # also: from here on a signal ends the script without a traceback
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
         typed = {name: at_home(value) for name, value in vars(found).items()}
         return argparse.Namespace(**{**self.defaults, **typed}, typed_flags=typed)
 
-    def at_least(self, least: int, values: argparse.Namespace, *names: str) -> None:
+    def at_least(self, least: float, values: argparse.Namespace, *names: str) -> None:
         """End the script where a flag of `names` has a value below `least`."""
         for name in names:
             value = getattr(values, name)
@@ -99,6 +99,13 @@ class Parser(argparse.ArgumentParser):
         if process_number() > 0:
             self.exit(2)
         self.error(f"it runs as one process, but torchrun started {process_count()} (WORLD_SIZE): run it by itself")
+
+    def at_most(self, most: float, values: argparse.Namespace, *names: str) -> None:
+        """End the script where a flag of `names` has a value above `most`."""
+        for name in names:
+            value = getattr(values, name)
+            if value is not None and value > most:
+                self.error(f"--{name} {value}: must be at most {most:,}")
 
     def _refuse_unknown_flags(self, words: list[str]) -> None:
         """Before argparse looks: it would rather complain that the flag which was meant is missing."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from datetime import timedelta
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from captioning.cores import process_count
 from captioning.errors import UserError
+from captioning.signals import end_with_parent
 
 
 def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
@@ -31,6 +33,7 @@ def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
 def start_processes(device: torch.device) -> torch.device:
     """Join the other processes where torchrun started this one; otherwise nothing."""
     if process_count() > 1 and not torch.distributed.is_initialized():
+        end_with_parent(signal.SIGTERM, os.getppid())  # torchrun leaves its processes behind where it is killed
         # the others wait while the first one validates, which can take longer than the default of ten minutes
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))

@@ -27,6 +27,7 @@ from captioning.command_line import Parser
 from captioning.cores import core_count
 from captioning.errors import UserError, run
 from captioning.files import atomic_write, expect, member, read_json
+from captioning.signals import serve
 
 SPLITS = ("train", "val", "test")
 
@@ -308,7 +309,7 @@ def make(args) -> None:
         for task in enumerate(scenes):
             draw(task)
     else:
-        with ProcessPoolExecutor(args.num_workers) as pool:
+        with ProcessPoolExecutor(args.num_workers, initializer=serve, initargs=(os.getpid(),)) as pool:
             list(pool.map(draw, enumerate(scenes), chunksize=8))
     for split in SPLITS:
         with atomic_write(folder / f"captions_{split}.json") as file:

@@ -47,8 +47,9 @@ class DatasetParams:
         wanted = os.path.expanduser(value)
         places = list(dict.fromkeys(os.path.normpath(base / wanted) for base in self.bases or (Path.cwd(),)))
         there = [place for place in places if os.path.exists(place)]
-        if len(there) > 1 and not os.path.samefile(*there[:2]):
-            warn_once(f"[{self.name}] {value} is there twice: {there[0]} is used, {there[1]} is not")
+        everywhere = os.path.normpath(wanted) == os.curdir
+        if len(there) > 1 and not everywhere and not os.path.samefile(*there[:2]):
+            warn_once(f"{self.config_path}: {value} is there twice: {there[0]} is used, {there[1]} is not")
         return (there or places)[0]
 
     def set_paths(self, values: dict[str, str]) -> None:
@@ -89,7 +90,7 @@ def find_config(config_file: str | None, required: bool = True) -> Path | None:
 
     A file that was asked for by another name than the default must exist even if not `required`.
     """
-    wanted = Path(os.path.expanduser(config_file or DEFAULT_FILE))
+    wanted = Path(config_file or DEFAULT_FILE)
     user_dir = Path(os.path.expanduser("~/.config/image_captioning"))
     # In the user's folder datasets.conf may lie by itself as well as under the relative path asked for.
     places = [wanted]
