@@ -77,6 +77,16 @@ def to_main(value) -> list:
     return values or []
 
 
+def largest(value: int) -> int:
+    """The largest `value` of all processes, in each of them. All must call it."""
+    if not torch.distributed.is_initialized():
+        return value
+    gpu = torch.distributed.get_backend() == "nccl"
+    found = torch.tensor(value, device="cuda" if gpu else "cpu")
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
 def end_processes() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -16,6 +16,7 @@ and describes it in sentences of a small grammar. It writes
 sixth sentences, and how many captions name the main object, its colour and more. Status 1: below the targets.
 """
 
+import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor

@@ -39,8 +39,8 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
     "distillation": "distill distill_weight distill_temperature",
     "run": "model_name model_basename output_root model_path load_model optimizer_reset force_epoch replace/force "
-    "resume num_epochs save_every early_stopping log_step verbose seed deterministic amp compile tensorboard profiler "
-    "cpu device",
+    "resume resume_changed num_epochs save_every keep early_stopping log_step verbose seed deterministic amp compile "
+    "tensorboard profiler cpu device",
 }
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
@@ -57,7 +57,7 @@ RANGES = {
     "from 0.001 to 1,000": (lambda value: 0.001 <= value <= 1000, "self_critical_temperature distill_temperature"),
     "above 0": (lambda value: value > 0, POSITIVE),
     "from 0 to 1,000": (lambda value: 0 <= value <= 1000, "num_workers"),
-    "0 or more": (lambda value: value >= 0, WEIGHTS),
+    "0 or more": (lambda value: value >= 0, WEIGHTS + " keep"),
 }
 
 
