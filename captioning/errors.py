@@ -140,6 +140,8 @@ def run(main, args) -> int:
 
 # What a full, read-only or forbidden disk answers, wherever no function named the file by a UserError.
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+# How torch says it, of the CPU, of a GPU, and of sizes beyond what can be counted.
+OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory|Storage size calculation overflowed|not enough memory")
 OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 
 
@@ -153,6 +155,8 @@ def user_message(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and broken:
         reason = "want of memory, or of shared memory (/dev/shm; in Docker: --shm-size)"
         return f"a process that loads data died, perhaps for {reason}: use --num_workers 0, or fewer than before"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
+        return f"there is not enough memory ({one_line(error)}): smaller numbers need less, --batch_size before all"
     return None
 
 
@@ -186,7 +190,7 @@ def warn_once(message: str) -> None:
 @cache
 def note_once(message: str) -> None:
     """Print what a person should know, but need not mend, unless this process has printed it before."""
-    print(message, file=sys.stderr)
+    print(shown(message), file=sys.stderr)
 
 
 def first_few(names: Iterable, most: int = 3) -> str:

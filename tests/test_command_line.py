@@ -59,6 +59,13 @@ def test_the_help_shows_the_defaults_of_the_settings():
         (["--zzz"], "unknown flag --zzz (--help lists the flags)"),
         (["-x"], "unexpected argument -x (--help shows what is expected)"),
         (["--rate", "x"], "argument --rate: 'x' is not a number"),
+        (["--rate", "1e400"], "argument --rate: '1e400' is not a finite number"),
+        (["--embed_size", "9" * 30], f"argument --embed_size: '{'9' * 30}' is too large a number"),
+        (["--embed_size", "9" * 5000], f"argument --embed_size: '{'9' * 57}...' is not a whole number"),
+        (["--name", ""], "argument --name: its value is empty; leave the flag out instead"),
+        (["--name", "a\0b"], "argument --name: 'a\\x00b' holds a NUL character"),
+        (["--\x1b[31m"], "unknown flag --\\x1b[31m (--help lists the flags)"),
+        (["-" * 9000], f"unknown flag {'-' * 60} (--help lists the flags)"),
         (["--rate", "--foo"], "--rate needs a value; one that begins with - is written --rate=--foo"),
     ],
 )
@@ -91,6 +98,17 @@ def test_a_flag_has_the_type_of_its_setting(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--kind", "c"])
     assert "invalid choice: 'c'" in capsys.readouterr().err
+
+
+def test_a_value_beyond_its_range_is_one_line(capsys):
+    parser = make()
+    values = parser.parse_args(["--embed_size", "12"])
+    parser.at_least(12, values, "embed_size")
+    parser.at_most(12, values, "embed_size")
+    for check, limit, told in ((parser.at_least, 13, "at least 13"), (parser.at_most, 11, "at most 11")):
+        with pytest.raises(SystemExit):
+            check(limit, values, "embed_size")
+        assert capsys.readouterr().err == f"x.py: error: --embed_size 12: must be {told}\n"
 
 
 def test_a_misspelt_flag_is_named_before_the_required_one_that_is_missing(capsys):

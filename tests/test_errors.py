@@ -95,6 +95,15 @@ def test_a_name_that_is_too_long_is_one_line(script):
         assert done.status == 2 and done.err.endswith(": File name too long\n") and done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "message",
+    ["[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", "CUDA out of memory."],
+)
+def test_want_of_memory_is_one_line(message):
+    assert "--batch_size" in user_message(RuntimeError(message)) and "--batch_size" in user_message(MemoryError())
+    assert user_message(RuntimeError("size mismatch")) is None
+
+
 def test_a_librarys_error_is_one_line_of_bounded_length():
     assert one_line(ValueError("two\nlines")) == "two lines"
     assert one_line(KeyError("x")) == "KeyError: 'x'"

@@ -215,6 +215,17 @@ def test_photos_stand_in_for_missing_features(infer_dataset, expected, tmp_path)
     assert (tmp_path / "out.txt").read_text() == "".join(lines)
 
 
+@pytest.mark.parametrize("name", ["captions", "captions.results", "v1.2"])
+def test_a_results_file_without_a_known_ending_is_txt(infer_dataset, tmp_path, name):
+    assert infer_dataset("c:bare", "--output_file", tmp_path / "known.txt").status == 0
+    done = infer_dataset("c:bare", "--output_file", tmp_path / name)
+    assert done.status == 0 and f"{name}: its ending names no format, so it is a txt file" in done.err
+    assert (tmp_path / name).read_bytes() == (tmp_path / "known.txt").read_bytes()
+    done = infer_dataset("c:bare", "--output_file", tmp_path / name, "--output_format", "csv")
+    assert done.status == 0 and "ending" not in done.err
+    assert (tmp_path / name).read_text().startswith("image_id,rank,")
+
+
 def test_features_that_are_not_the_models(world, infer_dataset, tmp_path):
     kept = world / "features/maps.lmdb"
     for shape, provenance, words in (
@@ -524,6 +535,13 @@ def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
         (["--dataset", "c:nothing"], "maps.lmdb"),
         (["--dataset", "c:with", "{photo}"], "exclude"),
         (["--dataset", "c:bare", "--resize", "128"], "--resize"),
+        (["{photo}", "--length_penalty", "1e30"], "--length_penalty 1e+30: must be at most 50"),
+        (["{photo}", "--length_penalty=-51"], "--length_penalty -51.0: must be at least -50"),
+        (["{photo}", "--sample", "--temperature", "1e-300"], "--temperature 1e-300: must be at least 0.001"),
+        (["{photo}", "--sample", "--top_p", "1e-300"], "--top_p 1e-300: must be at least 1e-06"),
+        (["{photo}", "--sample", "--top_p", "1.5"], "--top_p 1.5: must be at most 1"),
+        (["{photo}", "--max_seq_length", "10001"], "--max_seq_length 10001: must be at most 10,000"),
+        (["{photo}", "--num_workers", "9999"], "--num_workers 9999: must be at most 1,000"),
         (["{photo}", "--scoring", "cider"], "--scoring"),
         (["--dataset", "c:bare", "--scoring", "nonsense"], "nonsense"),
         (["{photo}", "--model", "{root}/gone.model"], "gone.model"),
@@ -531,7 +549,7 @@ def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
         (["{photo}", "--model", "{root}/plain.model"], "does not say what made them"),
         (["--dataset", "c:bare", "--model", "{root}/plain.model", "--attention_output", "x.npz"], "no attention"),
         (["{photo}", "--vocab", "gone.json"], "gone.json"),
-        (["{photo}", "--output_file", "x.foo"], "--output_format"),
+        (["{photo}", "--output_file", "x.foo", "--resume"], "--resume goes on with jsonl and csv"),
         (["{photo}", "--output_file", "{root}"], "{root}"),
         (["{photo}", "--output_file", "{photo}/x.json"], "--output_file"),
         (["{photo}", "--output_file", "x.json", "--resume"], "--resume"),
