@@ -28,7 +28,7 @@ from captioning.batches.captions import CaptionIds
 from captioning.batches.inputs import Input
 from captioning.batches.pixels import PhotoLoader, StoryPixels, stacked, with_files
 from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler, LoaderSettings
-from captioning.cores import core_count
+from captioning.cores import own_cores
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError, warn
@@ -177,7 +177,7 @@ class Loader:
         self.sampler = (GroupedBatchSampler if training else ImageBatchSampler)(counts, settings)
         workers = settings.num_workers
         if workers is None:
-            workers = 0 if transform is None else core_count()
+            workers = 0 if transform is None else own_cores()
         seed, stand_ins = (settings.seed, settings.world_size > 1) if training else (None, False)
         self._data = DataLoader(
             _Batches(items, captions, self.inputs, transform, seed, stand_ins),

@@ -6,6 +6,7 @@ models/NAME/train_stats-DATASET-STEM.json    of another file, STEM.model
 """
 
 import json
+import math
 import re
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from captioning.decoder.search import Search
 from captioning.devices import autocast
 from captioning.errors import UserError, warn, warn_once
 from captioning.files import atomic_write
+from captioning.locks import FileLock
 from captioning.scoring.bootstrap import few_images_note
 from captioning.scoring.metrics import score_captions
 from captioning.scoring.statistics import caption_statistics
@@ -222,7 +224,16 @@ def validate_model(
     with closing(validation_loader(captioner, data)) as loader:
         row = validation.measure(captioner, loader)
     print(f"{path}: " + ", ".join(f"{k.removeprefix('validation_')} {v:.4f}" for k, v in row.items()))
-    stats = known_figures(file) | {epoch: {k: v if v == v else None for k, v in row.items()}}
-    with atomic_write(file) as out:
-        json.dump(dict(sorted(stats.items())), out, indent=2)
+    add_row(file, epoch, row)
     print(f"statistics: {file}")
+
+
+def add_row(file: Path, epoch: int, row: dict[str, float]) -> None:
+    """Write the figures of an epoch into `file`, beside those that are there; another process may do so too."""
+    lock = FileLock(file.with_name(f".{file.name}.lock"), str(file), wait=60)
+    try:
+        stats = known_figures(file) | {epoch: {k: v if math.isfinite(v) else None for k, v in row.items()}}
+        with atomic_write(file) as out:
+            json.dump(dict(sorted(stats.items())), out, indent=2)
+    finally:
+        lock.release(remove=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from captioning.errors import UserError
 from captioning.text.cleaning import can_be_a_name, clean_text
-from inference import caption_files
+from inference.caption_files import read_results as read_captions
 from inference.results import Result, ResultsFile, read_results
 
 TEXT = st.text(
@@ -71,7 +71,7 @@ def test_json_is_what_score_reads(found):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.json"
         path.write_text(text, encoding="utf-8")
-        captions = caption_files.read_results(str(path))
+        captions = read_captions(str(path))
     assert list(captions.values()) == [[clean_text(text) for text, _ in result.captions] for result in found]
 
 
