@@ -40,6 +40,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     parser.at_least(1, args, "vocab_threshold")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(1000, args, "num_workers")
     if args.no_tokenize and args.tokenizer != "treebank":
         parser.error(f"--no_tokenize and --tokenizer {args.tokenizer} exclude each other")
     if args.leftovers_from_vocabulary and args.leftovers_from_dataset:

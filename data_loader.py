@@ -28,7 +28,7 @@ from captioning.batches.captions import CaptionIds
 from captioning.batches.inputs import Input
 from captioning.batches.pixels import PhotoLoader, StoryPixels, stacked, with_files
 from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler, LoaderSettings
-from captioning.cores import core_count
+from captioning.cores import own_cores
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError, warn
@@ -154,8 +154,8 @@ class Loader:
     """Iterates over the Batches of one epoch, from the position set; each iteration repeats it.
 
     items: the images it uses; unknown_share: of the words of their captions that are <unk>; inputs: where a model's
-    inputs come from; bad_items: a message for every image that was
-    dropped, missing files included; each is printed once.
+    inputs come from; bad_items: a message for every image that was dropped, missing files included; each is printed
+    once.
     A batch that lost all of its images is passed over; in training with several processes a stand-in takes its place.
     Raises UserError while iterating where a feature file turns out to be damaged.
     """
@@ -177,7 +177,7 @@ class Loader:
         self.sampler = (GroupedBatchSampler if training else ImageBatchSampler)(counts, settings)
         workers = settings.num_workers
         if workers is None:
-            workers = 0 if transform is None else core_count()
+            workers = 0 if transform is None else own_cores()
         seed, stand_ins = (settings.seed, settings.world_size > 1) if training else (None, False)
         self._data = DataLoader(
             _Batches(items, captions, self.inputs, transform, seed, stand_ins),

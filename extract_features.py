@@ -14,7 +14,6 @@ status is then 1.
 """
 
 import contextlib
-import os
 import sys
 import time
 from pathlib import Path
@@ -31,7 +30,7 @@ NORMALIZE = {  # how pixels 0..1 are normalised; None: as the encoder was traine
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, processes=True)
     add = parser.add_argument
     add("--dataset", metavar="NAME", help="sections of datasets.conf, several joined by +")
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
@@ -56,6 +55,8 @@ def parse_args(argv=None):
         parser.error("name either --dataset or --image_dir")
     parser.at_least(1, args, "batch_size", "crop_size", "image_size")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(10_000, args, "crop_size", "image_size")
+    parser.at_most(1000, args, "num_workers")
     if args.feature_type != "plain" and args.extractor.endswith("-conv"):
         parser.error(f"--feature_type {args.feature_type} is for vectors: maps of ten crops do not lie on one another")
     return args
@@ -64,11 +65,12 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
+from captioning.cores import process_count
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
 from captioning.features.partial import discard_partial, is_unfinished, refuse_unfinished
-from captioning.files import check_writable
+from captioning.files import check_writable, require_file
 
 
 def items_by_key(dataset: CaptionDataset) -> dict[str, ImageItem]:
@@ -90,14 +92,14 @@ class ExtractRun:
 
     def __init__(self, **flags):
         self.flags = SimpleNamespace(**flags)
-        self.alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+        self.alone = process_count() == 1
         self.joined = False
         self.writer = None  # the first process has one
 
     def prepare(self) -> None:
         flags = self.flags
-        if flags.weights and not Path(flags.weights).is_file():
-            raise UserError(f"--weights: no such file: {flags.weights}")
+        if flags.weights:
+            require_file("--weights", flags.weights)
         if flags.image_dir:
             self.dataset = GenericDataset(image_dir=flags.image_dir)
         else:
@@ -139,9 +141,6 @@ class ExtractRun:
         raise UserError(f"--output_file: {self.path} exists: --force replaces it")
 
     def run(self) -> int:
-        if self.complete:
-            return 0
-        # torch is imported only now, so that the mistakes above are answered at once
         import torch
 
         from captioning.devices import choose_device, from_main, share, start_processes, to_main
@@ -209,7 +208,13 @@ class ExtractRun:
 def main(args) -> int:
     with contextlib.closing(ExtractRun(**vars(args))) as job:
         job.prepare()
-        return job.run()
+        if job.complete:
+            return 0
+        # torch is imported only now, so that the mistakes above are answered at once
+        from captioning.devices import partners_may_fail
+
+        with partners_may_fail():
+            return job.run()
 
 
 if __name__ == "__main__":

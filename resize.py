@@ -3,7 +3,7 @@
 
     ./resize.py --image_dir coco/images/train2014 --output_dir coco/images/train2014_256x256
     ./resize.py --image_dir photos --output_dir photos_256 --keep_aspect      # shorter side 256
-    ./resize.py --image_dir photos --output_dir small --subset ids.txt --create_zip      # writes small.zip
+    ./resize.py --image_dir photos --output_dir small --subset ids.txt --create_zip      # small/ and small.zip
 
 Every image below --image_dir is written under the same name, subfolder and extension, so that the `file_name`s of an
 annotation file stay valid. A GIF stays a GIF, first frame only, in 256 colours. A second run skips images that are
@@ -25,13 +25,15 @@ def parse_args(argv=None):
     add("--image_size", default=256, help="width and height of the result, in pixels")
     add("--keep_aspect", action="store_true", help="keep the proportions: the shorter side gets --image_size pixels")
     add("--subset", metavar="FILE", help="resize only these images: a file name a line, with or without extension")
-    add("--create_zip", action="store_true", help="write one file OUTPUT_DIR.zip instead of a folder")
+    add("--create_zip", action="store_true", help="also write the images into one file, OUTPUT_DIR.zip")
     add("--num_workers", type=int, help="parallel processes (default: one per core; 0 or 1: no other process)")
     add("--quality", default=95, help="JPEG and WebP quality, 1 to 100")
     add("--report", metavar="FILE", help="CSV file to write: the images that failed, and why")
     args = parser.parse_args(argv)
     parser.at_least(1, args, "image_size")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(1000, args, "num_workers")
+    parser.at_most(10_000, args, "image_size")
     if not 1 <= args.quality <= 100:
         parser.error(f"--quality: {args.quality} is out of range; give 1 to 100")
     return args
@@ -42,7 +44,6 @@ if __name__ == "__main__":
 
 import io
 import os
-import signal
 import zipfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -56,10 +57,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioning.cores import core_count
-from captioning.errors import UserError, run, shown
-from captioning.files import atomic_write, read_lines
+from captioning.errors import UserError, first_few, run, shown, warn
+from captioning.files import atomic_write, read_lines, remove_leftovers
 from captioning.images import image_file
 from captioning.images.image_file import ImageError, image_error, open_image, target_size
+from captioning.signals import serve
 from captioning.tables import csv_lines
 
 # A JPEG is decoded at a reduced scale as long as it keeps this many times the result: with three the mean difference
@@ -74,10 +76,10 @@ OTHER_FORMATS = {".jpg": "JPEG", ".tif": "TIFF"}  # extensions that are not the 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker needs to know. `output_dir` None: the file's bytes are handed back, for the zip."""
+    """What a worker needs to know."""
 
     image_dir: Path
-    output_dir: Path | None
+    output_dir: Path
     image_size: int
     keep_aspect: bool
     quality: int
@@ -89,15 +91,13 @@ class Outcome:
     name: str  # relative to image_dir
     status: str  # "resized", "kept" or "failed"
     reason: str = ""
-    data: bytes = b""
 
 
 def resize_one(name: str, settings: Settings) -> Outcome:
     """Resize image `name` (runs in a worker). A bad image is an Outcome; a disk that cannot be written a UserError."""
-    source = settings.image_dir / name
-    target = settings.output_dir / name if settings.output_dir else None
+    source, target = settings.image_dir / name, settings.output_dir / name
     try:
-        if target and is_done(source, target, settings):
+        if is_done(source, target, settings):
             return Outcome(name, "kept")
         image = open_image(source, size_hint=int(settings.image_size * OVERSAMPLING))
         width, height = target_size(image.size, settings.image_size, settings.keep_aspect)
@@ -106,8 +106,6 @@ def resize_one(name: str, settings: Settings) -> Outcome:
         data = encoded(shrunk(image, settings), source, settings.quality)
     except ImageError as error:
         return Outcome(name, "failed", error.reason)
-    if target is None:
-        return Outcome(name, "resized", data=data)
     try:
         # Waiting for the disk at each image would take as long as resizing it: main() does so once at the end. What a
         # power failure before that leaves damaged is_done() finds, when the command is run again.
@@ -173,7 +171,7 @@ def resized(names: list[str], settings: Settings, num_workers: int):
     chunk = max(1, min(64, len(names) // (8 * num_workers)))
     if settings.with_torch and get_start_method() == "fork":
         import captioning.images.torch_resize  # noqa: F401  once here instead of once in each process
-    pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(settings.with_torch,))
+    pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(os.getpid(), settings.with_torch))
     try:
         yield pool.map(work, names, chunksize=chunk)
     except BrokenProcessPool:
@@ -184,8 +182,8 @@ def resized(names: list[str], settings: Settings, num_workers: int):
         pool.shutdown(cancel_futures=True)
 
 
-def begin_worker(with_torch: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends the workers
+def begin_worker(parent: int, with_torch: bool) -> None:
+    serve(parent)
     if with_torch:
         from captioning.fast.threads import use_cores
 
@@ -194,7 +192,7 @@ def begin_worker(with_torch: bool) -> None:
 
 def select(names: list[str], subset: str) -> tuple[list[str], list[str]]:
     """The names that the lines of file `subset` stand for, and the lines that stand for none."""
-    lines = read_lines(subset, "--subset")
+    lines = read_lines(subset, "--subset", "surrogateescape")
     ids = dict.fromkeys(filter(None, map(str.strip, lines)))
     chosen, used = [], set()
     for name in names:
@@ -220,19 +218,33 @@ def find_images(image_dir: Path, output_dir: Path) -> list[str]:
         paths = [path for path in paths if target not in path.resolve().parents]
     if not paths:
         raise UserError(f"--image_dir: {image_dir} has no images (JPEG, PNG, WebP, BMP, TIFF or GIF)")
-    return [str(path.relative_to(image_dir)) for path in paths]
+    names = [str(path.relative_to(image_dir)) for path in paths]
+    times = Counter(map(str.lower, names))
+    if twins := [name for name in names if times[name.lower()] > 1]:
+        warn(
+            f"{len(twins)} names differ in capitals alone, and are one file on a Mac and on Windows: {first_few(twins)}"
+        )
+    return names
+
+
+@contextmanager
+def open_zip(path: Path):
+    """A zipfile.ZipFile to write `path` with; the file is there when all of it is written."""
+    # JPEGs do not deflate; a zip knows no time before 1980
+    options = {"compression": zipfile.ZIP_STORED, "strict_timestamps": False}
+    with atomic_write(path, "wb") as file, zipfile.ZipFile(file, "w", **options) as members:
+        yield members
 
 
 def resize_all(names: list[str], settings: Settings, workers: int, archive: Path | None) -> tuple[Counter, list]:
     """How many images were "resized", "kept" and "failed", and (name, reason) of each that failed, which is printed.
 
-    archive: the zip file that they go to, None where they go to the folder of `settings`.
+    archive: a zip file that they go to as well.
     """
     counts, failures = Counter(), []
     with ExitStack() as stack:
         if archive:
-            file = stack.enter_context(atomic_write(archive, "wb"))
-            members = stack.enter_context(zipfile.ZipFile(file, "w", zipfile.ZIP_STORED))  # JPEGs do not deflate
+            members = stack.enter_context(open_zip(archive))
         outcomes = stack.enter_context(resized(names, settings, workers))
         for outcome in tqdm(outcomes, total=len(names), unit="image", desc="resize", disable=None):
             counts[outcome.status] += 1
@@ -240,14 +252,16 @@ def resize_all(names: list[str], settings: Settings, workers: int, archive: Path
                 failures.append((outcome.name, outcome.reason))
                 tqdm.write(shown(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}"), file=sys.stderr)
             elif archive:
-                members.writestr(Path(outcome.name).as_posix(), outcome.data)
-    if counts["resized"] and not archive and hasattr(os, "sync"):
+                members.write(settings.output_dir / outcome.name, Path(outcome.name).as_posix())
+    if counts["resized"] and hasattr(os, "sync"):
         os.sync()  # what is said to be done is on the disk
     return counts, failures
 
 
 def main(args) -> int:
     image_dir, output_dir = Path(args.image_dir), Path(args.output_dir)
+    if args.create_zip and output_dir.suffix.lower() == ".zip":  # the zip was named, not the folder
+        output_dir = output_dir.with_suffix("")
     names, failures = find_images(image_dir, output_dir), []
     if args.subset:
         names, lines = select(names, args.subset)
@@ -255,18 +269,16 @@ def main(args) -> int:
     for line, reason in failures:
         print(shown(f"resize.py: {line}: {reason}"), file=sys.stderr)
 
-    archive = None
-    if args.create_zip:
-        archive = output_dir if output_dir.suffix == ".zip" else output_dir.with_name(output_dir.name + ".zip")
-    else:
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output_dir: cannot make {output_dir}: {error.strerror or error}") from error
+    archive = output_dir.with_name(output_dir.name + ".zip") if args.create_zip else None
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir: cannot make {output_dir}: {error.strerror or error}") from error
     workers = core_count() if args.num_workers is None else args.num_workers
     with_torch = len(names) >= TORCH_FROM * max(1, workers)
-    folder = None if archive else output_dir
-    settings = Settings(image_dir, folder, args.image_size, args.keep_aspect, args.quality, with_torch)
+    for place in {output_dir / Path(name).parent for name in names}:
+        remove_leftovers(place)
+    settings = Settings(image_dir, output_dir, args.image_size, args.keep_aspect, args.quality, with_torch)
     counts, failed = resize_all(names, settings, workers, archive)
     failures += failed
     if args.report:
@@ -274,7 +286,9 @@ def main(args) -> int:
             file.write(csv_lines([("file", "reason"), *failures]))
     shape = f"shorter side {args.image_size}" if args.keep_aspect else f"{args.image_size}x{args.image_size}"
     kept = f", {counts['kept']} already there" if counts["kept"] else ""
-    print(f"{archive or output_dir}: {counts['resized']} images resized ({shape}){kept}, {len(failures)} failed")
+    print(f"{output_dir}: {counts['resized']} images resized ({shape}){kept}, {len(failures)} failed")
+    if archive:
+        print(f"{archive}: {counts['resized'] + counts['kept']} images")
     return 1 if failures else 0
 
 

@@ -7,6 +7,7 @@
     ./train.py --dataset visualgenome:im2p:train --hierarchical_model --features conv.lmdb --model_name paragraphs
     ./train.py --dataset coco:train2014 --model_name mymodel --resume            # after an interruption, exactly
     ./train.py --dataset coco:train2014 --model_name mymodel --resume --resume   # also where last.model is damaged
+    ./train.py --dataset flickr8k:train --load_model models/a/best.model models/b/best.model --model_name on   # in turn
     ./train.py --validate coco:val2014 --validate_only --load_model models/mymodel/ep*.model
     torchrun --nproc_per_node 4 train.py ...                                     # several GPUs or machines
 
@@ -21,7 +22,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioning.errors import UserError, run
+from captioning.errors import UserError, run, warn
 from training import flags as train_flags
 
 
@@ -40,6 +41,7 @@ from captioning.batches.features import CachedFeatures, FeatureFiles
 from captioning.batches.inputs import Input, keep_sizes, plan_inputs
 from captioning.checkpoint import command_history
 from captioning.config import ModelConfig, ParagraphConfig
+from captioning.cores import process_count
 from captioning.datasets.base import CaptionDataset, image_key
 from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search
@@ -134,8 +136,11 @@ class TrainRun:
         self.loader = self.open_loader(dataset, inputs + (teachers.inputs if teachers else []))
         self.loader.bad_items += bad
         if (share := self.loader.unknown_share) > MOST_UNKNOWN:
-            whose = data.vocabulary_file or ", ".join(self.builder.wanted.load_model or ["--vocab AUTO"])
-            raise UserError(f"{whose}: its vocabulary lacks {share:.0%} of the words of --dataset {data.dataset}")
+            loaded = self.builder.wanted.load_model
+            what = f"lacks {share:.0%} of the words of --dataset {data.dataset}"
+            if not loaded:
+                raise UserError(f"--vocab {data.vocab}: it {what}: --vocab AUTO makes one of its captions")
+            warn(f"{loaded[0]}: its vocabulary {what}")
         if data.validate and is_main():
             self.validation_loader = validation_loader(captioner, data, cached)
         if config.paragraphs is not None:
@@ -461,7 +466,6 @@ class TrainRun:
         for part in (self.log, self.loader, self.validation_loader, self.folder):
             if part is not None:
                 part.close()
-        end_processes()
 
 
 def make_validation(settings: RunSettings, training: TrainSettings) -> Validation:
@@ -481,6 +485,18 @@ def main(args) -> int:
     if settings.validate_only:
         device = choose_device(settings.device, settings.cpu)
         return validate_models(model, data, validation, device, settings.skip_existing_validations)
+    try:
+        every = train_flags.runs(args)
+        return train(args, validation) if len(every) == 1 else train_in_turn(every, validation)
+    finally:
+        end_processes()
+
+
+def train(args, validation: Validation) -> int:
+    """One run of training. Returns the exit status."""
+    flags = vars(args)
+    kinds = DataSettings, ModelSettings, TrainSettings, RunSettings
+    data, model, training, settings = (kind.of(flags) for kind in kinds)
     paragraphs = ParagraphConfig.of(flags) if model.hierarchical_model else None
     projection = args.share_embedding_weights and training.regularize_projection > 0
     config = ModelConfig.of(flags, features=[], persist_features=[], paragraphs=paragraphs, projection=projection)
@@ -488,6 +504,31 @@ def main(args) -> int:
     with partners_may_fail(), closing(TrainRun(settings, data, training, builder, validation)) as run:
         run.prepare()
         return run.run()
+
+
+def train_in_turn(every: list, validation: Validation) -> int:
+    """One run after the other, those of several models. Returns the exit status.
+
+    A model that cannot be trained is named and left out; with several processes, which could not agree on it, it ends
+    all. A signal ends all.
+    """
+    statuses = []
+    for args in every:
+        if is_main():
+            folder = Path(args.output_root) / args.model_path / args.model_name
+            print(f"from {args.load_model[0]}: {folder}", flush=True)
+        try:
+            statuses.append(train(args, validation))
+        except UserError as error:
+            if process_count() > 1:
+                raise
+            print(f"{args.load_model[0]}: left out: {error}")
+            statuses.append(2)
+        if statuses[-1] > 128:
+            return statuses[-1]
+    if failed := statuses.count(2):
+        print(f"{failed} of {len(every)} models could not be trained on")
+    return min(statuses) if min(statuses) == max(statuses) else 1
 
 
 if __name__ == "__main__":

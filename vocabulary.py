@@ -11,18 +11,20 @@ Ids 0..3 are `<pad> <start> <end> <unk>`; then come the words in order of their 
 
 import hashlib
 import json
+import os
 import pickle
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from multiprocessing import get_context
 from pathlib import Path
 
 from captioning.deepcaption.vocabularies import DeepCaptionVocabulary, from_deepcaption, read_pickle
 from captioning.errors import UserError
 from captioning.files import atomic_write, known_ending, read_bytes, read_json, read_lines
+from captioning.signals import serve
 from captioning.text.cleaning import clean_text
 from captioning.text.detokenizers import as_sentence, detokenize
 from captioning.text.tokenizers import load_treebank, tokenize, tokenize_function
@@ -55,11 +57,9 @@ def count_words(
     if tokenizer == "treebank":
         load_treebank()  # once here instead of once in each forked worker
     counter: Counter = Counter()
-    with get_context().Pool(num_workers) as pool:
-        for part in pool.imap(count, iter(lambda: list(islice(captions, CHUNK)), [])):
+    with ProcessPoolExecutor(num_workers, initializer=serve, initargs=(os.getpid(),)) as pool:
+        for part in pool.map(count, iter(lambda: list(islice(captions, CHUNK)), [])):
             counter.update(part)
-        pool.close()
-        pool.join()  # workers that are done end by themselves, whatever they do with a signal
     return counter
 
 

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import signal
 from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
 
+from captioning.cores import process_count
 from captioning.errors import UserError
+from captioning.signals import end_with_parent
 
 
 def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
@@ -29,7 +32,8 @@ def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
 
 def start_processes(device: torch.device) -> torch.device:
     """Join the other processes where torchrun started this one; otherwise nothing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+    if process_count() > 1 and not torch.distributed.is_initialized():
+        end_with_parent(signal.SIGTERM, os.getppid())  # torchrun leaves its processes behind where it is killed
         # the others wait while the first one validates, which can take longer than the default of ten minutes
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))
@@ -95,7 +99,7 @@ def partners_may_fail():
         yield
     except RuntimeError as error:
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not lost:
+        if process_count() == 1 or not lost:
             raise
         rank = os.environ.get("RANK")
         raise UserError(f"process {rank}: another process has ended; its message says why") from error

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterable
 from functools import cache
@@ -91,14 +92,36 @@ def safe_streams():
         try:
             yield
         finally:
+            for stream in (sys.stdout.stream, sys.stderr.stream):
+                let_go(stream)
             sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def telling_once():
+    """Within it a thread prints nothing of an error that a person can mend: whoever wants its work is told as well."""
+    hook = threading.excepthook
+    threading.excepthook = lambda lost: None if lost.exc_value and user_message(lost.exc_value) else hook(lost)
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+
+
+def let_go(stream) -> None:
+    """Drop what a stream cannot be rid of: Python would complain of it when it ends, and change the exit status."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # closed, or no file but a test's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run(main, args) -> int:
     """The exit status of `main(args)`: 0 well, 1 some items failed, 2 an error, 128 + the number of a signal."""
     with safe_streams():
         try:
-            with signals.interrupting():
+            with signals.interrupting(), telling_once():
                 status = main(args) or 0
                 sys.stdout.flush()
                 return status
@@ -107,8 +130,6 @@ def run(main, args) -> int:
             print(f"\n{script_name()}: interrupted", file=sys.stderr)
             return 128 + number
         except BrokenPipeError:  # the reader of our output (head, less) went away before the work was finished
-            with contextlib.suppress(OSError, ValueError):  # no file, in tests
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + 13  # SIGPIPE
         except Exception as error:
             if (message := user_message(error)) is None:
@@ -119,6 +140,8 @@ def run(main, args) -> int:
 
 # What a full, read-only or forbidden disk answers, wherever no function named the file by a UserError.
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+# How torch says it, of the CPU, of a GPU, and of sizes beyond what can be counted.
+OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory|Storage size calculation overflowed|not enough memory")
 OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 
 
@@ -128,9 +151,12 @@ def user_message(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in OF_THE_DISK | OF_THE_NAME:
         return str(error.strerror if error.filename is None else f"{error.filename}: {error.strerror}")
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):  # raised by a signal
+    broken = str(error).startswith("DataLoader worker (pid") or type(error).__name__ == "BrokenProcessPool"
+    if isinstance(error, RuntimeError) and broken:
         reason = "want of memory, or of shared memory (/dev/shm; in Docker: --shm-size)"
         return f"a process that loads data died, perhaps for {reason}: use --num_workers 0, or fewer than before"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
+        return f"there is not enough memory ({one_line(error)}): smaller numbers need less, --batch_size before all"
     return None
 
 
@@ -164,7 +190,7 @@ def warn_once(message: str) -> None:
 @cache
 def note_once(message: str) -> None:
     """Print what a person should know, but need not mend, unless this process has printed it before."""
-    print(message, file=sys.stderr)
+    print(shown(message), file=sys.stderr)
 
 
 def first_few(names: Iterable, most: int = 3) -> str:

@@ -20,6 +20,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # Windows has the first two
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 # `timeout`, `scancel` and torchrun send a signal to a process and to its group: what follows so soon is no second one.
 SAME_SIGNAL_SECONDS = 1.0
+AGAIN_SECONDS = 0.1  # until a signal is repeated that was lost
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
@@ -62,15 +63,17 @@ def interrupting():
         if came - before >= SAME_SIGNAL_SECONDS:
             raise Interrupted(number)
 
-    def again(lost) -> None:
+    def repeat(lost) -> None:
         nonlocal came
         if not isinstance(lost.exc_value, Interrupted):
             hook(lost)
         else:
             came = -SAME_SIGNAL_SECONDS
-            signal.raise_signal(lost.exc_value.number)
+            again = threading.Timer(AGAIN_SECONDS, signal.raise_signal, [lost.exc_value.number])
+            again.daemon = True
+            again.start()
 
-    sys.unraisablehook = again
+    sys.unraisablehook = repeat
     try:
         with handling(interrupt):
             yield

@@ -1,12 +1,12 @@
 """The flags of infer.py, a function for each group, and which of them contradict each other; the bundled model."""
 
-import math
 from argparse import Namespace
 from pathlib import Path
 
 from captioning.command_line import Parser
 from captioning.errors import UserError
 
+MOST_PENALTY = 50  # lengths to this power are still numbers
 BUNDLED = Path(__file__).resolve().parents[1] / "models" / "flickr8k.model"
 
 
@@ -66,7 +66,7 @@ def add_words(add) -> None:
 def add_output(add) -> None:
     add("--print_results", action="store_true", help="print the captions too when they are written to a file")
     add("--output_file", metavar="FILE", help="results file")
-    add("--output_format", choices=("txt", "json", "jsonl", "csv"), help="default: by the file's extension, else json")
+    add("--output_format", choices=("txt", "json", "jsonl", "csv"), help="default: by the file's ending, else txt")
     add("--results_path", metavar="DIR", help="folder of results (default: this one with --output_file, else results)")
     add("--store_image_paths", action="store_true", help="write paths of images in place of their ids")
     add("--resume", action="store_true", help="continue an interrupted jsonl or csv file: skip the images that it has")
@@ -82,7 +82,7 @@ def parse_args(doc: str, argv=None) -> Namespace:
 
     Ends the script for values out of range and for flags that exclude each other.
     """
-    parser = Parser(doc)
+    parser = Parser(doc, processes=True)
     add_images(parser.group("images"))
     add_model(parser.group("model"))
     add_search(parser.group("search"))
@@ -91,16 +91,17 @@ def parse_args(doc: str, argv=None) -> Namespace:
     args = parser.parse_args(argv)
     parser.at_least(1, args, "batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(1000, args, "num_workers")
+    parser.at_most(10_000, args, "resize", "max_seq_length", "beam_size", "n_best", "alternatives")
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not args.sample:
             parser.error(f"--{name} is for sampling: add --sample")
-    if args.temperature is not None and not 0 < args.temperature < math.inf:
-        parser.error(f"--temperature {args.temperature}: must be above 0")
-    if args.top_p is not None and not 0 < args.top_p <= 1:
-        parser.error(f"--top_p {args.top_p}: must be above 0 and at most 1")
-    for name in ("length_penalty", "trigram_penalty_alpha"):
-        if not math.isfinite(getattr(args, name) or 0.0):
-            parser.error(f"--{name} {getattr(args, name)}: must be a number")
+    parser.at_least(0.001, args, "temperature")
+    parser.at_most(1000, args, "temperature")
+    parser.at_least(1e-6, args, "top_p")
+    parser.at_most(1, args, "top_p")
+    parser.at_least(-MOST_PENALTY, args, "length_penalty")
+    parser.at_most(MOST_PENALTY, args, "length_penalty")
     if args.sample and (args.beam_size or 1) > 1:
         parser.error("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
     if args.beam_size and args.n_best > args.beam_size and not args.sample:

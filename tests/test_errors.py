@@ -1,17 +1,20 @@
 """captioning/errors.py: exit statuses, and output that arrives whatever stands at the other end."""
 
+import errno
 import io
 import subprocess
 import sys
+import threading
 
 import pytest
 from running import ROOT
 
-from captioning.errors import SafeStream, UserError, message_line, one_line, shown
+from captioning.errors import SafeStream, UserError, message_line, one_line, run, shown, user_message
 
 PRINTS = """
 import sys
-from captioning.errors import UserError, run
+import threading
+from captioning.errors import run, user_message, UserError, run
 
 def main(args):
     for n in range(20_000):
@@ -73,6 +76,7 @@ def test_shown_text_is_one_line():
 
 FAULT = """
 import sys
+import threading
 sys.argv = ["score.py"]
 sys.modules["__main__"].__file__ = "score.py"
 from captioning import errors
@@ -91,8 +95,47 @@ def test_a_name_that_is_too_long_is_one_line(script):
         assert done.status == 2 and done.err.endswith(": File name too long\n") and done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "message",
+    ["[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", "CUDA out of memory."],
+)
+def test_want_of_memory_is_one_line(message):
+    assert "--batch_size" in user_message(RuntimeError(message)) and "--batch_size" in user_message(MemoryError())
+    assert user_message(RuntimeError("size mismatch")) is None
+
+
 def test_a_librarys_error_is_one_line_of_bounded_length():
     assert one_line(ValueError("two\nlines")) == "two lines"
     assert one_line(KeyError("x")) == "KeyError: 'x'"
     assert one_line(RuntimeError()) == "RuntimeError"
     assert len(one_line(RuntimeError("x" * 500))) == 160
+
+
+def test_an_output_that_is_full_is_one_line():
+    done = start("{} > /dev/full", "a line")
+    assert (done.returncode, done.stderr) == (2, b"-c: error: No space left on device\n")
+    assert start("{} 2> /dev/full", "a line", "an error").returncode == 2
+
+
+def test_what_is_no_fault_of_the_program_is_told_in_words():
+    assert user_message(OSError(errno.ENOSPC, "No space left on device", "x.bin")) == "x.bin: No space left on device"
+    assert user_message(OSError(errno.ECHILD, "No child processes")) is None
+    for text in ("DataLoader worker (pid 7) is killed by signal: Killed. ", "DataLoader worker (pid(s) 7) exited"):
+        message = user_message(RuntimeError(text))
+        assert "--num_workers 0" in message and "--shm-size" in message
+    assert user_message(RuntimeError("Caught RuntimeError in DataLoader worker process 0.")) is None
+
+
+def test_a_thread_leaves_the_telling_to_whoever_wants_its_work(capsys):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def main(args) -> None:
+        thread = threading.Thread(target=full)
+        thread.start()
+        thread.join()
+        full()
+
+    hook = threading.excepthook
+    assert run(main, None) == 2 and threading.excepthook is hook
+    assert capsys.readouterr().err.endswith(": error: No space left on device\n")

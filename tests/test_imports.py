@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "captioning.datasets": "captioning.features captioning.images captioning.text",
     "captioning.deepcaption": "captioning.encoder captioning.checkpoint captioning.config captioning.text",
     "captioning.encoder": "captioning.fast captioning.config",
+    "captioning.command_line": "captioning.cores",
+    "captioning.devices": "captioning.cores",
     "captioning.decoder": "captioning.fast captioning.config captioning.rows captioning.text",
     "captioning.scoring": "captioning.text",
     "captioning.fast": "captioning.rows",

@@ -1,68 +1,29 @@
 """JSON files: whatever stands in any place of one, its reader takes it or says in one line what is wrong."""
 
-import copy
 import json
 import math
 import sys
 
 import numpy as np
 import pytest
+from odd_json import odd_texts
 from running import ROOT
 
 import plot_stats
-import score
 from captioning import checkpoint
+from captioning.datasets.references import read_references
 from captioning.errors import UserError
 from captioning.features.factory import open_features
 from captioning.features.writer import FeatureWriter
 from captioning.files import expect, member, read_json
 from captioning.scoring.document_frequencies import CachedWords, count_documents
-from inference import results
+from inference import caption_files, results
 from training.run_folder import RunFolder, read_stats
 from vocabulary import Vocabulary, build_vocabulary
 
 sys.path.insert(0, str(ROOT / "datasets"))
 import demo_scenes
 import karpathy_split
-
-ODD = (None, True, -1.5, "x", [], {"x": None}, 10**400, math.nan)
-DEEP = "[" * 300 + "]" * 300
-
-
-def places(content, place=()):
-    """The place of every value in `content`, itself included."""
-    yield place
-    parts = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for key, value in parts:
-        yield from places(value, (*place, key))
-
-
-def changed(content, place: tuple, value):
-    """A copy of `content` with `value` at `place`; Ellipsis removes what stands there."""
-    if not place:
-        return value
-    content = copy.deepcopy(content)
-    inner = content
-    for key in place[:-1]:
-        inner = inner[key]
-    if value is ...:
-        del inner[place[-1]]
-    else:
-        inner[place[-1]] = value
-    return content
-
-
-def odd_texts(content):
-    """(what is odd, the text of a JSON file) for `content` with one value changed, removed or there twice."""
-    for place in places(content):
-        for value in ODD if not place else (*ODD, ...):
-            yield (place, value), json.dumps(changed(content, place, value))
-        marked = json.dumps(changed(content, place, "MARK"))
-        yield (place, "deep"), marked.replace('"MARK"', DEEP)
-        yield (place, "1e400"), marked.replace('"MARK"', "1e400")
-        if place and isinstance(place[-1], str):
-            yield (place, "twice"), marked.replace('"MARK"', f"1, {json.dumps(place[-1])}: 2")
-
 
 EPOCHS = {"1": {"training_loss": 3.5, "validation_cider": None}, "2": {"training_loss": 3.0, "validation_cider": 0.5}}
 RESULTS = [{"image_id": 1, "caption": "A dog."}, {"image_id": "b", "caption": "A cat."}]
@@ -124,8 +85,8 @@ KINDS = {
     "train_stats.json, drawn": ("train_stats.json", EPOCHS, draw),
     "train_stats.json, resumed": ("train_stats.json", EPOCHS, resume),
     "validation figures": ("v.json", EPOCHS, lambda path: read_stats(path, "--validate_only")),
-    "results": ("r.json", RESULTS, lambda path: score.read_results(str(path))),
-    "references": ("t.json", TRUTH, lambda path: score.read_ground_truth(str(path))),
+    "results": ("r.json", RESULTS, lambda path: caption_files.read_results(str(path))),
+    "references": ("t.json", TRUTH, read_references),
     "jsonl": ("r.jsonl", LINE, lambda path: results.read_results(path, "jsonl", words=True)),
     "vocabulary": ("v.json", build_vocabulary(["a dog", "a cat"], 1).to_dict(), encode),
     "cached words": ("w.json", table_of_words, lambda path: CachedWords.load(path).to_dict()),

@@ -21,10 +21,12 @@ from captioning.datasets.base import image_key
 from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search
 from captioning.devices import autocast
-from captioning.errors import UserError, warn
+from captioning.errors import UserError, warn, warn_once
 from captioning.files import atomic_write
 from captioning.locks import FileLock
-from captioning.scoring.metrics import caption_statistics, score_captions
+from captioning.scoring.bootstrap import few_images_note
+from captioning.scoring.metrics import score_captions
+from captioning.scoring.statistics import caption_statistics
 from captioning.text.paragraphs import split_sentences
 from data_loader import Loader, LoaderSettings, get_eval_loader
 from model import Captioner, caption_loader, load_captioner
@@ -90,6 +92,8 @@ class Validation:
         scores = score_captions(written, references, self.metrics, tokenizer="python", document_frequencies=self.words)
         for name, reason in scores.left_out.items():
             print(f"validation: {name} left out: {reason}")
+        if line := few_images_note(len(written)):
+            warn_once(f"validation: {line}")
         values = scores.values | caption_statistics(list(written.values()))
         return {f"validation_{name}": value for name, value in values.items()}
 

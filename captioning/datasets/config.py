@@ -47,8 +47,9 @@ class DatasetParams:
         wanted = os.path.expanduser(value)
         places = list(dict.fromkeys(os.path.normpath(base / wanted) for base in self.bases or (Path.cwd(),)))
         there = [place for place in places if os.path.exists(place)]
-        if len(there) > 1 and not os.path.samefile(*there[:2]):
-            warn_once(f"[{self.name}] {value} is there twice: {there[0]} is used, {there[1]} is not")
+        everywhere = os.path.normpath(wanted) == os.curdir
+        if len(there) > 1 and not everywhere and not os.path.samefile(*there[:2]):
+            warn_once(f"{self.config_path}: {value} is there twice: {there[0]} is used, {there[1]} is not")
         return (there or places)[0]
 
     def set_paths(self, values: dict[str, str]) -> None:
@@ -64,18 +65,23 @@ class DatasetParams:
                 setattr(self, key, self.path(values[key]))
 
 
-def get_datasets(spec: str, config_file: str | None = None) -> list[DatasetParams]:
+def get_datasets(spec: str, config_file: str | None = None, option: str = "--dataset") -> list[DatasetParams]:
     """The settings of every dataset named in `spec`, "a:x+b:y", in that order.
 
     `config_file` is looked for as it stands, then in ~/.config/image_captioning/, then beside the code; None means
-    datasets/datasets.conf. Raises UserError for an unknown dataset (listing the known ones), a file that is not there
-    or malformed, and a section without `dataset_class`.
+    datasets/datasets.conf. option: the flag that errors name. Raises UserError for an unknown dataset (listing the
+    known ones), a file that is not there or malformed, and a section without `dataset_class`.
     """
     names = [name.strip() for name in spec.split("+")]
     if "" in names:
-        raise UserError(f"--dataset {spec!r}: empty name; write one dataset, or several joined by '+'")
+        raise UserError(f"{option} {spec!r}: empty name; write one dataset, or several joined by '+'")
     path = find_config(config_file, required=set(names) != {GENERIC})
     parser = _parse(path) if path else configparser.RawConfigParser()
+    for name in names:
+        if name != GENERIC and not parser.has_section(name):
+            known = [section for section in parser.sections() if section != configparser.DEFAULTSECT]
+            known = ", ".join(dict.fromkeys([*known, GENERIC]))
+            raise UserError(f"{option}: unknown dataset {name[:80]!r}; {path} has: {known}")
     return [_section(parser, name, path) for name in names]
 
 
@@ -84,7 +90,7 @@ def find_config(config_file: str | None, required: bool = True) -> Path | None:
 
     A file that was asked for by another name than the default must exist even if not `required`.
     """
-    wanted = Path(os.path.expanduser(config_file or DEFAULT_FILE))
+    wanted = Path(config_file or DEFAULT_FILE)
     user_dir = Path(os.path.expanduser("~/.config/image_captioning"))
     # In the user's folder datasets.conf may lie by itself as well as under the relative path asked for.
     places = [wanted]
@@ -134,9 +140,6 @@ def _unreadable(line: str) -> str | None:
 
 
 def _section(parser: configparser.RawConfigParser, name: str, path: Path | None) -> DatasetParams:
-    if not parser.has_section(name) and name != GENERIC:
-        known = ", ".join(dict.fromkeys([*(s for s in parser.sections() if s != configparser.DEFAULTSECT), GENERIC]))
-        raise UserError(f"--dataset: unknown dataset {name[:80]!r}; {path} has: {known}")
     values = _inherited(parser, name, path)
     if name == GENERIC:
         values.setdefault("dataset_class", "GenericDataset")

@@ -45,7 +45,7 @@ class GenericDataset(CaptionDataset):
             where = self.params.config_path
             raise UserError(f"--dataset {self.name}: set image_dir in {where}: subset lists its images")
         seen: dict[str, int] = {}
-        for number, line in enumerate(read_lines(path, f"--dataset {self.name}"), 1):
+        for number, line in enumerate(read_lines(path, f"--dataset {self.name}", "surrogateescape"), 1):
             name = line.strip()
             if not name or name.startswith("#"):
                 continue

@@ -28,7 +28,7 @@ class MSRVTTDataset(CaptionDataset):
         for place, video in checked_entries(data["videos"], path, "videos", video_id=TEXT, split=TEXT):
             name = video["video_id"]
             digits = name.removeprefix("video")
-            if digits == name or not digits.isdecimal():
+            if digits == name or not digits.isdecimal() or len(digits) > 18:
                 raise UserError(f"{path}: {place}: video_id {name[:60]!r} is not of the form 'video12'")
             if name in by_id:
                 raise UserError(f"{path}: {place}: {name} is there already")

@@ -131,7 +131,10 @@ class RowReader(FeatureReader):
         if index is not None:
             found = [key if isinstance(key, (int, np.integer)) else index.get(key, -1) for key in keys]
         else:
-            found = [int(key) if not isinstance(key, str) or key.isdecimal() else -1 for key in keys]
+            found = [
+                key if not isinstance(key, str) else int(key) if key.isdecimal() and len(key) < 19 else -1
+                for key in keys
+            ]
         rows = np.array([min(row, self.count) for row in found], np.int64)
         rows[(rows == self.count) | (rows < 0)] = -1
         return rows

@@ -6,6 +6,7 @@ others read it.
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from captioning.features.handles import forget, handle, handles_lock, naming
 LMDB_OWN_KEYS = (b"@vdim", b"@dtype", b"@extractor")
 LMDB_LONGEST_KEY = 511  # bytes, a limit of lmdb's
 LMDB_PAGE = 4096  # bytes
+LMDB_LOCK_BYTES = 8192  # of the lock file, with lmdb's usual number of readers
 FLUSH_SECONDS = 5.0  # records not yet on the disk are lost when the process is killed
 SPARE_BYTES = 2**26  # room in the map of a file beyond its records
 _WALK = """import lmdb, os, sys
@@ -151,8 +153,21 @@ def environment(folder: Path, named: Path, doing: str, room: int = 0, shared: bo
         used = data.stat().st_size if data.exists() else 0
         # others may add as well: the map has room for several times what this process adds
         size = 2 * used + 4 * (room + SPARE_BYTES)
+        if shared:
+            reserve_lock_file(folder / "lock.mdb")
         with contextlib.closing(lmdb.open(str(folder), map_size=size, lock=shared)) as opened:
             yield opened
+
+
+def reserve_lock_file(path: Path) -> None:
+    """Give lmdb's lock file its place on the disk. lmdb maps it, and a full disk would kill the process.
+
+    Raises OSError where there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "ab") as file:
+            if os.fstat(file.fileno()).st_blocks * 512 < LMDB_LOCK_BYTES:
+                os.posix_fallocate(file.fileno(), 0, LMDB_LOCK_BYTES)
 
 
 def put_records(folder: Path, records: list[tuple[bytes, bytes]], named: Path, shared: bool = False) -> None:

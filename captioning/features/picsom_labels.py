@@ -22,7 +22,7 @@ def read_labels(path) -> dict[str, int]:
             continue
         row, _, label = line.partition("<")
         row, (label, closed, _) = row.strip(), label.partition(">")
-        if not (row.startswith("#") and row[1:].isdecimal() and closed):
+        if not (row.startswith("#") and row[1:].isdecimal() and len(row) < 19 and closed and label):
             raise UserError(f"{path}, line {number}: {line[:60]!r} is not of the form '#INDEX <LABEL>'")
         if label in index or int(row[1:]) in taken:
             again = f"label <{label}>" if label in index else f"index {row}"

@@ -6,6 +6,7 @@ A zip file stands for a folder everywhere: `photos.zip/sub/a.jpg` is an image in
 import contextlib
 import io
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,8 @@ def opened(path) -> Iterator[Image.Image]:
     """The image file, or member of a zip file, with its header read. What goes wrong within becomes an ImageError."""
     try:
         file = io.BytesIO(read_member(path)) if split_path(path) else path
+        if file is path and not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise ValueError("it is not a plain file")  # a pipe may never give anything
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")

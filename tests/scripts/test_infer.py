@@ -7,10 +7,14 @@ import html.parser
 import itertools
 import json
 import math
+import os
 import random
 import re
+import resource
+import stat
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -211,6 +215,17 @@ def test_photos_stand_in_for_missing_features(infer_dataset, expected, tmp_path)
     assert (tmp_path / "out.txt").read_text() == "".join(lines)
 
 
+@pytest.mark.parametrize("name", ["captions", "captions.results", "v1.2"])
+def test_a_results_file_without_a_known_ending_is_txt(infer_dataset, tmp_path, name):
+    assert infer_dataset("c:bare", "--output_file", tmp_path / "known.txt").status == 0
+    done = infer_dataset("c:bare", "--output_file", tmp_path / name)
+    assert done.status == 0 and f"{name}: its ending names no format, so it is a txt file" in done.err
+    assert (tmp_path / name).read_bytes() == (tmp_path / "known.txt").read_bytes()
+    done = infer_dataset("c:bare", "--output_file", tmp_path / name, "--output_format", "csv")
+    assert done.status == 0 and "ending" not in done.err
+    assert (tmp_path / name).read_text().startswith("image_id,rank,")
+
+
 def test_features_that_are_not_the_models(world, infer_dataset, tmp_path):
     kept = world / "features/maps.lmdb"
     for shape, provenance, words in (
@@ -332,12 +347,19 @@ def test_an_interrupted_run_is_resumed(infer_dataset, monkeypatch, tmp_path, for
     done = infer_dataset("c:bare", "--output_file", out, *one_by_one)
     part = tmp_path / f"out.{form}.part"
     assert done.status == 130 and "--resume" in done.err and not out.exists()
+    before = part.read_text()
+    done = infer_dataset("c:bare", "--output_file", out, *one_by_one)
+    assert done.status == 2 and "add --resume to go on, or --force to begin anew" in done.err
+    assert part.read_text() == before and sorted(os.listdir(tmp_path)) == [part.name, whole.name]
     with open(part, "a") as file:  # as if killed in the middle of a line
         file.write('{"image_id": 12, "capt' if form == "jsonl" else "12,1,A do")
     monkeypatch.setattr(captions, "caption_loader", loop)
     done = infer_dataset("c:bare", "--output_file", out, "--resume", "--scoring", "bleu", *one_by_one)
     assert done.status == 0 and "of 5 images are captioned already" in done.err and "5 captions" in done.out
     assert out.read_text() == whole.read_text() and not part.exists()
+    part.write_text(before)
+    assert infer_dataset("c:bare", "--output_file", out, "--force", *one_by_one).status == 0
+    assert out.read_text() == whole.read_text() and sorted(os.listdir(tmp_path)) == [out.name, whole.name]
 
 
 def test_resuming_what_is_complete_needs_no_model(world, infer_dataset, tmp_path):
@@ -386,6 +408,59 @@ def test_results_come_back_as_they_were(tmp_path):
             for result in results:
                 file.add(result)
         assert read_results(tmp_path / f"r.{form}", form) == results
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_second_run_into_a_file_that_grows_is_refused(tmp_path, form):
+    path = tmp_path / f"r.{form}"
+    with ResultsFile(path, form) as file:
+        file.add(Result("1", [("A dog.", -1.0)]))
+        for resume in (False, True):
+            with pytest.raises(UserError, match="another process is at work on .*r[.]"):
+                ResultsFile(path, form, resume)
+        file.add(Result("2", [("A cat.", -1.0)]))
+    assert [result.image_id for result in read_results(path, form)] == ["1", "2"] and len(os.listdir(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("form", ["txt", "json", "jsonl", "csv"])
+def test_results_go_through_links_and_pipes(tmp_path, form):
+    whole, link, pipe = (tmp_path / f"{name}.{form}" for name in ("whole", "link", "pipe"))
+    link.symlink_to(tmp_path / "target")
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    for path in (whole, link, pipe):
+        with ResultsFile(path, form) as file:
+            file.add(Result(1, [("A dog.", -1.0)]))
+    reader.join()
+    assert link.is_symlink() and read == [whole.read_text()] == [(tmp_path / "target").read_text()]
+    assert stat.S_ISFIFO(os.stat(pipe).st_mode) and len(os.listdir(tmp_path)) == 4
+    with pytest.raises(UserError, match="--resume: .*pipe.* is not a plain file"):
+        ResultsFile(pipe, form, resume=True)
+
+
+@pytest.mark.parametrize("form", ["txt", "json", "jsonl", "csv"])
+def test_a_full_disk_is_one_line_and_keeps_the_old_results(tmp_path, form):
+    path = tmp_path / f"r.{form}"
+    path.write_text("old")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limit[1]))
+
+    def write() -> None:
+        with ResultsFile(path, form) as file:
+            for n in range(100):
+                file.add(Result(str(n), [("A dog.", -1.0)]))
+
+    try:
+        with pytest.raises(UserError, match=f"cannot write .*r.{form}: File too large"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    growing = form in ("jsonl", "csv")
+    assert path.read_text() == "old" and len(os.listdir(tmp_path)) == 1 + growing
+    if growing:
+        assert len(ResultsFile(path, form, resume=True).earlier) > 4
 
 
 def test_a_failed_run_leaves_the_old_file(tmp_path):
@@ -460,6 +535,13 @@ def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
         (["--dataset", "c:nothing"], "maps.lmdb"),
         (["--dataset", "c:with", "{photo}"], "exclude"),
         (["--dataset", "c:bare", "--resize", "128"], "--resize"),
+        (["{photo}", "--length_penalty", "1e30"], "--length_penalty 1e+30: must be at most 50"),
+        (["{photo}", "--length_penalty=-51"], "--length_penalty -51.0: must be at least -50"),
+        (["{photo}", "--sample", "--temperature", "1e-300"], "--temperature 1e-300: must be at least 0.001"),
+        (["{photo}", "--sample", "--top_p", "1e-300"], "--top_p 1e-300: must be at least 1e-06"),
+        (["{photo}", "--sample", "--top_p", "1.5"], "--top_p 1.5: must be at most 1"),
+        (["{photo}", "--max_seq_length", "10001"], "--max_seq_length 10001: must be at most 10,000"),
+        (["{photo}", "--num_workers", "9999"], "--num_workers 9999: must be at most 1,000"),
         (["{photo}", "--scoring", "cider"], "--scoring"),
         (["--dataset", "c:bare", "--scoring", "nonsense"], "nonsense"),
         (["{photo}", "--model", "{root}/gone.model"], "gone.model"),
@@ -467,7 +549,7 @@ def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
         (["{photo}", "--model", "{root}/plain.model"], "does not say what made them"),
         (["--dataset", "c:bare", "--model", "{root}/plain.model", "--attention_output", "x.npz"], "no attention"),
         (["{photo}", "--vocab", "gone.json"], "gone.json"),
-        (["{photo}", "--output_file", "x.foo"], "--output_format"),
+        (["{photo}", "--output_file", "x.foo", "--resume"], "--resume goes on with jsonl and csv"),
         (["{photo}", "--output_file", "{root}"], "{root}"),
         (["{photo}", "--output_file", "{photo}/x.json"], "--output_file"),
         (["{photo}", "--output_file", "x.json", "--resume"], "--resume"),
