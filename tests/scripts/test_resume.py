@@ -319,7 +319,8 @@ def test_other_features_and_captions_under_the_same_name_are_noticed(train, stop
     captions["annotations"].pop()
     file.write_text(json.dumps(captions))
     only_error(train(*stopped, *config, "--resume"), "--dataset (a checksum of images, captions and features) was")
-    (tmp_path / "other.txt").write_text("red\ngreen\nball\na\n")
+    words = checkpoint.load(train.folder / "run" / "last.model")["vocabulary"]["words"][4:]
+    (tmp_path / "other.txt").write_text("\n".join(["zebra", *words]))
     done = train(*stopped, "--vocab", tmp_path / "other.txt", "--resume_changed")
     only_error(done, "--vocab gives another vocabulary", "cannot change")
 
