@@ -185,6 +185,7 @@ class TrainRun:
         if saved is not None and (ended := self.ended_schedule(saved["training"])):
             self.over = f"the {self.training.lr_scheduler} schedule of --num_epochs {ended} has come to the rate 0"
             self.over += f"; --resume_changed goes on, over --num_epochs {s.num_epochs}"
+            self.first = saved["training"]["epoch"]
             return
         if saved is not None:
             changed = from_main(lambda: self.folder.check_settings(saved, self.captioner, s.resume_changed))
@@ -249,7 +250,9 @@ class TrainRun:
             state["num_epochs"] += self.settings.num_epochs - was.get("--num_epochs", self.settings.num_epochs)
         if changed and position["batch"] and (before := state.get("steps_per_epoch", steps)) != steps:
             position["batch"] = position["batch"] * steps // before
-            print(f"the epoch goes on at batch {position['batch']} of {steps}: some captions come twice, or not at all")
+            if is_main():
+                which = f"batch {position['batch']} of {steps}"
+                print(f"the epoch goes on at {which}: some captions come twice, or not at all")
         return state
 
     # ---- self-critical training ----
@@ -283,8 +286,11 @@ class TrainRun:
     def run(self) -> int:
         """Train to --num_epochs. Returns the exit status."""
         s = self.settings
+        if is_main():
+            self.folder.remove_epochs(self.first - 1)  # a run that was killed may not have come to it
         if done := self.nothing_to_do():
-            print(f"nothing to do: {done}")
+            if is_main():
+                print(f"nothing to do: {done}")
             return 0
         if is_main():
             describe(self.captioner, self.loader, self.validation_loader)
@@ -361,7 +367,7 @@ class TrainRun:
             nonlocal stopped
             bar.move_to(index + 1)
             self.log.step()
-            asks = self.captioner.device.type == "cpu" or self.trainer.step % 8 == 0  # a GPU would be waited for
+            asks = self.trainer.waits_for_nothing or self.trainer.step % 8 == 0
             signalled, last = self.signalled() if asks else 0, bar.done >= batches
             if self.trainer.step % self.settings.log_step == 0 or signalled:
                 self.show_loss(progress, bar)
