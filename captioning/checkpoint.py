@@ -1,14 +1,12 @@
 """Model files: written atomically, verified when read, and made of tensors and plain types only.
 
-A file is a zip archive of `torch.save`. It is read with `weights_only=True`, so that nothing in it can run code. The
-CRC of every member is checked before any tensor is used.
+A file is a zip archive of `torch.save`. `tensor_files.py` reads it, so that nothing in it can run code. The CRC of
+every member is checked before any tensor is used.
 """
 
 import contextlib
-import pickle
 import platform
 import shlex
-import zipfile
 from collections import OrderedDict
 from importlib import metadata
 
@@ -16,6 +14,7 @@ import torch
 
 from captioning.errors import UserError
 from captioning.files import atomic_write, require_model_file
+from captioning.tensor_files import TensorFileError, read_tensors
 
 FORMAT = 1
 PLAIN = (str, int, float, bool, bytes, type(None))
@@ -34,43 +33,15 @@ def save(contents: dict, path) -> None:
 def load(path, map_location="cpu") -> dict:
     """The contents of a model file. Raises UserError, naming the file, where it is missing, damaged or none of ours."""
     require_model_file(path)
-    verify(path)
     try:
-        contents = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # foreign and damaged files raise errors of many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to run the code in it
-            reason = "it holds more than tensors and plain values"
-        raise UserError(f"model file {path} is damaged or was not written by this toolkit: {reason}") from error
+        contents = read_tensors(path, map_location=map_location)
+    except TensorFileError as error:
+        raise UserError(f"model file {path} is damaged ({error}): copy or train it again") from error
     if not isinstance(contents, dict) or type(contents.get("format")) is not int:
         raise UserError(f"{path} is not a model file of this toolkit")
     if contents["format"] > FORMAT:
         raise UserError(f"model file {path} has format {contents['format']}, newer than this toolkit's {FORMAT}")
     return contents
-
-
-def verify(path) -> None:
-    """Raise UserError unless `path` is a zip archive as torch writes it, whose members all match their CRC.
-
-    torch reads nothing from a member that calls itself a folder, and leaves its tensor uninitialised. A packed member
-    could be small in the file and large in memory.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = next((info.filename for info in archive.infolist() if not is_as_torch_writes(info)), None)
-            broken = broken or archive.testzip()
-    except PermissionError as error:
-        raise UserError(f"cannot read model file {path}: {error.strerror}") from error
-    except Exception:  # a damaged directory of members raises errors of many kinds
-        broken = "no zip archive"
-    if broken is not None:
-        raise UserError(f"model file {path} is damaged ({broken}): copy or train it again")
-
-
-def is_as_torch_writes(info: zipfile.ZipInfo) -> bool:
-    """Whether a member of an archive is plain: stored as it is, no folder, without attributes."""
-    stored = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
-    return stored and info.external_attr == 0 and not info.is_dir()
 
 
 def versions() -> dict[str, str]:

@@ -19,10 +19,13 @@ MAY_IMPORT = {
     "vocabulary": "captioning",
     "captioning.batches": "captioning.datasets captioning.features captioning.images captioning.text captioning.config",
     "captioning.datasets": "captioning.features captioning.images captioning.text",
-    "captioning.deepcaption": "captioning.encoder captioning.checkpoint captioning.config captioning.text",
-    "captioning.encoder": "captioning.fast captioning.config",
+    "captioning.checkpoint": "captioning.tensor_files",
+    "captioning.tensor_files": "captioning.pickles",
+    "captioning.deepcaption": "captioning.encoder captioning.checkpoint captioning.config captioning.text "
+    "captioning.pickles captioning.tensor_files",
+    "captioning.encoder": "captioning.fast captioning.config captioning.tensor_files",
     "captioning.decoder": "captioning.fast captioning.config captioning.rows captioning.text",
-    "captioning.scoring": "captioning.text",
+    "captioning.scoring": "captioning.text captioning.pickles",
     "captioning.fast": "captioning.rows",
     "captioning.rows": "captioning.text",
 }

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from captioning.errors import UserError, one_line
-from captioning.files import atomic_write, known_ending, read_json
+from captioning.files import atomic_write, known_ending, read_bytes, read_json
+from captioning.pickles import NUMBERS, PickleError, read_pickle
 from captioning.text.ptb import ptb_tokens
 
 END_TOKEN = "<end>"  # counted like a word, so that a caption that stops in the middle scores less
@@ -233,25 +234,23 @@ def check_table(table: Mapping) -> tuple[Mapping, float]:
     return frequencies, images
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds plain containers and numpy scalars only: a pickle from elsewhere must not run code."""
+def _table(*arguments) -> dict:
+    """Stands in for the dicts of the standard library, made of nothing, a table, pairs, or the type of a default."""
+    return dict(arguments[-1]) if arguments and isinstance(arguments[-1], dict | list) else {}
 
-    ALLOWED = {"collections": {"defaultdict", "Counter", "OrderedDict"}, "_codecs": {"encode"}, "numpy": {"dtype"}} | {
-        module: {"scalar"} for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-    }
 
-    def find_class(self, module, name):
-        if name in self.ALLOWED.get(module, ()) or (module in ("builtins", "__builtin__") and name in ("float", "int")):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+def _number(value=0) -> float:
+    """Stands in for the types of numbers, which defaultdict has for what is missing."""
+    return float(value)
+
+
+KNOWN = {**NUMBERS, **{f"collections.{name}": _table for name in ("defaultdict", "Counter", "OrderedDict")}}
+KNOWN |= {f"{module}.{name}": _number for module in ("builtins", "__builtin__") for name in ("float", "int")}
 
 
 def _read_pickle(path):
     """The plain object in a pickle (of Python 2 too). Raises UserError for one that is damaged or builds a class."""
     try:
-        with open(path, "rb") as file:
-            return _PlainUnpickler(file, encoding="latin1").load()
-    except OSError as error:
-        raise UserError(f"it cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # noqa: BLE001 - a damaged pickle raises nearly anything
-        raise UserError(f"this is not a pickle of document frequencies: {one_line(error)}") from error
+        return read_pickle(read_bytes(path, "cached words"), KNOWN, encoding="latin1")
+    except PickleError as error:
+        raise UserError(f"this is not a pickle of document frequencies: {error}") from error

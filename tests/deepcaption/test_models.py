@@ -16,6 +16,7 @@ import torch
 from deepcaption_toy import WORDS, Features, OldModel, Vocabulary, save
 from toy import make_coco, write_config, write_features
 
+from captioning import tensor_files
 from captioning.decoder.search import Search
 from captioning.deepcaption import models as deepcaption_files
 from captioning.errors import UserError
@@ -214,7 +215,7 @@ def test_no_function_is_called(tmp_path, function):
 def test_a_plain_pickle_that_pretends(tmp_path):
     """Neither of torch's formats, but with its first bytes."""
     mark = tmp_path / "it_ran"
-    start = deepcaption_files.LEGACY_START
+    start = tensor_files.LEGACY_START
     (tmp_path / "evil.model").write_bytes(start + b"".join(pickle.dumps(x, 2) for x in (1001, {}, Bomb(mark))))
     with pytest.raises(UserError, match="evil.model"):
         load_captioner(tmp_path / "evil.model")
