@@ -29,6 +29,42 @@ class FeatureSpec:
         return cls(state["name"], tuple(state["shape"]), state["external"], state.get("maker"))
 
 
+LARGEST_IMAGE = 2048  # pixels of the side of a square that an encoder may see, by what a file says
+
+
+def is_number(value, least: float, most: float) -> bool:
+    """Whether `value` is a number from `least` to `most`."""
+    return type(value) in (int, float) and least <= value <= most
+
+
+def check_provenance(value: dict, place: str) -> None:
+    """Raises UserError, naming `place`, where what made a feature is described by values of other types."""
+    transform = value.get("transform")
+    good = {
+        "extractor": isinstance(value.get("extractor"), str | None),
+        "weights_sha256": isinstance(value.get("weights_sha256"), str | None),
+        "feature_type": isinstance(value.get("feature_type", "plain"), str),
+        "image_size": value.get("image_size") is None or is_size(value["image_size"]),
+        "transform": transform is None or is_transform(transform),
+    }
+    for name, fits in good.items():
+        if not fits:
+            raise UserError(f"{place}: its {name} is {str(value[name])[:60]!r}, which is none")
+
+
+def is_size(value) -> bool:
+    return type(value) is int and 1 <= value <= LARGEST_IMAGE
+
+
+def is_transform(value) -> bool:
+    """Whether `value` says how pixels become an encoder's input: `size`, `interpolation`, `mean` and `std`, or some."""
+    if not isinstance(value, dict) or not isinstance(value.get("interpolation", "bilinear"), str):
+        return False
+    colours = [(value[name], least) for name, least in (("mean", -1e6), ("std", 1e-6)) if name in value]
+    threes = all(isinstance(three, list | tuple) and len(three) == 3 for three, _ in colours)
+    return is_size(value.get("size", 1)) and threes and all(is_number(x, least, 1e6) for c, least in colours for x in c)
+
+
 def setting(default, help: str, metavar: str | None = None, fixed: bool | str = False, **flag):
     """A field of `Settings` with the flag of the same name; help, metavar, flag: as argparse takes them.
 

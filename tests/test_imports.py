@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "data_loader": "vocabulary captioning",
     "vocabulary": "captioning",
     "captioning.batches": "captioning.datasets captioning.features captioning.images captioning.text captioning.config",
+    "captioning.features": "captioning.config",
     "captioning.datasets": "captioning.features captioning.images captioning.text",
     "captioning.checkpoint": "captioning.tensor_files",
     "captioning.tensor_files": "captioning.pickles",

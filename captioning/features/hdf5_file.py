@@ -1,6 +1,7 @@
 """Feature files in HDF5: `.h5`, rows in the dataset `data`."""
 
 import json
+import math
 import os
 from functools import cached_property
 
@@ -10,6 +11,9 @@ from captioning.errors import UserError
 from captioning.features.base import RowReader, RowStore, parse_provenance
 from captioning.features.handles import handle, handles_lock
 
+FILTERS = {1, 2, 3, 6, 32000}  # numbers of HDF5's: gzip, shuffle, checksum, scale and offset, lzf
+LARGEST_CHUNK = 2**27  # bytes
+
 
 class H5Reader(RowReader):
     """HDF5, dataset `data`, rows as in .npy. It is mapped into memory where it lies in the file in one piece."""
@@ -17,25 +21,36 @@ class H5Reader(RowReader):
     @cached_property
     def mapped(self) -> np.ndarray | None:
         with handles_lock:
-            return self._map(self._file()["data"])
+            return self._map(self._data())
 
     def _rows(self):
         with handles_lock:
-            return self._file()["data"] if self.mapped is None else self.mapped
+            return self._data() if self.mapped is None else self.mapped
 
-    def _file(self):
-        """The HDF5 file. Call under handles_lock."""
-        return handle(self.path, lambda: h5py().File(self.path, "r"))
+    def _data(self):
+        """The dataset of the file. Call under handles_lock."""
+        return handle(self.path, self._open)["data"]
+
+    def _open(self):
+        """The HDF5 file. Raises UserError where its rows lie in other files, or need more than plain unpacking."""
+        file = h5py().File(self.path, "r")
+        try:
+            check_data(file)
+        except BaseException as error:
+            file.close()
+            if isinstance(error, ValueError):
+                raise UserError(f"feature file {self.path}: {error}") from error
+            raise
+        return file
 
     def _map(self, data) -> np.ndarray | None:
         """Dataset `data` as an array over the file; None where it is in chunks, packed or elsewhere."""
         offset = data.id.get_offset()  # None for what is in chunks, in the header or not there yet
         bytes_there = data.id.get_storage_size()
-        if offset is None or data.external or data.dtype.kind not in "fiu" or bytes_there != data.nbytes:
+        if offset is None or data.dtype.kind not in "fiu" or bytes_there != data.nbytes or not data.size:
             return None
-        linked = not os.path.samefile(data.file.filename, self.path)
-        if linked or not data.size or offset + data.nbytes > os.path.getsize(self.path):
-            return None
+        if offset + data.nbytes > os.path.getsize(self.path):
+            raise ValueError("it was cut off")
         mapped = np.memmap(self.path, data.dtype, "r", offset, data.shape).view(np.ndarray)
         # Should HDF5 mean something else by these bytes (another kind of float), its reading counts.
         same = all(np.array_equal(data[row], mapped[row], equal_nan=data.dtype.kind == "f") for row in (0, -1))
@@ -43,16 +58,38 @@ class H5Reader(RowReader):
 
     def _provenance(self) -> dict | None:
         with handles_lock:
-            file = self._file()
-            attributes = {**file["data"].attrs, **file.attrs}
-        return parse_provenance(self.path, attributes.get("extractor"))
+            data = self._data()
+            noted = data.parent.attrs.get("extractor", data.attrs.get("extractor"))
+        return parse_provenance(self.path, noted)
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
         if self.mapped is not None:
             return super()._take(rows)
         ordered, back = np.unique(rows, return_inverse=True)  # h5py wants them ascending, each once
         with handles_lock:
-            return self._file()["data"][ordered][back] if len(rows) else np.empty((0, *self.shape), self.dtype)
+            return self._data()[ordered][back] if len(rows) else np.empty((0, *self.shape), self.dtype)
+
+
+def check_data(file) -> None:
+    """Raises ValueError unless the open HDF5 `file` has a dataset `data` whose rows lie in it, packed plainly or not.
+
+    A file may name other files anywhere, and filters that are loaded from elsewhere; a chunk may unpack to any size.
+    """
+    if not isinstance(file.get("data", getlink=True), h5py().HardLink):
+        raise ValueError("its dataset 'data' is missing or is a link to elsewhere")
+    data = file["data"]
+    if not isinstance(data, h5py().Dataset) or not data.shape:
+        raise ValueError("'data' in it is no dataset of rows")
+    if data.is_virtual or data.external:
+        raise ValueError("its rows lie in other files: copy them into one")
+    made = data.id.get_create_plist()
+    filters = [made.get_filter(index)[0] for index in range(made.get_nfilters())]
+    if not set(filters) <= FILTERS or len(set(filters)) < len(filters):
+        raise ValueError("its rows are packed by a filter that is not read here: use gzip or lzf")
+    if data.chunks and math.prod(data.chunks) * data.dtype.itemsize > LARGEST_CHUNK:
+        raise ValueError(f"its chunks of {data.chunks} are larger than {LARGEST_CHUNK:,} bytes")
+    if not data.id.get_storage_size():
+        raise ValueError("its rows were never written")
 
 
 def h5py():
