@@ -163,6 +163,8 @@ class Vocabulary:
             raise UserError(f"vocabulary: format {state['format']!r} is unknown, this toolkit reads format {FORMAT}")
         if not isinstance(state.get("counts"), list | None):
             raise UserError('vocabulary: "counts" is not a list')
+        if type(state.get("threshold", 0)) not in (int, float) or not isinstance(state.get("dataset", ""), str):
+            raise UserError('vocabulary: "threshold" is no number, or "dataset" no name')
         return cls(**{name: state[name] for name in SAVED if name in state})
 
     @classmethod

@@ -9,6 +9,7 @@ import platform
 import shlex
 from collections import OrderedDict
 from importlib import metadata
+from types import NoneType
 
 import torch
 
@@ -41,7 +42,48 @@ def load(path, map_location="cpu") -> dict:
         raise UserError(f"{path} is not a model file of this toolkit")
     if contents["format"] > FORMAT:
         raise UserError(f"model file {path} has format {contents['format']}, newer than this toolkit's {FORMAT}")
+    check_contents(contents, path)
     return contents
+
+
+def check_contents(contents: dict, path) -> None:
+    """Raises UserError, naming the file, where an entry that scripts read is of another type than they write."""
+    for name, sound in ENTRIES.items():
+        if name in contents and not sound(contents[name]):
+            raise UserError(f"model file {path} is damaged or not ours: its {name} is not what train.py writes")
+
+
+def is_list_of(kind: type, value) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value)
+
+
+def is_table_of(kind: type, value) -> bool:
+    return isinstance(value, dict) and is_list_of(str, list(value)) and is_list_of(kind, list(value.values()))
+
+
+def is_position(value) -> bool:
+    """Whether `value` says where training stands, for --resume."""
+    if not isinstance(value, dict) or not isinstance(value.get("trainer"), dict):
+        return False
+    return all(type(value.get(name)) is int and 0 <= value[name] < 2**53 for name in ("epoch", "batch"))
+
+
+ENTRIES = {  # what a model file may hold -> whether a value is of the right type
+    "kind": lambda value: isinstance(value, str),
+    "made_by": lambda value: isinstance(value, str),
+    "config": lambda value: isinstance(value, dict),
+    "vocabulary": lambda value: isinstance(value, dict),
+    "state": lambda value: is_table_of(torch.Tensor, value),
+    "epoch": lambda value: type(value) is int and 0 <= value < 2**53,
+    "versions": lambda value: is_table_of(str, value),
+    "command": lambda value: value is None or is_list_of(str, value),
+    "history": lambda value: is_list_of(str, value),
+    "stats": lambda value: is_table_of(int | float | NoneType, value),
+    "averaged": lambda value: is_list_of(list | tuple, value),
+    "length_penalty": lambda value: type(value) in (int, float) and -1e6 < value < 1e6,
+    "training": is_position,
+    "converted_from": lambda value: is_table_of(str, value) and {"file", "sha256"} <= set(value),
+}
 
 
 def versions() -> dict[str, str]:

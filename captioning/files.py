@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -166,6 +167,15 @@ def read_bytes(path, what: str) -> bytes:
     """The content of the file `path`; `what` names its role in errors. Raises UserError where it cannot be read."""
     with _reading(path, what), open(path, "rb") as file:
         return file.read()
+
+
+def sha256_of(path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_json(path, what: str):

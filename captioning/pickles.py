@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Mapping
 
 MOST_DEPTH = 100  # values within values
+MOST_TABLES = 2**20  # lists and dicts: a byte makes one, which takes a hundred
 LONGEST_INTEGER = 9  # bytes, an unsigned number of 64 bits: of larger ones many could share a hash
 LONGEST_LINE = 250  # characters of a number or a name that is written as text
 SHARING = 64  # how often, in the mean, a byte of the pickle may count: values may be named again, within bounds
@@ -50,7 +51,7 @@ class Check:
         self.stack: list = []
         self.marks: list[list] = []
         self.memo: list = []
-        self.total = 0
+        self.total = self.tables = 0
         self.steps: dict[int, tuple[int, Callable[[int, int], None] | None]] = {}  # code -> size of argument, method
         for code, name in NAMES.items():
             if name in SCALARS:
@@ -138,6 +139,9 @@ class Check:
         target[1] = max(target[1], depth)
 
     def _growing(self, items: list, end: int) -> None:
+        self.tables += 1
+        if self.tables > MOST_TABLES:
+            raise PickleError(f"it has more than {MOST_TABLES:,} lists and tables")
         self.stack.append([*self._joined(items, end), False])
 
     def _keep(self, place: int) -> None:

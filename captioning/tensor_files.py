@@ -22,7 +22,7 @@ from captioning.files import require_plain_file
 from captioning.pickles import PickleError, check_pickle, read_pickle
 
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's files before 1.6, which are no zip archives
-LARGEST_PICKLE = 2**28  # bytes: names, numbers and words, without the tensors
+LARGEST_PICKLE = 2**26  # bytes: names, numbers and words, without the tensors
 SHARED = 8  # how many bytes of tensors a byte of the file may stand for: layers may share their weights
 STORAGES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1}
 STORAGES |= {"Bool": 1, "Untyped": 1}

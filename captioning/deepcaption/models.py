@@ -26,7 +26,8 @@ from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.provenance import internal_spec
 from captioning.encoder.weights import load_weights
-from captioning.errors import UserError
+from captioning.errors import UserError, warn
+from captioning.files import sha256_of
 from captioning.pickles import NUMBERS
 from captioning.tensor_files import TensorFileError, is_legacy, pickle_of, read_tensors
 
@@ -111,29 +112,35 @@ def read(path) -> dict:
 def load(path, vocabulary: dict | None = None) -> dict:
     """The contents of a DeepCaption file as `checkpoint.load` gives them of a file of ours.
 
-    `config`, `vocabulary`, `state`, `epoch`, `history` (command lines), `made_by` "DeepCaption". vocabulary: for files
-    of 2018 that hold none. Raises UserError, naming the file, for what cannot be read.
+    `config`, `vocabulary`, `state`, `epoch`, `history` (command lines), `made_by` "DeepCaption", and `converted_from`,
+    the name and SHA-256 of the file, which models that are trained on from it keep. vocabulary: for files of 2018 that
+    hold none. Warns of a file without checksums. Raises UserError, naming the file, for what cannot be read.
     """
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, not a model file")
     old = read(path)
-    if old.get("attention"):
-        raise UserError(f"model file {path} {ATTENTION}")
     if old.get("vocab") is None and vocabulary is None:
         raise UserError(
             f"model file {path} of DeepCaption holds no vocabulary: name the one it was trained with (--vocab)"
         )
+    if is_legacy(path):
+        warn(f"model file {path} is of before 2020 and has no checksums: damage to its weights cannot be noticed")
     try:
-        return convert(old, vocabulary)
+        return {
+            **convert(old, vocabulary),
+            "converted_from": {"file": os.path.basename(path), "sha256": sha256_of(path)},
+        }
     except UserError as error:
         raise UserError(f"model file {path}: {error}") from error
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
         raise UserError(f"model file {path} of DeepCaption cannot be read: {reason}") from error
 
 
 def convert(old: dict, vocabulary: dict | None) -> dict:
     """`load` from what `read` gave; `vocabulary` counts where `old` has none."""
+    if old.get("attention"):
+        raise UserError(f"it {ATTENTION}")
     if old.get("vocab") is not None:
         vocabulary = from_deepcaption(old["vocab"])
     words, paragraph_state = old["decoder"], {}

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from captioning.config import check_provenance
+from captioning.config import MOST_NUMBERS, check_provenance
 from captioning.errors import UserError, one_line
 from captioning.features.handles import naming
 from captioning.files import read_lines, require_plain_file
-
-MOST_NUMBERS = 2**24  # of a record: more is no feature of an image
 
 
 class FeatureReader:

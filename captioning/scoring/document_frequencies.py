@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from captioning.errors import UserError, one_line
-from captioning.files import atomic_write, known_ending, read_bytes, read_json
+from captioning.files import atomic_write, known_ending, read_bytes, read_json, require_plain_file
 from captioning.pickles import NUMBERS, PickleError, read_pickle
 from captioning.text.ptb import ptb_tokens
 
 END_TOKEN = "<end>"  # counted like a word, so that a caption that stops in the middle scores less
 ORDERS = 4  # n-grams of one to four tokens
+MOST_PACKED = 64  # how much smaller an .npz may be than what is in it
 EXTENSIONS = (".npz", ".json", ".pkl", ".p")
 
 
@@ -101,6 +102,8 @@ class CachedWords:
     @classmethod
     def _load_npz(cls, path) -> "CachedWords":
         try:
+            require_plain_file(path, "cached words")
+            check_unpacked(path)
             with np.load(path, allow_pickle=False) as file:
                 tokens = file["tokens"].tobytes().decode().split("\n")
                 ngrams, counts = file["ngrams"], file["counts"]
@@ -108,7 +111,9 @@ class CachedWords:
             fits = ngrams.shape == (len(counts), ORDERS) and len(counts) and -1 <= ngrams.min() <= ngrams.max()
             if not fits or ngrams.max() >= len(tokens) or counts.max() > images or ngrams.dtype.kind != "i":
                 raise ValueError("its parts do not fit each other")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except UserError:
+            raise
+        except Exception as error:  # damaged archives raise errors of many kinds
             raise UserError(f"this is not an .npz of build_cached_words.py, or damaged: {error}") from error
         return cls(tokens, ngrams, counts.astype(float), images, origin)
 
@@ -121,6 +126,14 @@ class CachedWords:
         words = cls.from_dict({"document_frequency": table, "ref_len": content.get("ref_len")})
         words.origin = str(content.get("origin", ""))
         return words
+
+
+def check_unpacked(path) -> None:
+    """Raises ValueError where the archive `path` says that it unpacks to many times its size: counts never do."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(info.file_size for info in archive.infolist())
+    if unpacked > MOST_PACKED * Path(path).stat().st_size + 2**20:
+        raise ValueError(f"it unpacks to {unpacked:,} bytes")
 
 
 def tokenized(references: Mapping[object, Sequence[str]], end_token: bool = True) -> dict[object, list[list[str]]]:
