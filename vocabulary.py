@@ -159,8 +159,9 @@ class Vocabulary:
         """Raises UserError where `state` is not a dict as to_dict() gives it."""
         if not isinstance(state, dict) or not isinstance(state.get("words"), list):
             raise UserError('vocabulary: not a table with a list of "words"')
-        if state.get("format", FORMAT) != FORMAT:
-            raise UserError(f"vocabulary: format {state['format']!r} is unknown, this toolkit reads format {FORMAT}")
+        number = state.get("format", FORMAT)
+        if type(number) is not int or number != FORMAT:
+            raise UserError(f"vocabulary: format {number!r} is unknown, this toolkit reads format {FORMAT}")
         if not isinstance(state.get("counts"), list | None):
             raise UserError('vocabulary: "counts" is not a list')
         if type(state.get("threshold", 0)) not in (int, float) or not isinstance(state.get("dataset", ""), str):

@@ -14,8 +14,10 @@ import pickletools
 import struct
 from collections.abc import Callable, Mapping
 
+from captioning.errors import one_line
+
 MOST_DEPTH = 100  # values within values
-MOST_TABLES = 2**20  # lists and dicts: a byte makes one, which takes a hundred
+MOST_TABLES = 2**18  # lists and dicts: a byte makes one, which takes a hundred
 LONGEST_INTEGER = 9  # bytes, an unsigned number of 64 bits: of larger ones many could share a hash
 LONGEST_LINE = 250  # characters of a number or a name that is written as text
 SHARING = 64  # how often, in the mean, a byte of the pickle may count: values may be named again, within bounds
@@ -287,7 +289,7 @@ def read_pickle(data: bytes, known: Mapping[str, object], encoding: str = "ASCII
     except PickleError:
         raise
     except Exception as error:  # values that do not fit each other raise nearly anything
-        raise PickleError(f"{type(error).__name__}: {str(error)[:120]}") from error
+        raise PickleError(one_line(error)) from error
 
 
 class NumberType:

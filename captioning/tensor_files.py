@@ -119,7 +119,10 @@ def is_legacy(path) -> bool:
 def pickle_of(path) -> bytes:
     """The pickle with the names and plain values of an archive. Raises TensorFileError where that is damaged."""
     with _archive(path) as archive:
-        return archive.read(_pickle_member(archive))
+        try:
+            return archive.read(_pickle_member(archive))
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise TensorFileError(one_line(error)) from error
 
 
 def _check_archive(path, known: Mapping[str, object]) -> None:

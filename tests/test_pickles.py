@@ -101,7 +101,7 @@ HOSTILE = {
     "frame": b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N.",
     "number": b"\x80\x02\x8b" + struct.pack("<I", 2000) + b"\x7f" * 2000 + b".",
     "number in words": b"I" + b"9" * 5000 + b"\n.",
-    "many lists": b"\x80\x02]" + b"(" + b"]" * 1_100_000 + b"e.",
+    "many lists": b"\x80\x02]" + b"(" + b"]" * 300_000 + b"e.",
     "instance": b"(icollections\nOrderedDict\n.",
     "object": b"(cbuiltins\ndict\no.",
     "extension": b"\x80\x02\x82\x01.",

@@ -102,7 +102,10 @@ class RowReader(FeatureReader):
             raise UserError(f"feature file {path} holds {rows.dtype} of shape {rows.shape}, not rows of numbers")
         self.check_shape()
         self.count = len(rows)
-        self.provenance = self._provenance()
+        if not self.count:
+            raise UserError(f"feature file {path} holds no records")
+        with naming(path):
+            self.provenance = self._provenance()
         self._index = self._names(keys)
         named = self._index.values() if self._index else [-1]
         self._all_there = min(named) >= 0 and max(named) < self.count

@@ -5,7 +5,7 @@ import os
 import threading
 from pathlib import Path
 
-from captioning.errors import UserError
+from captioning.errors import UserError, one_line
 
 handles_lock = threading.RLock()
 _handles: dict[str, tuple] = {}  # real path -> (stat of the file when opened, handle)
@@ -58,5 +58,7 @@ def naming(path, doing: str = "read"):
     except UserError:
         raise
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ") or type(error).__name__
+        reason = (
+            getattr(error, "strerror", None) or one_line(str(error).removeprefix(f"{path}: ")) or type(error).__name__
+        )
         raise UserError(f"cannot {doing} feature file {path}: {reason}") from error

@@ -3,16 +3,26 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
-from captioning.errors import UserError
+from captioning.errors import UserError, one_line
 from captioning.features.base import RowReader, RowStore, parse_provenance
 from captioning.features.handles import handle, handles_lock
 
 FILTERS = {1, 2, 3, 6, 32000}  # numbers of HDF5's: gzip, shuffle, checksum, scale and offset, lzf
 LARGEST_CHUNK = 2**27  # bytes
+MOST_SECONDS = 30  # to read the texts of a file, most of them for starting Python
+READ_TEXTS = """import h5py, sys
+with h5py.File(sys.argv[1], "r") as file:
+    for owner in file, file["data"]:
+        owner.attrs.get("extractor")
+"""
+_readable: set[tuple] = set()  # files whose texts were read: those that fork from here need not try again
 
 
 class H5Reader(RowReader):
@@ -59,7 +69,11 @@ class H5Reader(RowReader):
     def _provenance(self) -> dict | None:
         with handles_lock:
             data = self._data()
-            noted = data.parent.attrs.get("extractor", data.attrs.get("extractor"))
+            owner = next((one for one in (data.parent, data) if "extractor" in one.attrs), None)
+            if owner is None:
+                return None
+            check_text(self.path)
+            noted = owner.attrs["extractor"]
         return parse_provenance(self.path, noted)
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
@@ -90,6 +104,24 @@ def check_data(file) -> None:
         raise ValueError(f"its chunks of {data.chunks} are larger than {LARGEST_CHUNK:,} bytes")
     if not data.id.get_storage_size():
         raise ValueError("its rows were never written")
+
+
+def check_text(path: Path) -> None:
+    """Raises ValueError where HDF5 cannot read the texts of a file: over damaged ones it may go on for ever.
+
+    So a process of its own tries first, once for each file.
+    """
+    status = os.stat(path)
+    stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    if stamp in _readable:
+        return
+    try:
+        tried = subprocess.run([sys.executable, "-c", READ_TEXTS, str(path)], capture_output=True, timeout=MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ValueError("it is damaged: its texts cannot be read") from None
+    if tried.returncode:
+        raise ValueError(f"it is damaged: {one_line(tried.stderr.decode(errors='replace').splitlines()[-1:])}")
+    _readable.add(stamp)
 
 
 def h5py():

@@ -114,7 +114,7 @@ class CachedWords:
         except UserError:
             raise
         except Exception as error:  # damaged archives raise errors of many kinds
-            raise UserError(f"this is not an .npz of build_cached_words.py, or damaged: {error}") from error
+            raise UserError(f"this is not an .npz of build_cached_words.py, or damaged: {one_line(error)}") from error
         return cls(tokens, ngrams, counts.astype(float), images, origin)
 
     @classmethod

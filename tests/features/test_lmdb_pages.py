@@ -120,4 +120,4 @@ def test_no_flipped_bits_end_the_process(data, tmp_path, share):
         status = os.waitstatus_to_exitcode(os.waitpid(pids[-1], 0)[1])
         assert status in statuses, status
         statuses[status] += 1
-    assert statuses[2] > 2
+    assert statuses[2]
