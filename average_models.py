@@ -20,6 +20,7 @@ from pathlib import Path
 from captioning.command_line import Parser
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_model_file
+from inference.flags import MOST_PENALTY
 
 
 def parse_args(argv=None) -> Namespace:
@@ -48,6 +49,11 @@ def parse_args(argv=None) -> Namespace:
     if args.dataset and not args.greedy:
         parser.error("--dataset is for --greedy")
     parser.at_least(1, args, "image_size", "beam_size")
+    parser.at_least(0, args, "num_workers")
+    parser.at_most(10_000, args, "image_size", "beam_size")
+    parser.at_least(-MOST_PENALTY, args, "length_penalty")
+    parser.at_most(MOST_PENALTY, args, "length_penalty")
+    parser.at_most(1000, args, "num_workers")
     return args
 
 
@@ -82,12 +88,16 @@ def main(args) -> int:
     from captioning.devices import choose_device
     from model import load_captioner
     from training.averages import Average
+    from training.settings import DataSettings
     from training.validation import validation_loader
 
     if args.greedy:
         device = choose_device(args.device, args.cpu)
         captioner = load_captioner(args.models[0], device, args.encoder_weights, photos=False)
-        with closing(validation_loader(captioner, args.dataset, args.dataset_config_file, args.num_workers)) as loader:
+        data = DataSettings(
+            validate=args.dataset, dataset_config_file=args.dataset_config_file, num_workers=args.num_workers
+        )
+        with closing(validation_loader(captioner, data)) as loader:
             average = soup(args.models, captioner, loader, args.beam_size)
     else:
         average = Average(args.models, args.weights)

@@ -6,7 +6,8 @@
     ./build_vocab.py --leftovers_from_vocabulary vocab.pkl --dataset coco:val2014      # words that vocab.pkl lacks
 
 Words that occur at least --vocab_threshold times are kept, in order of first appearance, after <pad> <start> <end>
-<unk>. The files beside X.pkl are X-leftovers.txt and X-vocab_stats.txt: "word count" lines, the most frequent first.
+<unk>. A threshold that would make most words <unk> is refused. The files beside X.pkl are X-leftovers.txt and
+X-vocab_stats.txt: "word count" lines, the most frequent first.
 """
 
 import sys
@@ -39,6 +40,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     parser.at_least(1, args, "vocab_threshold")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(1000, args, "num_workers")
     if args.no_tokenize and args.tokenizer != "treebank":
         parser.error(f"--no_tokenize and --tokenizer {args.tokenizer} exclude each other")
     if args.leftovers_from_vocabulary and args.leftovers_from_dataset:
@@ -65,7 +67,7 @@ from captioning.errors import UserError, run
 from captioning.files import atomic_write
 from captioning.text.tokenizers import tokenize
 from captioning.text.tokens import SPECIALS
-from vocabulary import Vocabulary, count_words, file_kind, vocabulary_from_counts
+from vocabulary import Vocabulary, count_words, file_kind, require_known_words, vocabulary_from_counts
 
 DEFAULT = ("treebank", True)  # tokeniser and whether words are lower-cased: what a .txt vocabulary stands for
 
@@ -172,9 +174,8 @@ def main(args) -> None:
     if args.verbose:
         print(*vocabulary.words)
     print_sizes(dataset, counter, vocabulary)
-    if len(vocabulary) == len(SPECIALS):
-        raise UserError(f"--vocab_threshold {args.vocab_threshold}: no word of {args.dataset} occurs that often")
     if output:
+        require_known_words(counter, vocabulary, args.dataset)
         if not args.keep_frequency:
             vocabulary.counts = None
         vocabulary.save(output)

@@ -14,6 +14,7 @@ Shapes: B images in the batch, N captions (rows), T time steps, D feature size, 
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from captioning.batches.captions import CaptionIds
 from captioning.batches.inputs import Input
@@ -31,6 +32,7 @@ from captioning.cores import core_count
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError, warn
+from captioning.signals import serve
 
 __all__ = ["Batch", "Loader", "LoaderSettings", "get_eval_loader", "get_loader", "open_dataset"]
 
@@ -50,6 +52,24 @@ class Batch:
     sentences: torch.Tensor | None = None
     index: int = 0  # which batch of the epoch this is: a batch of nothing but bad images is passed over
     bad: list[str] = field(default_factory=list)  # why images were dropped from it
+    # False: a stand-in, blank pixels for a batch of nothing but bad images, so that the processes of a run stay in step
+    counted: bool = True
+
+    def share_memory(self) -> None:
+        """Put the tensors where other processes can read them. Raises UserError where there is no room.
+
+        torch would do so in a thread that sends the batch, and whose errors reach nobody: the batch would never come.
+        """
+        story = isinstance(self.pixels, StoryPixels)
+        pixels = [self.pixels.photos, self.pixels.owner] if story else [self.pixels]
+        tensors = *pixels, *self.inputs, self.captions, self.lengths, self.row_image, self.sentences
+        try:
+            for tensor in tensors:
+                if tensor is not None:
+                    tensor.share_memory_()
+        except RuntimeError as error:
+            advice = "use --num_workers 0, or in Docker a larger --shm-size"
+            raise UserError(f"a batch does not fit in the shared memory of processes, /dev/shm: {advice}") from error
 
     def pin_memory(self) -> "Batch":  # called by DataLoader
         names = ("pixels", "captions", "lengths", "row_image", "sentences")
@@ -81,20 +101,24 @@ class _Batches:
     inputs: list[Input]
     transform: Callable | None
     seed: int | None  # None: no augmentation
+    stand_ins: bool = False  # whether a batch of nothing but bad images is yielded all the same
 
     def __post_init__(self):
         self.photos = PhotoLoader(self.transform)
 
     def __getitem__(self, where: tuple[int, int, list[Group]]) -> Batch | str:
         try:
-            return self._batch(*where)
+            batch = self._batch(*where)
+            if get_worker_info() is not None:
+                batch.share_memory()
+            return batch
         except UserError as error:
             return str(error)
 
     def _batch(self, epoch: int, number: int, groups: list[Group]) -> Batch:
         batch = Batch([], index=number)
         if self.transform is not None:
-            groups = self._load_pixels(batch, epoch, groups)
+            groups = self._load_pixels(batch, epoch, groups) or self._stand_in(batch, groups)
         batch.items = [self.items[index] for index, _ in groups]
         if groups:
             rows = {id(source): source.get(batch.items) for source in opened(self.inputs)}
@@ -111,6 +135,13 @@ class _Batches:
         batch.pixels = stacked(good) if good else None
         return [group for group, one in zip(groups, pixels) if one is not None]
 
+    def _stand_in(self, batch: Batch, groups: list[Group]) -> list[Group]:
+        """Fill `batch` with blank pixels for the first of `groups`, where stand-ins are wanted; return that group."""
+        if not self.stand_ins:
+            return []
+        batch.pixels, batch.counted = stacked([self.photos.blank(self.items[groups[0][0]])]), False
+        return groups[:1]
+
     def _seed_of(self, epoch: int, index: int, photo: int) -> int | None:
         """Of the augmentation of a photo of item `index`; None where there is none."""
         if self.seed is None:
@@ -122,10 +153,11 @@ class _Batches:
 class Loader:
     """Iterates over the Batches of one epoch, from the position set; each iteration repeats it.
 
-    items: the images it uses; inputs: where a model's inputs come from; bad_items: a message for every image that was
-    dropped, missing files included; each is printed once.
-    A batch that lost all of its images is passed over. With several processes that would put them out of step: check
-    the images first. Raises UserError while iterating where a feature file turns out to be damaged.
+    items: the images it uses; unknown_share: of the words of their captions that are <unk>; inputs: where a model's
+    inputs come from; bad_items: a message for every image that was dropped, missing files included; each is printed
+    once.
+    A batch that lost all of its images is passed over; in training with several processes a stand-in takes its place.
+    Raises UserError while iterating where a feature file turns out to be damaged.
     """
 
     def __init__(self, dataset: CaptionDataset, vocabulary, inputs, settings, transform, training: bool):
@@ -140,18 +172,21 @@ class Loader:
             source.check(items)
         self.items, self.inputs = items, list(inputs)
         captions = None if vocabulary is None else CaptionIds(items, vocabulary, settings.max_sentences)
+        self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
         counts = [0 if captions is None else len(item.captions) for item in items]
         self.sampler = (GroupedBatchSampler if training else ImageBatchSampler)(counts, settings)
         workers = settings.num_workers
         if workers is None:
             workers = 0 if transform is None else core_count()
+        seed, stand_ins = (settings.seed, settings.world_size > 1) if training else (None, False)
         self._data = DataLoader(
-            _Batches(items, captions, self.inputs, transform, settings.seed if training else None),
+            _Batches(items, captions, self.inputs, transform, seed, stand_ins),
             batch_size=None,  # an index is a whole batch
             sampler=_Numbered(self.sampler),
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
+            worker_init_fn=partial(begin_worker, os.getpid()),
         )
 
     @property
@@ -184,6 +219,11 @@ class Loader:
         iterator, self._data._iterator = self._data._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()
+
+
+def begin_worker(parent: int, number: int) -> None:
+    """What the `number`-th process of a Loader in process `parent` does first."""
+    serve(parent)
 
 
 def _ahead(batches: Iterator) -> Iterator:

@@ -47,10 +47,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from captioning.datasets.base import CaptionDataset
+from captioning.datasets.base import CaptionDataset, shared_ids
 from captioning.datasets.factory import open_dataset
-from captioning.errors import run
+from captioning.errors import first_few, run, warn
 from captioning.files import atomic_write
+from captioning.text.cleaning import id_text
 from captioning.text.tokenizers import tokenize
 from captioning.text.tokens import SPECIALS
 from vocabulary import Vocabulary, vocabulary_from_counts
@@ -87,8 +88,10 @@ def read_side(dataset: str | None, vocab: str | None, config_file: str | None, t
 
 def add_dataset(side: Side, dataset: CaptionDataset, tokenizer: str) -> None:
     side.has_dataset = True
+    if shared := shared_ids(dataset):
+        warn(f"{dataset.name}: {len(shared)} ids stand for several images, each counts once: {first_few(shared)}")
     for item in dataset.items:
-        side.ids.add(str(item.image_id))
+        side.ids.add(id_text(item.image_id))
         side.num_captioned += bool(item.captions)
         for caption in item.captions:
             tokens = tokenize(caption, tokenizer)

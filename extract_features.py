@@ -48,7 +48,7 @@ def parse_args(argv=None):
     add("--batch_size", default=32, metavar="N", help="images in a batch")
     add("--num_workers", type=int, metavar="N", help="processes that load images (default: all cores)")
     add("--resume", action="store_true", help="continue an interrupted run")
-    add("--force", action="store_true", help="replace an existing feature file")
+    add("--force", action="store_true", help="replace an existing feature file, and what an interrupted run left")
     add("--cpu", action="store_true", help="do not use a GPU")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     args = parser.parse_args(argv)
@@ -56,6 +56,8 @@ def parse_args(argv=None):
         parser.error("name either --dataset or --image_dir")
     parser.at_least(1, args, "batch_size", "crop_size", "image_size")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(10_000, args, "crop_size", "image_size")
+    parser.at_most(1000, args, "num_workers")
     if args.feature_type != "plain" and args.extractor.endswith("-conv"):
         parser.error(f"--feature_type {args.feature_type} is for vectors: maps of ten crops do not lie on one another")
     return args
@@ -67,6 +69,7 @@ if __name__ == "__main__":
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
+from captioning.features.partial import discard_partial, is_unfinished, refuse_unfinished
 from captioning.files import check_writable
 
 
@@ -120,8 +123,14 @@ class ExtractRun:
         return Path(flags.output_dir or own or ".") / name
 
     def is_complete(self) -> bool:
-        """Whether --resume finds the file with all records. Raises UserError for a file that must not be replaced."""
-        if not self.path.exists() or self.flags.force:
+        """Whether --resume finds the file with all records.
+
+        Raises UserError for a file, or records of an interrupted run, that must not be replaced.
+        """
+        if self.flags.force or (self.flags.resume and is_unfinished(self.path)):
+            return False
+        refuse_unfinished(self.path)
+        if not self.path.exists():
             return False
         if self.flags.resume:
             from captioning.features.factory import open_features
@@ -132,9 +141,6 @@ class ExtractRun:
         raise UserError(f"--output_file: {self.path} exists: --force replaces it")
 
     def run(self) -> int:
-        if self.complete:
-            return 0
-        # torch is imported only now, so that the mistakes above are answered at once
         import torch
 
         from captioning.devices import choose_device, from_main, share, start_processes, to_main
@@ -152,12 +158,13 @@ class ExtractRun:
         self.dataset.items = [self.items[key] for key in todo]
         bad: list[str] = []
         began = time.monotonic()
-        with contextlib.nullcontext() if self.writer is None else self.writer:
+        writer = contextlib.nullcontext() if self.writer is None else self.writer
+        with self.saying_how_to_go_on(), writer:
             if todo:
                 loader = share_of(self.dataset, encoder.transform, flags.batch_size, flags.num_workers)
-                extract(encoder, loader, self.writer, flags.dtype)
-                bad = sorted({message for messages in to_main(loader.bad_items) for message in messages})
-                loader.close()
+                with contextlib.closing(loader):
+                    extract(encoder, loader, self.writer, flags.dtype)
+                    bad = sorted({message for messages in to_main(loader.bad_items) for message in messages})
         if self.writer is not None:
             speed = len(todo) / (time.monotonic() - began)
             print(f"{len(self.writer):,} records in {self.path} ({speed:.0f} images/s)")
@@ -170,11 +177,26 @@ class ExtractRun:
         from captioning.features.writer import FeatureWriter
 
         dtype, resume = self.flags.dtype, self.flags.resume
+        if self.flags.force and not resume:
+            discard_partial(self.path)
         self.writer = FeatureWriter(self.path, encoder.shape, dtype, encoder.provenance, self.items, resume)
+        if not (resume or self.flags.force) and self.path.exists():  # another process was faster
+            self.writer.leave()
+            self.is_complete()
         done = f", {len(self.writer):,} of them done already" if resume else ""
         print(f"{len(self.items):,} images{done}")
         print(f"{self.flags.extractor} {'x'.join(map(str, encoder.shape))} {dtype} -> {self.path}", flush=True)
         return self.writer.todo
+
+    @contextlib.contextmanager
+    def saying_how_to_go_on(self):
+        """Within it, a signal that ends the run leaves a line about what has been done."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.writer is not None and is_unfinished(self.path):
+                print(f"\n{self.writer.partial} has the records so far: add --resume to go on", file=sys.stderr)
+            raise
 
     def close(self) -> None:
         if self.joined:
@@ -186,7 +208,13 @@ class ExtractRun:
 def main(args) -> int:
     with contextlib.closing(ExtractRun(**vars(args))) as job:
         job.prepare()
-        return job.run()
+        if job.complete:
+            return 0
+        # torch is imported only now, so that the mistakes above are answered at once
+        from captioning.devices import partners_may_fail
+
+        with partners_may_fail():
+            return job.run()
 
 
 if __name__ == "__main__":

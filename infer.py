@@ -33,16 +33,17 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from captioning.datasets.base import CaptionDataset, ImageItem
+from captioning.datasets.base import CaptionDataset, ImageItem, image_key, shared_ids
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
-from captioning.errors import script_name
+from captioning.errors import first_few, script_name, shown, warn
 from captioning.files import check_writable, require_model_file
 from captioning.images.image_file import image_exists
 from captioning.images.zip_file import is_zip
+from captioning.text.cleaning import id_text, printable
 from inference.gallery import write_gallery
 from inference.lemmas import LemmaRules
-from inference.results import GROWING, Result, ResultsFile, Style, format_of, printable, shown_texts
+from inference.results import GROWING, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
 
 
@@ -60,6 +61,7 @@ class InferRun:
 
     def __init__(self, **settings):
         self.settings = s = SimpleNamespace(**settings)
+        self.file: ResultsFile | None = None  # None where captions are only printed
         self.style = Style(not s.no_capitalize, None, s.probabilities, s.alternatives, s.store_image_paths)
 
     # ---- without torch ----
@@ -92,12 +94,21 @@ class InferRun:
             raise UserError("nothing to caption: give image files, --image_dir or --dataset")
         else:
             dataset = open_dataset(s.dataset, s.dataset_config_file)
-        names = {item.image_id: self.style.id_of(item) for item in dataset.items}
-        if s.store_image_paths and len(set(names.values())) < len(names):
-            raise UserError("--store_image_paths: several items share a photo, so a path does not tell them apart")
+        self.check_names(dataset)
         if s.scoring and not any(item.captions for item in dataset.items):
             raise UserError("--scoring needs captions to compare with: give a --dataset that has them")
         return dataset
+
+    def check_names(self, dataset: CaptionDataset) -> None:
+        """Raises UserError where two images would have the same name in the results."""
+        if self.settings.store_image_paths:
+            names = {image_key(item): self.style.id_of(item) for item in dataset.items}
+            if len(set(names.values())) < len(names):
+                raise UserError("--store_image_paths: several items share a photo, so a path does not tell them apart")
+        elif shared := shared_ids(dataset):
+            what = f"{len(shared)} image ids are in more than one of them: {first_few(shared)}"
+            advice = "caption them one by one, or name images by their paths with --store_image_paths"
+            raise UserError(f"--dataset {dataset.name}: {what}; {advice}")
 
     def open_results(self) -> ResultsFile | None:
         """The results file, None where captions are only printed. All outputs are checked here."""
@@ -115,7 +126,7 @@ class InferRun:
             from captioning.scoring.metrics import parse_metrics
 
             self.metrics = parse_metrics(s.scoring)
-        return ResultsFile(path, form, s.resume, self.style.wants_words) if path else None
+        return ResultsFile(path, form, s.resume, self.style.wants_words, s.force) if path else None
 
     def results_path(self) -> tuple[Path | None, str]:
         """The results file and its format; None where captions are only printed."""
@@ -124,28 +135,36 @@ class InferRun:
             return Path(s.results_path or ".") / s.output_file, format_of(s.output_file, s.output_format)
         if not (s.dataset or s.results_path or s.output_format):
             return None, ""
-        source = s.dataset or (Path(s.image_dir).resolve().name if s.image_dir else "images")
         run = "" if self.model == flags.BUNDLED else f"{self.model.resolve().parent.name}-"  # "best" says little alone
-        name = re.sub(r'[:/\\ *?"<>|]', "-", f"{source}_{run}{self.model.stem}")
+        name = re.sub(r'[:/\\ *?"<>|]', "-", f"{self.source('images')}_{run}{self.model.stem}")
         form = s.output_format or "json"
         return Path(s.results_path or "results") / f"{name}.{form}", form
 
+    def source(self, loose: str) -> str:
+        """What the images are from: the dataset or the name of the folder; `loose` where they were given one by one."""
+        s = self.settings
+        return s.dataset or (Path(s.image_dir).resolve().name if s.image_dir else loose)
+
     def skip_captioned(self) -> CaptionDataset:
         """The images that the results file does not have yet; its results get what the dataset knows of theirs."""
-        by_id = {str(self.style.id_of(item)): item for item in self.dataset.items}
+        by_id = {id_text(self.style.id_of(item)): item for item in self.dataset.items}
         for result in self.file.earlier:
-            item = by_id.get(str(result.image_id))
+            item = by_id.get(id_text(result.image_id))
             if item is None:
                 path = self.file.path
                 raise UserError(f"--resume: {path} has image {result.image_id!r}, which is not among those to caption")
             result.image_id, result.path, result.references = self.style.id_of(item), item.path, item.captions
-        done = {str(result.image_id) for result in self.file.earlier}
+        done = {id_text(result.image_id) for result in self.file.earlier}
         if not done:
             return self.dataset
         note(f"{len(done)} of {len(self.dataset)} images are captioned already")
         rest = copy.copy(self.dataset)  # its parts stay whole: rows of a feature file may follow their order
-        rest.items = [item for item in self.dataset.items if str(self.style.id_of(item)) not in done]
+        rest.items = [item for item in self.dataset.items if id_text(self.style.id_of(item)) not in done]
         return rest
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
 
     # ---- captioning ----
 
@@ -158,8 +177,9 @@ class InferRun:
             note(f"{self.file.path}: captions of {len(self.results)} images")
         lines, left_out = report_scores(self.metrics, self.results) if self.metrics else ([], False)
         if self.settings.html:
-            title = f"{len(self.results)} images of {self.settings.dataset or self.settings.image_dir or 'a list'}"
-            write_gallery(self.settings.html, self.results, title, f"Captioned by {self.model}", lines)
+            title = f"{len(self.results)} images of {self.source('a list')}"
+            model = Path(self.model.resolve().parent.name, self.model.name)  # without the folders of whoever ran it
+            write_gallery(self.settings.html, self.results, title, f"Captioned by {model}", lines)
             note(f"{self.settings.html}: gallery of {len(self.results)} images")
         if bad:
             note(f"{script_name()}: {len(bad)} of {len(self.rest)} images could not be read")
@@ -305,29 +325,35 @@ def check_photos(images: list[str]) -> None:
 def print_captions(item: ImageItem, result: Result) -> None:
     name = result.image_id if isinstance(result.image_id, str) else printable(item.key)
     for text, (_, log_prob) in zip(shown_texts(result), result.captions):
-        print(f"{name}: {text}" + (f"  ({log_prob:.2f})" if len(result.captions) > 1 else ""), flush=True)
+        print(shown(f"{name}: {text}") + (f"  ({log_prob:.2f})" if len(result.captions) > 1 else ""), flush=True)
 
 
 def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list[str], bool]:
     """Print the scores of the best captions; gives the table, and whether a metric was left out."""
-    from captioning.scoring.metrics import caption_statistics, java_note, score_captions
+    from captioning.scoring.bootstrap import few_images_note
+    from captioning.scoring.metrics import java_note, score_captions
+    from captioning.scoring.statistics import caption_statistics
 
     known = [result for result in results if result.references]
     candidates = {result.image_id: result.captions[0][0] for result in known}
     scores = score_captions(candidates, {result.image_id: result.references for result in known}, metrics)
     if line := java_note(metrics):
         note(line)
+    if line := few_images_note(len(candidates)):
+        warn(line)
     found = caption_statistics(candidates.values())
     figures = f"{found['distinct']:.1%} of them distinct, mean length {found['mean_length']:.1f} words"
     lines = [*scores.lines(), f"{len(candidates)} captions, {figures}"]
+    if others := len(results) - len(known):
+        lines.append(f"{others} captions of images without references are not scored")
     print("\n".join(lines))
     return lines, bool(scores.left_out)
 
 
 def main(args) -> int:
-    job = InferRun(**vars(args))
-    job.prepare()
-    return job.run()
+    with contextlib.closing(InferRun(**vars(args))) as job:
+        job.prepare()
+        return job.run()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from captioning import checkpoint
 from captioning.batches.arrays import tensors_for
 from captioning.batches.pixels import StoryPixels, encoded
 from captioning.config import ModelConfig
+from captioning.decoder.batch_norm import BatchNorm
 from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.decoder.paragraph_search import Paragraph, explain_paragraphs, write_paragraphs
 from captioning.decoder.search import Search, generate
@@ -128,6 +129,12 @@ class CaptionModel(nn.Module):
             extractor.unfreeze(None if blocks < 0 else blocks) if blocks else extractor.freeze()
         self.config.finetune_encoder = blocks or self.config.finetune_encoder
 
+    def count_images(self, counted: bool) -> None:
+        """Whether the images of the next batch count in the statistics of batch norm; see `BatchNorm.counted`."""
+        for module in self.decoder.modules():
+            if isinstance(module, BatchNorm):
+                module.counted = counted
+
     def trained_state(self) -> dict[str, Tensor]:
         """The weights that a model file holds: all but those of frozen encoders, and of encoders behind files."""
         return {name: value for name, value in self.state_dict().items() if self._in_file(name)}
@@ -198,7 +205,8 @@ class Captioner:
         known = [(spec.provenance or {}).get("transform") for spec in self.config.specs]
         self.transform = None
         for settings in filter(None, reversed(known)):  # the first counts
-            self.transform = ImageTransform(self.config.crop_size or settings["size"], settings["interpolation"])
+            if "size" in settings and "interpolation" in settings:
+                self.transform = ImageTransform(self.config.crop_size or settings["size"], settings["interpolation"])
 
     @property
     def size(self) -> int | None:

@@ -15,7 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from captioning.command_line import Parser
-from captioning.errors import UserError, run
+from captioning.errors import UserError, run, shown
 from captioning.files import require_model_file, sha256_of
 
 
@@ -141,7 +141,7 @@ def lines(info: dict, verbose: bool) -> list[str]:
     rows += [("command", command) for command in info["history"]]
     rows += [(name, f"{kind} {tuple(shape)}") for name, (kind, *shape) in info["tensors"].items()] if verbose else []
     width = max(len(name) for name, _ in rows)
-    return [f"{name:<{width}}  {value}" for name, value in rows]
+    return [f"{name:<{width}}  {shown(value)}" for name, value in rows]
 
 
 def spec_line(spec: dict) -> str:

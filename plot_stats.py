@@ -44,9 +44,9 @@ import re
 import signal
 import threading
 from dataclasses import dataclass
-from itertools import cycle
+from functools import cache
+from itertools import accumulate, cycle
 from pathlib import Path
-from statistics import fmean
 
 BACKEND = os.environ.pop("MPLBACKEND", None)  # for a window only: matplotlib fails where it names one that is missing
 
@@ -56,7 +56,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from captioning.errors import UserError, run
-from captioning.files import atomic_write, read_json
+from captioning.files import atomic_write, check_writable, read_json
 
 SCORES = {  # name in the file -> in the legend, marker
     "cider": ("CIDEr", "o"),
@@ -70,6 +70,7 @@ SCORES = {  # name in the file -> in the legend, marker
     "bleu_3": ("BLEU-3", "X"),
 }
 OTHER_NAMES = {"rouge": "rouge_l", "cider_d": "ciderd", "val_loss": "validation_loss", "train_loss": "training_loss"}
+OTHER_NAMES |= {"val_loss_word": "validation_word_loss", "val_loss_sentence": "validation_stop_loss"}
 OTHER_MARKERS = "hd*pH"
 LOSS_DASHES = {"training_loss": "solid", "validation_loss": (0, (5, 2))}
 
@@ -78,6 +79,8 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 LOSS_COLOURS = ["#0072B2", "#56B4E9", "#1B3A57", "#7A9CC6"]
 SCORE_COLOURS = ["#D55E00", "#E69F00", "#009E73", "#CC79A7", "#7F5539", "#666666"]
 GREY = "#444444"
+DEEPEST, MOST_QUANTITIES = 5, 200  # of the figures of an epoch
+LARGEST = 1e100  # of figures and epochs: matplotlib cannot lay out axes of larger ones
 NO_WINDOW = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
 STYLE = {
@@ -141,24 +144,34 @@ def read_stats(path: Path) -> dict[float, dict[str, float]]:
             epoch = float(key)
         except ValueError:
             epoch = math.nan
-        if not math.isfinite(epoch) or not isinstance(values, dict):
-            raise UserError(f'FILE: {path} holds no statistics: "{key}" is not an epoch with its losses and scores')
+        if not abs(epoch) < LARGEST or not isinstance(values, dict):
+            raise UserError(
+                f'FILE: {path} holds no statistics: "{key[:60]}" is not an epoch with its losses and scores'
+            )
+        if epoch in epochs:
+            raise UserError(f'FILE: {path} has the epoch {epoch:g} twice, the second time as "{key[:60]}"')
         epochs[epoch] = dict(numbers("", values))
+        if len(epochs[epoch]) > MOST_QUANTITIES:
+            raise UserError(f'FILE: {path}: epoch "{key[:60]}" has more than {MOST_QUANTITIES} numbers')
     if not any(epochs.values()):
         raise UserError(f"FILE: {path} holds no numbers yet; give it an epoch, or wait for one with --watch")
     return dict(sorted(epochs.items()))
 
 
-def numbers(prefix: str, value):
-    """Yield (quantity, finite number) for every number in `value`; nested names are joined, lists count from 1."""
-    if isinstance(value, dict | list):
+def numbers(prefix: str, value, depth: int = 0):
+    """Yield (quantity, number) for every number in `value` that can be drawn.
+
+    Nested names are joined, lists count from 1. What is nested deeper than DEEPEST is passed over.
+    """
+    if isinstance(value, dict | list) and depth < DEEPEST:
         items = value.items() if isinstance(value, dict) else enumerate(value, start=1)
         for key, part in items:
-            yield from numbers(f"{prefix}_{key}" if prefix else str(key), part)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            yield from numbers(f"{prefix}_{key}" if prefix else str(key), part, depth + 1)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST:
         yield quantity_name(prefix), float(value)
 
 
+@cache
 def quantity_name(key: str) -> str:
     """One name for what files call validation_Bleu_4, validation_bleu4, bleu_4...; losses keep their prefix."""
     name = re.sub(r"\W+", "_", key.strip().lower())
@@ -184,7 +197,7 @@ def watched(files: list[str], labels: list[str], pause):
             try:
                 path = stats_file(name)
                 status = path.stat() if path.exists() else None
-                mark = status and (status.st_mtime_ns, status.st_size)
+                mark = status and (status.st_ino, status.st_mtime_ns, status.st_size)
                 if mark and mark == seen.get(i):
                     continue
                 histories[i] = History(label, i, read_stats(path))
@@ -248,10 +261,11 @@ def best(history: History, scores: list[str]) -> tuple[str, float, float] | None
 
 def smoothed(values: list[float], window: int) -> list[float]:
     """Mean over `window` neighbours, over fewer near the ends, so that the curve keeps its ends."""
-    means = []
+    sums, means = [0.0, *accumulate(values)], []
     for i in range(len(values)):
         room = min(i, len(values) - 1 - i)
-        means.append(fmean(values[i - min((window - 1) // 2, room) : i + min(window // 2, room) + 1]))
+        first, end = i - min((window - 1) // 2, room), i + min(window // 2, room) + 1
+        means.append((sums[end] - sums[first]) / (end - first))
     return means
 
 
@@ -423,6 +437,8 @@ class Plot:
 
 def main(args) -> None:
     files, labels = args.files, labels_of(args.files, args.labels)
+    if args.output:
+        check_writable("--output", args.output)
     if not args.watch:  # a mistake is named before a window opens
         histories = [History(label, i, read_stats(stats_file(files[i]))) for i, label in enumerate(labels)]
     plot = Plot(files, args.metrics, args.smooth_cider, args.output)

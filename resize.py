@@ -32,6 +32,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     parser.at_least(1, args, "image_size")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(1000, args, "num_workers")
+    parser.at_most(10_000, args, "image_size")
     if not 1 <= args.quality <= 100:
         parser.error(f"--quality: {args.quality} is out of range; give 1 to 100")
     return args
@@ -40,10 +42,8 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
-import csv
 import io
 import os
-import signal
 import zipfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -57,10 +57,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioning.cores import core_count
-from captioning.errors import UserError, run
-from captioning.files import atomic_write, read_lines
+from captioning.errors import UserError, first_few, run, shown, warn
+from captioning.files import atomic_write, read_lines, remove_leftovers
 from captioning.images import image_file
 from captioning.images.image_file import ImageError, image_error, open_image, target_size
+from captioning.signals import serve
+from captioning.tables import csv_lines
 
 # A JPEG is decoded at a reduced scale as long as it keeps this many times the result: with three the mean difference
 # from decoding in full is about half a grey level, with one it would be one and a half, on some photos four. Not quite
@@ -173,7 +175,7 @@ def resized(names: list[str], settings: Settings, num_workers: int):
     chunk = max(1, min(64, len(names) // (8 * num_workers)))
     if settings.with_torch and get_start_method() == "fork":
         import captioning.images.torch_resize  # noqa: F401  once here instead of once in each process
-    pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(settings.with_torch,))
+    pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(os.getpid(), settings.with_torch))
     try:
         yield pool.map(work, names, chunksize=chunk)
     except BrokenProcessPool:
@@ -184,8 +186,8 @@ def resized(names: list[str], settings: Settings, num_workers: int):
         pool.shutdown(cancel_futures=True)
 
 
-def begin_worker(with_torch: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends the workers
+def begin_worker(parent: int, with_torch: bool) -> None:
+    serve(parent)
     if with_torch:
         from captioning.fast.threads import use_cores
 
@@ -194,7 +196,7 @@ def begin_worker(with_torch: bool) -> None:
 
 def select(names: list[str], subset: str) -> tuple[list[str], list[str]]:
     """The names that the lines of file `subset` stand for, and the lines that stand for none."""
-    lines = read_lines(subset, "--subset")
+    lines = read_lines(subset, "--subset", "surrogateescape")
     ids = dict.fromkeys(filter(None, map(str.strip, lines)))
     chosen, used = [], set()
     for name in names:
@@ -220,7 +222,13 @@ def find_images(image_dir: Path, output_dir: Path) -> list[str]:
         paths = [path for path in paths if target not in path.resolve().parents]
     if not paths:
         raise UserError(f"--image_dir: {image_dir} has no images (JPEG, PNG, WebP, BMP, TIFF or GIF)")
-    return [str(path.relative_to(image_dir)) for path in paths]
+    names = [str(path.relative_to(image_dir)) for path in paths]
+    times = Counter(map(str.lower, names))
+    if twins := [name for name in names if times[name.lower()] > 1]:
+        warn(
+            f"{len(twins)} names differ in capitals alone, and are one file on a Mac and on Windows: {first_few(twins)}"
+        )
+    return names
 
 
 def resize_all(names: list[str], settings: Settings, workers: int, archive: Path | None) -> tuple[Counter, list]:
@@ -238,7 +246,7 @@ def resize_all(names: list[str], settings: Settings, workers: int, archive: Path
             counts[outcome.status] += 1
             if outcome.status == "failed":
                 failures.append((outcome.name, outcome.reason))
-                tqdm.write(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}", file=sys.stderr)
+                tqdm.write(shown(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}"), file=sys.stderr)
             elif archive:
                 members.writestr(Path(outcome.name).as_posix(), outcome.data)
     if counts["resized"] and not archive and hasattr(os, "sync"):
@@ -253,7 +261,7 @@ def main(args) -> int:
         names, lines = select(names, args.subset)
         failures = [(line, "in --subset, but there is no such image") for line in lines]
     for line, reason in failures:
-        print(f"resize.py: {line}: {reason}", file=sys.stderr)
+        print(shown(f"resize.py: {line}: {reason}"), file=sys.stderr)
 
     archive = None
     if args.create_zip:
@@ -266,12 +274,14 @@ def main(args) -> int:
     workers = core_count() if args.num_workers is None else args.num_workers
     with_torch = len(names) >= TORCH_FROM * max(1, workers)
     folder = None if archive else output_dir
+    for place in {output_dir / Path(name).parent for name in names} if folder else ():
+        remove_leftovers(place)
     settings = Settings(image_dir, folder, args.image_size, args.keep_aspect, args.quality, with_torch)
     counts, failed = resize_all(names, settings, workers, archive)
     failures += failed
     if args.report:
         with atomic_write(args.report) as file:
-            csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *failures])
+            file.write(csv_lines([("file", "reason"), *failures]))
     shape = f"shorter side {args.image_size}" if args.keep_aspect else f"{args.image_size}x{args.image_size}"
     kept = f", {counts['kept']} already there" if counts["kept"] else ""
     print(f"{archive or output_dir}: {counts['resized']} images resized ({shape}){kept}, {len(failures)} failed")

@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
-"""Score a results file against reference captions.
+"""Score results files against reference captions.
 
     ./score.py results.json --ground_truth annotations/captions_val2014.json
+    ./score.py a.json b.json --ground_truth captions.json --confidence 95   # intervals; is b better than a?
+    ./score.py seed1.json seed2.json seed3.json --ground_truth captions.json --group   # mean and deviation
+    ./score.py --group lstm=results/lstm*.json --group gru=results/gru*.json --ground_truth captions.json --format latex
     ./score.py results.json --ground_truth captions.json --scoring bleu,cider --tokenizer python --output scores.json
     ./score.py results.json --ground_truth captions.json --scoring ciderd --cached_words coco-train-words.p
     ./score.py results/*.json --ground_truth captions.json --output scores.csv    # a row for each file
@@ -9,8 +12,9 @@
 
 results.json is the COCO results list that `infer.py --output_format json` writes:
 [{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. The ground truth is a COCO caption file, or Visual
-Genome's list of paragraphs. Images of the ground truth without a result are counted and not scored. A metric that
-cannot run (METEOR and SPICE without Java) is named with the reason; the exit status is 1 if --scoring asked for it.
+Genome's list of paragraphs; blank references are left out. Images of the ground truth without a result, and results of
+images without a reference, are counted and not scored. A metric that cannot run (METEOR and SPICE without Java) is
+named with the reason; the exit status is 1 if --scoring asked for it.
 """
 
 import sys
@@ -19,174 +23,228 @@ from argparse import Namespace
 from captioning.command_line import Parser
 
 DEFAULT_SCORING = "bleu,meteor,rouge,cider"
+FORMATS = ("text", "markdown", "latex", "csv", "json")
 
 
 def parse_args(argv=None) -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("results", nargs="+", metavar="RESULTS.json", help="captions to score, as infer.py writes them")
+    add("results", nargs="*", metavar="RESULTS.json", help="captions to score, as infer.py writes them")
     add("--ground_truth", metavar="FILE", required=True, help="reference captions: COCO's or Visual Genome's file")
     add("--scoring", metavar="NAMES", help="bleu, meteor, rouge, cider, ciderd (with --cached_words), spice; METEOR, "
         f"SPICE need Java (default: {DEFAULT_SCORING})")  # fmt: skip
     add("--tokenizer", choices=("auto", "ptb", "python"), default="auto", help="ptb: Stanford's, which needs Java; "
         "python: the same tokens without Java; auto: ptb if there is Java (default: auto)")  # fmt: skip
     add("--cached_words", metavar="FILE", help="ciderd: document frequencies (of build_cached_words.py)")
-    add("--output", metavar="FILE", help="write the scores too, to .csv (a row for each results file) or else as JSON")
+    add("--confidence", type=float, metavar="PERCENT", help="show intervals of this confidence, such as 95, and how "
+        "much each further results file differs from the first")  # fmt: skip
+    add("--resamples", default=1000, metavar="N", help="--confidence: samples of the images to draw")
+    add("--group", action="append", nargs="?", const="", metavar="NAME=FILES", help="show the mean and standard "
+        "deviation of several results files, as of several seeds: alone, of all RESULTS.json; with NAME=a.json,b.json "
+        "or NAME=PATTERN of those; may be given several times")  # fmt: skip
+    add("--training", metavar="FILE", help="count novel captions: those that this caption file, or dataset of "
+        "datasets.conf, does not have")  # fmt: skip
+    add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
+    add("--format", choices=FORMATS, help="of --output, or of what is printed (default: by the ending of --output: "
+        ".csv, .md, .tex, .txt, else JSON; printed: text)")  # fmt: skip
+    add("--output", metavar="FILE", help="write the scores too; tables have a row for each results file or group")
     add("--per_image", metavar="FILE.csv", help="write the scores of every caption to this file")
     args = parser.parse_args(argv)
+    check_flags(parser, args)
+    return args
+
+
+def check_flags(parser: Parser, args: Namespace) -> None:
+    """End the script where flags have impossible values or contradict each other."""
+    if not args.results and not any(args.group or ()):
+        parser.error("name one or more results files")
     if args.per_image and not args.per_image.lower().endswith(".csv"):
         parser.error(f"--per_image {args.per_image}: name a .csv file")
-    return args
+    for typed in args.group or ():
+        name, equals, files = typed.partition("=")
+        if typed and not (name and equals and files):
+            parser.error(f"--group {typed}: write NAME=FILE,FILE; --group without a value stands behind RESULTS.json")
+    if "" in (args.group or ()) and not args.results:
+        parser.error("--group without a value joins RESULTS.json, but there are none")
+    if args.confidence is None:
+        if "resamples" in args.typed_flags:
+            parser.error("--resamples is for --confidence")
+    elif not 50 <= args.confidence < 100:
+        parser.error(f"--confidence {args.confidence:g}: give a percentage from 50 to below 100, such as 95")
+    elif args.group:
+        parser.error("--confidence is about images, --group about seeds: leave one of them out")
+    parser.at_least(100, args, "resamples")
+    if args.dataset_config_file and not args.training:
+        parser.error("--dataset_config_file is for --training")
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
-import csv
-import json
-from functools import partial
+import glob
+import os
 from pathlib import Path
 
-from captioning.datasets.base import ID, TEXT, checked_entries
-from captioning.errors import UserError, run
-from captioning.files import atomic_write, check_writable, read_json
+from captioning.datasets.references import read_references
+from captioning.errors import UserError, run, warn
+from captioning.files import atomic_write, check_writable
+from inference.caption_files import read_results, read_training_captions, with_references
+
+ENDINGS = {".csv": "csv", ".md": "markdown", ".tex": "latex", ".txt": "text"}
 
 
-def read_ground_truth(path: str) -> dict:
-    """image id -> list of captions, of a COCO caption file or Visual Genome's file of paragraphs."""
-    content = read_json(path, "--ground_truth")
-    entries, place, text = content, "", "paragraph"  # Visual Genome's paragraphs
-    if not isinstance(content, list) or not content:
-        if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
-            raise UserError(f"--ground_truth: {path} is no COCO caption file: it has no list 'annotations'")
-        entries, place, text = content["annotations"], "annotations", "caption"
-    references = {}
-    for _, entry in checked_entries(entries, f"--ground_truth: {path}", place, image_id=ID, **{text: TEXT}):
-        references.setdefault(entry["image_id"], []).append(entry[text])
-    if not references:
-        raise UserError(f"--ground_truth: {path} has no captions")
-    return references
+def note(message: str) -> None:
+    """For the person, not for the pipe."""
+    print(message, file=sys.stderr)
 
 
-def read_results(path: str) -> dict:
-    """image id -> caption, of a COCO results list."""
-    content = read_json(path, "results")
-    if not isinstance(content, list):
-        raise UserError(f'results: {path} must be a list of {{"image_id": ..., "caption": ...}}')
-    if not content:
-        raise UserError(f"results: {path} is empty: there are no captions to score")
-    captions, places = {}, {}
-    for place, entry in checked_entries(content, f"results: {path}", "", image_id=ID, caption=TEXT):
-        image_id = entry["image_id"]
-        if str(image_id) in places:
-            raise UserError(f"results: {path}: image {image_id} has two captions, {places[str(image_id)]} and {place}")
-        places[str(image_id)] = place
-        captions[image_id] = entry["caption"]
-    return captions
+def read_groups(results: list[str], typed: list[str]) -> list[tuple[str, list[str]]]:
+    """(name, results files) of each group of --group; where it names some, each of the other `results` is one alone.
 
-
-def match_images(captions: dict, references: dict) -> dict:
-    """`captions` under the ids of `references`: "42" and 42 are the same image. Raises UserError for unknown ids."""
-    by_text = {str(image_id): image_id for image_id in references}
-    unknown = [image_id for image_id in captions if str(image_id) not in by_text]
-    if unknown:
-        raise UserError(
-            f"results: {len(unknown)} of {len(captions)} image ids are not in the ground truth, the first is "
-            f"{unknown[0]!r}; is --ground_truth the file of these images?"
-        )
-    return {by_text[str(image_id)]: caption for image_id, caption in captions.items()}
-
-
-def score_file(path: str, captions: dict, references: dict, score) -> tuple[dict, list[dict]]:
-    """A report of plain types, and a row for each caption; the scores are printed.
-
-    score(captions, references) gives the Scores of `captions`, which were read from `path`.
+    Raises UserError where no file has a name that a pattern describes.
     """
-    from captioning.scoring.metrics import caption_statistics
+    groups = []
+    if "" in typed:
+        start = os.path.commonprefix([Path(path).stem for path in results])
+        groups.append((start.rstrip("-_. ") or "all", results))
+    else:
+        groups += [(Path(path).stem, [path]) for path in results]
+    for name, _, files in (text.partition("=") for text in typed if text):
+        groups.append((name, [path for pattern in files.split(",") for path in files_of(pattern, name)]))
+    return groups
 
-    scores = score(captions, references)
-    statistics = caption_statistics(captions.values())
-    per_image = sum(len(references[image_id]) for image_id in captions) / len(captions)
-    missing = len(references.keys() - captions.keys())
-    print(f"{len(captions)} captions, {per_image:.1f} references each, tokenizer {scores.tokenizer}")
-    if missing:
-        print(f"{missing} of {len(references)} images of the ground truth have no result and are not scored")
-    print("\n".join(scores.lines()))
+
+def files_of(pattern: str, name: str) -> list[str]:
+    """The files that a pattern such as results/lstm*.json describes, or the one file that it names."""
+    if os.path.exists(pattern) or not glob.has_magic(pattern):
+        return [pattern]
+    found = sorted(glob.glob(pattern))
+    if not found:
+        raise UserError(f"--group {name}: there is no file {pattern}")
+    return found
+
+
+def make_scoring(args, references: dict, training: list[str] | None):
+    """The Scoring that the flags ask for; training: captions of the training set. Raises UserError for bad flags."""
+    from captioning.scoring.document_frequencies import CachedWords
+    from captioning.scoring.metrics import parse_metrics
+    from inference.scored_files import Scoring
+
+    metrics = parse_metrics(args.scoring or DEFAULT_SCORING)
+    if args.cached_words and "ciderd" not in metrics:
+        raise UserError("--cached_words is for ciderd, which --scoring does not name")
+    table = CachedWords.load(args.cached_words).to_dict() if args.cached_words else None
+    return Scoring(references, metrics, args.tokenizer, table, training)
+
+
+def print_scored(one, total: int) -> None:
+    """The lines of a Scored; total: images of the ground truth."""
+    print(f"{len(one.captions)} captions, {one.references:.1f} references each, tokenizer {one.scores.tokenizer}")
+    if one.missing:
+        print(f"{one.missing} of {total} images of the ground truth have no result and are not scored")
+    print("\n".join(one.scores.lines(one.intervals)))
+    found = one.statistics
     print(
-        f"distinct captions {statistics['distinct']:.1%}, mean length {statistics['mean_length']:.1f} words, "
-        f"<unk> {statistics['unk_share']:.1%} of the words"
+        f"distinct captions {found['distinct']:.1%}, mean length {found['mean_length']:.1f} words, "
+        f"<unk> {found['unk_share']:.1%} of the words"
     )
-    report = {
-        "results": path,
-        "scores": scores.values,
-        "left_out": scores.left_out,
-        "tokenizer": scores.tokenizer,
-        "images": len(captions),
-        "images_without_result": missing,
-        "statistics": statistics,
-    }
-    rows = [{"results": path, "image_id": image_id, "caption": text} for image_id, text in captions.items()]
-    for name, values in scores.per_image.items():
-        for row, value in zip(rows, values):
-            row[name] = value
-    return report, rows
+    novel = f", novel captions {found['novel']:.1%}" if "novel" in found else ""
+    print(f"vocabulary used {found['vocabulary_used']} words{novel}")
+    if "div_1" in found:
+        print(
+            f"{found['captions_per_image']:.1f} captions of an image: div-1 {found['div_1']:.4f}, "
+            f"div-2 {found['div_2']:.4f}, mBLEU-4 {found['mbleu_4']:.4f}"
+        )
 
 
-def write_reports(path: str, reports: list[dict]) -> None:
-    """CSV with a row for each results file, or JSON: the report, a list of them where there are several."""
-    if not path.lower().endswith(".csv"):
-        with atomic_write(path) as file:
-            file.write(json.dumps(reports[0] if len(reports) == 1 else reports, indent=2) + "\n")
-        return
-    names = [Path(report["results"]).stem for report in reports]
-    if len(set(names)) < len(names):  # they do not tell the files apart
-        names = [report["results"] for report in reports]
-    figures = [{**report["scores"], "images": report["images"], **report["statistics"]} for report in reports]
-    write_csv(path, [{"name": name, **values} for name, values in zip(names, figures)])
+def tell_troubles(one, total: int) -> None:
+    """What print_scored would tell of a Scored and a table does not."""
+    if one.missing:
+        note(f"{one.path}: {one.missing} of {total} images of the ground truth have no result and are not scored")
+    for name, reason in one.scores.left_out.items():
+        note(f"{one.path}: {name} left out: {reason}")
 
 
-def write_csv(path: str, rows: list[dict]) -> None:
-    """A table of all columns that any row has, in order of appearance; what a row lacks stays empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+def print_differences(first, second, confidence: float) -> None:
+    from captioning.scoring.metrics import LABELS
+
+    print(f"\n{second.path} minus {first.path}, {confidence:g}% intervals, p-value of no difference")
+    for name, found in second.differences.items():
+        bounds = f"[{found.low:+.4f}, {found.high:+.4f}]"
+        print(f"{LABELS[name]:<8} {found.value:+7.4f}  {bounds}  p {found.p:.3f}")
+
+
+def output_format(args) -> str:
+    """The format of --output, or of what is printed."""
+    if args.format or not args.output:
+        return args.format or "text"
+    return ENDINGS.get(Path(args.output).suffix.lower(), "json")
+
+
+def report(args, scored: list, groups: list, table_only: bool) -> None:
+    """Print what is told of all files together, and write the files that were asked for."""
+    from inference.score_tables import render, to_csv
+    from inference.scored_files import Group, file_rows, group_rows, to_json
+
+    groups = [Group(*group) for group in groups]
+    rows = group_rows(groups, scored) if groups else file_rows(scored)
+    form = output_format(args)
+    text = to_json(scored, args.confidence, groups) if form == "json" else render(rows, form)
+    if table_only:
+        print(render(rows, "text") if args.output else text, end="")
+    else:
+        for one in scored[1:]:
+            if one.differences:
+                print_differences(scored[0], one, args.confidence)
+    say = note if table_only else print
+    if args.output:
+        write(args.output, text)
+        say(f"written to {args.output}")
+    if args.per_image:
+        table = [row for one in scored for row in one.rows()]
+        write(args.per_image, to_csv(table))
+        say(f"scores of {len(table)} captions written to {args.per_image}")
+
+
+def write(path: str, text: str) -> None:
     with atomic_write(path) as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        file.write(text)
 
 
 def main(args) -> int:
     for option, path in (("--output", args.output), ("--per_image", args.per_image)):
         if path:
             check_writable(option, path)
-    references = read_ground_truth(args.ground_truth)
-    captions = {path: match_images(read_results(path), references) for path in args.results}
+    groups = read_groups(args.results, args.group or [])
+    paths = list(dict.fromkeys(path for _, several in groups for path in several)) if args.group else args.results
+    references = read_references(args.ground_truth)
+    captions = {path: with_references(path, read_results(path), references) for path in paths}
+    references = {image_id: texts for image_id, texts in references.items() if texts}
+    training = read_training_captions(args.training, args.dataset_config_file) if args.training else None
 
     # numpy and pycocoevalcap are imported only now, so that the mistakes above are answered at once
-    from captioning.scoring.document_frequencies import CachedWords
-    from captioning.scoring.metrics import java_note, parse_metrics, score_captions
+    from captioning.scoring.bootstrap import few_images_note
+    from captioning.scoring.metrics import java_note
 
-    metrics = parse_metrics(args.scoring or DEFAULT_SCORING)
-    if args.cached_words and "ciderd" not in metrics:
-        raise UserError("--cached_words is for ciderd, which --scoring does not name")
-    table = CachedWords.load(args.cached_words).to_dict() if args.cached_words else None
-    score = partial(score_captions, metrics=metrics, tokenizer=args.tokenizer, document_frequencies=table)
-    if note := java_note(metrics, args.tokenizer):
-        print(note, file=sys.stderr)
-    reports, rows, failed = [], [], False
-    for number, path in enumerate(args.results):
-        if len(args.results) > 1:
+    scoring = make_scoring(args, references, training)
+    if line := java_note(scoring.metrics, args.tokenizer):
+        note(line)
+    if line := few_images_note(min(map(len, captions.values()))):
+        warn(line)
+    table_only = bool(args.group) or (args.format is not None and not args.output)
+    scored = []
+    for number, path in enumerate(paths):
+        scored.append(one := scoring.of(path, captions[path]))
+        if args.confidence is not None:
+            scoring.add_confidence(one, scored[0], {"confidence": args.confidence, "resamples": args.resamples})
+        if table_only:
+            tell_troubles(one, len(references))
+            continue
+        if len(paths) > 1:
             print(f"\n{path}" if number else path)
-        report, captions_scored = score_file(path, captions[path], references, score)
-        reports.append(report)
-        rows += captions_scored
-        failed |= not report["scores"] or bool(args.scoring and report["left_out"])
-    if args.output:
-        write_reports(args.output, reports)
-        print(f"written to {args.output}")
-    if args.per_image:
-        write_csv(args.per_image, rows)
-        print(f"scores of {len(rows)} captions written to {args.per_image}")
-    return 1 if failed else 0
+        print_scored(one, len(references))
+    report(args, scored, groups if args.group else [], table_only)
+    return int(any(not one.scores.values or (args.scoring and one.scores.left_out) for one in scored))
 
 
 if __name__ == "__main__":

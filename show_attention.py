@@ -10,7 +10,6 @@ Above each panel stands the word and, in grey, its probability. Photos that cann
 exit status is then 1.
 """
 
-import math
 import os
 import sys
 from argparse import Namespace
@@ -19,7 +18,7 @@ from pathlib import Path
 from captioning.command_line import Parser
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_model_file
-from inference.flags import model_path
+from inference.flags import MOST_PENALTY, model_path
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -42,8 +41,10 @@ def parse_args(argv=None) -> Namespace:
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     args = parser.parse_args(argv)
     parser.at_least(1, args, "beam_size", "max_seq_length", "columns", "dpi")
-    if not math.isfinite(args.length_penalty or 0.0):
-        parser.error(f"--length_penalty {args.length_penalty}: must be a number")
+    parser.at_most(10_000, args, "beam_size", "max_seq_length", "columns")
+    parser.at_most(1200, args, "dpi")
+    parser.at_least(-MOST_PENALTY, args, "length_penalty")
+    parser.at_most(MOST_PENALTY, args, "length_penalty")
     return args
 
 

@@ -15,13 +15,12 @@ train_stats.json, which plot_stats.py draws.
 
 import math
 import re
-import signal
 import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioning.errors import UserError, run
+from captioning.errors import UserError, run, warn
 from training import flags as train_flags
 
 
@@ -43,11 +42,21 @@ from captioning.config import ModelConfig, ParagraphConfig
 from captioning.datasets.base import CaptionDataset, image_key
 from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search
-from captioning.devices import choose_device, end_processes, is_main, process, share, start_processes, wait_for_all
+from captioning.devices import (
+    choose_device,
+    end_processes,
+    is_main,
+    partners_may_fail,
+    process,
+    share,
+    start_processes,
+    wait_for_all,
+)
 from captioning.encoder.transforms import ImageTransform
 from captioning.progress import Bar
 from captioning.scoring.document_frequencies import CachedWords, kept_words
 from captioning.scoring.metrics import parse_metrics
+from captioning.signals import Stop
 from data_loader import Loader, LoaderSettings, get_loader
 from training.build import CaptionerBuilder, compile_encoders
 from training.cider_reward import CiderReward
@@ -55,6 +64,7 @@ from training.distillation import Distillation, Teachers
 from training.feature_cache import cache_features, readable
 from training.log import TrainingLog, require_tensorboard
 from training.losses import CrossEntropy, Objective
+from training.optimizers import self_critical_settings
 from training.paragraph_losses import ParagraphObjective
 from training.report import describe, epoch_line, report_end, show_tokens
 from training.run_folder import RunFolder, run_name
@@ -62,25 +72,7 @@ from training.self_critical import SelfCritical
 from training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings
 from training.trainer import Progress, Trainer
 from training.validation import Validation, validate_models, validation_loader
-
-
-class Stop:
-    """Within it SIGTERM (a cluster's queue) and a first Ctrl-C are noted: the run ends after the step at hand."""
-
-    signal: int | None = None
-
-    def __enter__(self) -> "Stop":
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def note(self, number, frame) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
+from vocabulary import MOST_UNKNOWN
 
 
 @dataclass
@@ -130,9 +122,14 @@ class TrainRun:
         teachers = Teachers(models, captioner, inputs, dataset, weights) if models else None
         self.loader = self.open_loader(dataset, inputs + (teachers.inputs if teachers else []))
         self.loader.bad_items += bad
+        if (share := self.loader.unknown_share) > MOST_UNKNOWN:
+            loaded = self.builder.wanted.load_model
+            what = f"lacks {share:.0%} of the words of --dataset {data.dataset}"
+            if not loaded:
+                raise UserError(f"--vocab {data.vocab}: it {what}: --vocab AUTO makes one of its captions")
+            warn(f"{loaded[0]}: its vocabulary {what}")
         if data.validate and is_main():
-            source = data.validate, data.dataset_config_file, data.num_workers
-            self.validation_loader = validation_loader(captioner, *source, cached)
+            self.validation_loader = validation_loader(captioner, data, cached)
         if config.paragraphs is not None:
             return ParagraphObjective(self.training)
         return Distillation(self.training, teachers) if teachers else CrossEntropy(self.training)
@@ -187,10 +184,15 @@ class TrainRun:
         if state is not None and saved is None:
             state["num_epochs"] = epochs  # the schedules begin anew
         goes_on = not self.folder.stats if state is None else state.get("self_critical", True) or not self.folder.stats
+        training = self.training
         if self.is_self_critical(self.first) and goes_on:
             objective = self.self_critical()
+            if saved is None and state is not None and not state.get("self_critical"):
+                state = None  # an optimizer's state of another objective
+            if state is None or not state["turned"]:
+                training = self_critical_settings(training, self.builder.typed_flags)
         steps = self.data.num_batches or len(self.loader)
-        self.trainer = Trainer(self.captioner, self.training, objective, steps, epochs)
+        self.trainer = Trainer(self.captioner, training, objective, steps, epochs)
         if state is not None:
             self.trainer.load_state_dict(state)
 
@@ -218,7 +220,7 @@ class TrainRun:
         start = self.folder.load_best(self.captioner, epoch)
         self.trainer.restart(objective, epoch, self.settings.num_epochs - epoch + 1)
         if is_main():
-            print(f"self-critical training goes on from {start}")
+            print(f"self-critical training goes on from {start}, by {self.trainer.method}")
 
     # ---- epochs ----
 
@@ -230,6 +232,8 @@ class TrainRun:
             return 0
         if is_main():
             describe(self.captioner, self.loader, self.validation_loader)
+            if self.trainer.objective.has_reward:
+                print(f"self-critical training by {self.trainer.method}")
             if s.verbose:
                 print(self.captioner.model)
         if s.compile:
@@ -303,6 +307,7 @@ class TrainRun:
             "training_loss": self.check_loss(progress),
             "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
         }
+        row |= progress.other_means
         return {**row, "training_reward": progress.reward} if self.trainer.objective.has_reward else row
 
     def end_epoch(self, epoch: int, progress: Progress) -> None:
@@ -314,14 +319,14 @@ class TrainRun:
                 row |= self.validation.measure(self.captioner, self.validation_loader, bar)
                 bar.close()
             row = share(row)  # all processes decide by the same figures
-            self.trainer.epoch_ended(row)
+            self.trainer.epoch_ended(row, validated=bool(self.data.validate))
             self.folder.add_epoch(epoch, row, write=is_main())
             if is_main():
                 self.folder.save_epoch(self.captioner, epoch)
                 self.log.epoch(epoch, row, self.captioner.model)
         if is_main():
             self.folder.save_last(self.captioner, self.trainer, epoch + 1, 0, None)
-            best = self.folder.best_epoch() == epoch
+            best = self.folder.criterion_text() if self.folder.best_epoch() == epoch else None
             print(epoch_line(epoch, s.num_epochs, row, progress.speed, best), flush=True)
 
     def stops_early(self, epoch: int) -> bool:
@@ -330,7 +335,7 @@ class TrainRun:
         best = max(self.folder.best_epoch() or epoch, self.trainer.turned - 1)  # a new objective has its own patience
         over = patience > 0 and epoch - best >= patience
         if over and is_main():
-            print(f"no better {self.folder.criterion()} for {patience} epochs: stopped early")
+            print(f"no better {self.folder.criterion_text()} for {patience} epochs: stopped early")
         return over
 
     def close(self) -> None:
@@ -361,7 +366,7 @@ def main(args) -> int:
     projection = args.share_embedding_weights and training.regularize_projection > 0
     config = ModelConfig.of(flags, features=[], persist_features=[], paragraphs=paragraphs, projection=projection)
     builder = CaptionerBuilder(config, model, data, args.typed_flags)
-    with closing(TrainRun(settings, data, training, builder, validation)) as run:
+    with partners_may_fail(), closing(TrainRun(settings, data, training, builder, validation)) as run:
         run.prepare()
         return run.run()
 

@@ -9,25 +9,37 @@
 Ids 0..3 are `<pad> <start> <end> <unk>`; then come the words in order of their first appearance.
 """
 
+import hashlib
 import json
+import os
 import pickle
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from multiprocessing import get_context
 from pathlib import Path
 
 from captioning.deepcaption.vocabularies import DeepCaptionVocabulary, from_deepcaption, read_pickle
 from captioning.errors import UserError
 from captioning.files import atomic_write, known_ending, read_bytes, read_json, read_lines
-from captioning.text.tokenizers import as_sentence, load_treebank, tokenize, tokenize_function
+from captioning.signals import serve
+from captioning.text.cleaning import clean_text
+from captioning.text.detokenizers import as_sentence, detokenize
+from captioning.text.tokenizers import load_treebank, tokenize, tokenize_function
 from captioning.text.tokens import PAD, SPECIALS, START, UNK, upto_end
 
 EXTENSIONS = (".json", ".pkl", ".txt")
 FORMAT = 1
 SAVED = ("tokenizer", "lowercase", "words", "counts", "threshold", "dataset")
+MOST_UNKNOWN = 0.5  # of the words of captions: with more a model learns to write <unk>
+KINDS = {
+    "counts": (list, "a list"),
+    "lowercase": (bool, "true or false"),
+    "threshold": (int, "a whole number"),
+    "dataset": (str, "a text"),
+}
 CHUNK = 10_000  # captions sent to a worker at a time
 PARALLEL_FROM = 100_000  # fewer captions than this are counted sooner than a pool starts
 
@@ -45,11 +57,9 @@ def count_words(
     if tokenizer == "treebank":
         load_treebank()  # once here instead of once in each forked worker
     counter: Counter = Counter()
-    with get_context().Pool(num_workers) as pool:
-        for part in pool.imap(count, iter(lambda: list(islice(captions, CHUNK)), [])):
+    with ProcessPoolExecutor(num_workers, initializer=serve, initargs=(os.getpid(),)) as pool:
+        for part in pool.map(count, iter(lambda: list(islice(captions, CHUNK)), [])):
             counter.update(part)
-        pool.close()
-        pool.join()  # workers that are done end by themselves, whatever they do with a signal
     return counter
 
 
@@ -79,6 +89,41 @@ def vocabulary_from_counts(
     left_out = sum(counter.values()) - sum(kept.values())
     counts = [0, 0, 0, left_out, *kept.values()]
     return Vocabulary([*SPECIALS, *kept], counts, tokenizer, lowercase, threshold, dataset)
+
+
+def require_known_words(counter: Counter, vocabulary: "Vocabulary", dataset: str) -> None:
+    """Raises UserError, which proposes a --vocab_threshold, where most words of the captions are not in `vocabulary`.
+
+    counter: the words of the captions, as count_words() gives them; dataset: their name.
+    """
+    total = sum(counter.values())
+    share = 1 - sum(count for word, count in counter.items() if word in vocabulary) / max(total, 1)
+    if total and share <= MOST_UNKNOWN:
+        return
+    if not total:
+        raise UserError(f"--dataset {dataset}: its captions have no words")
+    option, limit = f"--vocab_threshold {vocabulary.threshold}", highest_threshold(counter)
+    if len(vocabulary) == len(SPECIALS):
+        raise UserError(f"{option}: no word of {dataset} occurs that often: try --vocab_threshold {limit}")
+    raise UserError(f"{option}: {share:.0%} of the words of {dataset} would be <unk>: try --vocab_threshold {limit}")
+
+
+def highest_threshold(counter: Counter, unknown: float = 0.1) -> int:
+    """The highest threshold at which a share of no more than `unknown` of the words of `counter` is left out."""
+    left_out, total = 0, sum(counter.values())
+    for threshold, words in sorted(Counter(counter.values()).items()):
+        left_out += threshold * words
+        if left_out > unknown * total:
+            return threshold  # words as frequent as this are kept
+    return 1
+
+
+def auto_name(captions: Iterable[str], threshold: int, tokenizer: str = "treebank", lowercase: bool = True) -> str:
+    """The file name of the vocabulary that build_vocabulary() makes: other captions or settings give another name."""
+    digest = hashlib.sha256(f"vocabulary {FORMAT} {lowercase}\n".encode())
+    for caption in captions:
+        digest.update(caption.encode("utf-8", "surrogatepass") + b"\0")
+    return f"{tokenizer}-{threshold}-{digest.hexdigest()[:16]}.json"
 
 
 @dataclass(eq=False, repr=False)
@@ -143,11 +188,11 @@ class Vocabulary:
         return ("" if self.tokenizer == "char" else " ").join(self.tokens(ids))
 
     def sentence(self, ids: Iterable[int], capitalize: bool = True) -> str:
-        """`ids` as a sentence to print: "A man in a red shirt."
+        """`ids` as people write it: "A man in a red shirt."
 
-        With `capitalize=False` it is what decode() gives. No words give the empty string.
+        With `capitalize=False` without a capital and without a period of its own. No words give the empty string.
         """
-        text = self.decode(ids)
+        text = detokenize(self.tokens(ids), self.tokenizer)
         return as_sentence(text) if capitalize else text
 
     def to_dict(self) -> dict:
@@ -161,12 +206,12 @@ class Vocabulary:
             raise UserError('vocabulary: not a table with a list of "words"')
         number = state.get("format", FORMAT)
         if type(number) is not int or number != FORMAT:
-            raise UserError(f"vocabulary: format {number!r} is unknown, this toolkit reads format {FORMAT}")
-        if not isinstance(state.get("counts"), list | None):
-            raise UserError('vocabulary: "counts" is not a list')
-        if type(state.get("threshold", 0)) not in (int, float) or not isinstance(state.get("dataset", ""), str):
-            raise UserError('vocabulary: "threshold" is no number, or "dataset" no name')
-        return cls(**{name: state[name] for name in SAVED if name in state})
+            raise UserError(f"vocabulary: format {str(number)[:40]} is unknown, this toolkit reads format {FORMAT}")
+        given = {name: state[name] for name in SAVED if state.get(name) is not None}
+        for name, (kind, what) in KINDS.items():
+            if not isinstance(given.get(name, kind()), kind):
+                raise UserError(f'vocabulary: "{name}" is not {what} but {str(given[name])[:40]!r}')
+        return cls(**given)
 
     @classmethod
     def from_deepcaption(cls, state: "DeepCaptionVocabulary") -> "Vocabulary":
@@ -176,15 +221,24 @@ class Vocabulary:
     def save(self, path) -> None:
         """Write .json, .pkl (a pickle of the same plain dict) or .txt (a word a line), by the ending of `path`."""
         extension = file_kind(path)
-        if extension == ".txt" and (self.tokenizer != "treebank" or not self.lowercase):
-            raise UserError(f"{path}: a .txt file cannot keep the tokenizer ({self.tokenizer}): use .json or .pkl")
+        if extension == ".txt":
+            self._require_plain(path)
         with atomic_write(path, "wb") as file:
             if extension == ".json":
-                file.write((json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n").encode())
+                text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+                file.write(f"{text}\n".encode(errors="backslashreplace"))
             elif extension == ".pkl":
                 pickle.dump(self.to_dict(), file, protocol=4)
             else:
                 file.writelines(f"{word}\n".encode() for word in self.words)
+
+    def _require_plain(self, path) -> None:
+        """Raises UserError for what a .txt file, a word a line, cannot keep."""
+        if self.tokenizer != "treebank" or not self.lowercase:
+            raise UserError(f"{path}: a .txt file cannot keep the tokenizer ({self.tokenizer}): use .json or .pkl")
+        for word in self.words:
+            if word.split() != [word] or clean_text(word) != word:
+                raise UserError(f"{path}: a .txt file cannot keep the word {word[:60]!r}: use .json or .pkl")
 
     @classmethod
     def load(cls, path) -> "Vocabulary":

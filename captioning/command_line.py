@@ -12,10 +12,14 @@ args.typed_flags       # {} where nobody typed --embed_size, {"embed_size": 256}
 import argparse
 import dataclasses
 import difflib
+import math
+import os
 import sys
 import typing
 from collections.abc import Callable
 from functools import partial
+
+from captioning.errors import message_line  # also: from here on a signal ends the script without a traceback
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,6 +56,11 @@ class Parser(argparse.ArgumentParser):
             options = {"default": field.default, **of_type(field.type), **field.metadata.get("flag", {}), **options}
         elif type(options.get("default")) in (int, float) and "action" not in options:
             options = {**of_type(type(options["default"])), **options}
+        if "action" not in options and "choices" not in options:
+            checked = text_or_nothing if options.get("default") == "" else text
+            options["type"] = {int: whole_number, float: number, None: checked}.get(
+                options.get("type"), options.get("type")
+            )
         action = add(*names, **options)
         if action.default is argparse.SUPPRESS:  # --help
             return action
@@ -70,15 +79,22 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self.error(f"unexpected argument {unknown[0]} (--help shows what is expected)")
-        typed = vars(found)
+        typed = {name: at_home(value) for name, value in vars(found).items()}
         return argparse.Namespace(**{**self.defaults, **typed}, typed_flags=typed)
 
-    def at_least(self, least: int, values: argparse.Namespace, *names: str) -> None:
+    def at_least(self, least: float, values: argparse.Namespace, *names: str) -> None:
         """End the script where a flag of `names` has a value below `least`."""
         for name in names:
             value = getattr(values, name)
             if value is not None and value < least:
                 self.error(f"--{name} {value}: must be at least {least}")
+
+    def at_most(self, most: float, values: argparse.Namespace, *names: str) -> None:
+        """End the script where a flag of `names` has a value above `most`."""
+        for name in names:
+            value = getattr(values, name)
+            if value is not None and value > most:
+                self.error(f"--{name} {value}: must be at most {most:,}")
 
     def _refuse_unknown_flags(self, words: list[str]) -> None:
         """Before argparse looks: it would rather complain that the flag which was meant is missing."""
@@ -86,6 +102,7 @@ class Parser(argparse.ArgumentParser):
         for before, word in zip(["", *words], words[: words.index("--")] if "--" in words else words):
             name = word.partition("=")[0]
             if name.startswith("--") and " " not in name and name not in flags:
+                name, word = name[:60], word[:60]
                 if before in flags and self._option_string_actions[before].nargs is None:
                     self.error(f"{before} needs a value; one that begins with - is written {before}={word}")
                 near = nearest(name, flags)
@@ -108,8 +125,8 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str):
-        """Print `message` as one line and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        """Print `message` as one line of bounded length and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message_line(message)}\n")
 
 
 class HelpAll(argparse.Action):
@@ -125,6 +142,57 @@ def nearest(name: str, flags: list[str]) -> str | None:
     longer = [flag for flag in flags if flag.startswith(name)]
     found = difflib.get_close_matches(name, longer or flags, 1, 0.0 if longer else 0.6)
     return found[0] if found else None
+
+
+def at_home(value):
+    """A value of a flag with each `~` and `~name` that begins a path replaced by the home folder.
+
+    Shells leave them as they are in `--output_file=~/x` and behind the commas of a list.
+    """
+    if isinstance(value, list):
+        return [at_home(one) for one in value]
+    return ",".join(map(os.path.expanduser, value.split(","))) if isinstance(value, str) and "~" in value else value
+
+
+def whole_number(word: str) -> int:
+    """The number that `word` writes. Raises ArgumentTypeError where it is none, or beyond 64 bits."""
+    try:
+        value = int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{clipped(word)} is not a whole number") from None
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{clipped(word)} is too large a number")
+    return value
+
+
+def number(word: str) -> float:
+    """The finite number that `word` writes. Raises ArgumentTypeError for any other word."""
+    try:
+        value = float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{clipped(word)} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{clipped(word)} is not a finite number")
+    return value
+
+
+def text(word: str) -> str:
+    """`word`. Raises ArgumentTypeError where it is empty, as a shell's variable that was never set is."""
+    if not word:
+        raise argparse.ArgumentTypeError("its value is empty; leave the flag out instead")
+    return text_or_nothing(word)
+
+
+def text_or_nothing(word: str) -> str:
+    """`word`. Raises ArgumentTypeError where it holds a NUL character, which no name of a file does."""
+    if "\0" in word:
+        raise argparse.ArgumentTypeError(f"{clipped(word)} holds a NUL character")
+    return word
+
+
+def clipped(word: str) -> str:
+    """`word` in quotes, at most 60 characters of it."""
+    return repr(word if len(word) <= 60 else f"{word[:57]}...")
 
 
 def of_type(kind) -> dict:

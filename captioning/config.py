@@ -117,9 +117,7 @@ def is_transform(value) -> bool:
         return False
     colours = [(value[name], least) for name, least in (("mean", -1e6), ("std", 1e-6)) if name in value]
     threes = all(isinstance(three, list | tuple) and len(three) == 3 for three, _ in colours)
-    if "interpolation" not in value or not is_size(value.get("size")):
-        return False
-    return threes and all(is_number(x, least, 1e6) for c, least in colours for x in c)
+    return is_size(value.get("size", 1)) and threes and all(is_number(x, least, 1e6) for c, least in colours for x in c)
 
 
 def setting(default, help: str, metavar: str | None = None, fixed: bool | str = False, **flag):

@@ -1,12 +1,15 @@
 """The device to compute on, and the processes that torchrun starts."""
 
+import contextlib
 import os
+import signal
 from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
 
 from captioning.errors import UserError
+from captioning.signals import end_with_parent
 
 
 def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
@@ -29,6 +32,7 @@ def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
 def start_processes(device: torch.device) -> torch.device:
     """Join the other processes where torchrun started this one; otherwise nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+        end_with_parent(signal.SIGTERM, os.getppid())  # torchrun leaves its processes behind where it is killed
         # the others wait while the first one validates, which can take longer than the default of ten minutes
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))
@@ -77,6 +81,19 @@ def end_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
+@contextlib.contextmanager
+def partners_may_fail():
+    """Within it a process whose partner has ended raises UserError, not an error of the library that connected them."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not lost:
+            raise
+        rank = os.environ.get("RANK")
+        raise UserError(f"process {rank}: another process has ended; its message says why") from error
+
+
 def process() -> tuple[int, int]:
     """This process' number and how many there are."""
     if torch.distributed.is_initialized():
@@ -95,13 +112,11 @@ def wait_for_all() -> None:
         torch.distributed.barrier()
 
 
-def share_of_tokens(tokens: int, device) -> Tensor | float:
-    """This process' part of the tokens of all: a batch over several processes has the gradient of one large batch."""
-    if not torch.distributed.is_initialized():
-        return 1.0
-    count = torch.tensor(float(tokens), device=device)
-    torch.distributed.all_reduce(count)
-    return tokens / count
+def summed(values: Tensor) -> Tensor:
+    """The sum of the `values` of all processes, in each of them. All must call it. No gradient flows through it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values := values.clone())
+    return values
 
 
 def sum_gradients(parameters: list[nn.Parameter]) -> None:

@@ -5,11 +5,19 @@ unknown name, a damaged file. Work that met bad items and went on returns status
 """
 
 import contextlib
+import errno
 import os
+import re
 import sys
+import threading
+import traceback
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
+from captioning import signals
+
+ROOT = Path(__file__).resolve().parents[1]
 # Threads of torch that wait for work spin for microseconds only, then sleep: on a machine that others use too, the
 # milliseconds of the default make it many times slower. It counts only if set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -19,18 +27,51 @@ class UserError(ValueError):
     """A person's mistake. The message is one line that names the option or file, its value and the remedy."""
 
 
-# Control characters, but for the tab and the ends of lines, as Python writes them in strings: \x1b for Escape.
-CONTROLS = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if chr(n) not in "\t\n\r"}
+# What a terminal obeys, or what turns the text around it, as Python writes it in strings: \x1b for Escape. Tabs, ends
+# of lines and the marks without which Arabic and Hebrew cannot be written (U+200E, U+200F) stay.
+OBEYED = (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+CONTROLS = {n: f"\\x{n:02x}" if n < 256 else f"\\u{n:04x}" for n in OBEYED if chr(n) not in "\t\n\r"}
+LINE_ENDS = {ord("\n"): "\\n", ord("\r"): "\\r"}
+LONGEST = 600  # characters of an error that are shown
+OVERWRITES = re.compile(r"(?<=[^\r])\r(?=[^\r\n])")  # what is before it on the line; progress bars begin with \r
+
+
+def shown(text: object) -> str:
+    """`text` on one line, as a terminal may have it: what it would obey is written as Python does in strings."""
+    return str(text).translate(CONTROLS | LINE_ENDS)
+
+
+def message_line(error) -> str:
+    """What is said of an error, on one line. The middle of a very long one is left out."""
+    line = shown(" ".join(str(error).split()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 class SafeStream:
-    """A text stream that shows control characters of file names and captions instead of sending them to a terminal."""
+    """A text stream that shows control characters of file names and captions instead of sending them to a terminal.
 
-    def __init__(self, stream):
-        self.stream = stream
+    Nobody misses what is said to a terminal that is gone. for_person: nor is it an error where a message is lost for
+    another reason.
+    """
+
+    def __init__(self, stream, for_person: bool = False):
+        self.stream, self.for_person = stream, for_person
 
     def write(self, text: str) -> int:
-        return self.stream.write(text.translate(CONTROLS))
+        text = text.translate(CONTROLS)
+        if "\r" in text:
+            text = OVERWRITES.sub(r"\\r", text)
+        return self._try(self.stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, work, *arguments):
+        try:
+            return work(*arguments)
+        except (OSError, ValueError) as error:  # ValueError: it was closed
+            if not self.for_person and getattr(error, "errno", None) != errno.EIO:
+                raise
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
@@ -47,33 +88,109 @@ def safe_streams():
                 stream = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-            setattr(sys, name, SafeStream(stream))
+            setattr(sys, name, SafeStream(stream, for_person=name == "stderr"))
         try:
             yield
         finally:
+            for stream in (sys.stdout.stream, sys.stderr.stream):
+                let_go(stream)
             sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def telling_once():
+    """Within it a thread prints nothing of an error that a person can mend: whoever wants its work is told as well."""
+    hook = threading.excepthook
+    threading.excepthook = lambda lost: None if lost.exc_value and user_message(lost.exc_value) else hook(lost)
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+
+
+def let_go(stream) -> None:
+    """Drop what a stream cannot be rid of: Python would complain of it when it ends, and change the exit status."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # closed, or no file but a test's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run(main, args) -> int:
     """The exit status of `main(args)`: 0 well, 1 some items failed, 2 an error, 128 + the number of a signal."""
     with safe_streams():
         try:
-            status = main(args) or 0
-            sys.stdout.flush()
-            return status
-        except UserError as error:
-            print(f"{script_name()}: error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
+            with signals.interrupting(), telling_once():
+                status = main(args) or 0
+                sys.stdout.flush()
+                return status
+        except KeyboardInterrupt as error:
+            number = getattr(error, "number", signals.SIGNALS[0])
             print(f"\n{script_name()}: interrupted", file=sys.stderr)
-            return 130
+            return 128 + number
         except BrokenPipeError:  # the reader of our output (head, less) went away before the work was finished
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + 13  # SIGPIPE
+        except Exception as error:
+            if (message := user_message(error)) is None:
+                raise
+            print(f"{script_name()}: error: {message_line(message)}", file=sys.stderr)
+            return 2
+
+
+# What a full, read-only or forbidden disk answers, wherever no function named the file by a UserError.
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+# How torch says it, of the CPU, of a GPU, and of sizes beyond what can be counted.
+OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory|Storage size calculation overflowed|not enough memory")
+OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
+
+
+def user_message(error: Exception) -> str | None:
+    """What a person is told of an error that he can mend; None where it is a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK | OF_THE_NAME:
+        return str(error.strerror if error.filename is None else f"{error.filename}: {error.strerror}")
+    broken = str(error).startswith("DataLoader worker (pid") or type(error).__name__ == "BrokenProcessPool"
+    if isinstance(error, RuntimeError) and broken:
+        reason = "want of memory, or of shared memory (/dev/shm; in Docker: --shm-size)"
+        return f"a process that loads data died, perhaps for {reason}: use --num_workers 0, or fewer than before"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
+        return f"there is not enough memory ({one_line(error)}): smaller numbers need less, --batch_size before all"
+    return None
+
+
+def in_script() -> bool:
+    """Whether this process runs a script of the toolkit, rather than a program that imports it."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return file is not None and Path(file).resolve().parent in (ROOT, ROOT / "datasets")
+
+
+def show_fault(kind, error, trace) -> None:
+    """Print the traceback of a fault of the program, whose text may hold names and captions."""
+    with safe_streams():
+        traceback.print_exception(kind, error, trace)
+
+
+if in_script():
+    signals.leave_at_once()
+    sys.excepthook = show_fault
 
 
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {shown(message)}", file=sys.stderr)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Print the warning, unless this process has printed it before."""
+    warn(message)
+
+
+@cache
+def note_once(message: str) -> None:
+    """Print what a person should know, but need not mend, unless this process has printed it before."""
+    print(shown(message), file=sys.stderr)
 
 
 def first_few(names: Iterable, most: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 from captioning.errors import UserError
@@ -17,34 +18,57 @@ HELD: set[tuple[int, int]] = set()  # device and inode of the locks of this proc
 class FileLock:
     """Holds an exclusive lock on the file `path`, which is made where it is missing, until `release` or the exit.
 
-    what: what is locked, for the error ("the run in models/a"); advice: what to do instead. Processes that this one
-    forks (loaders) do not hold it, so that it is free as soon as this process is dead. As a context manager it releases
-    at the end. Where the file system has no locks nothing is held. Raises UserError where another process, or this one,
-    holds it, and where the file cannot be made.
+    what: what is locked, for the error ("the run in models/a"); advice: what to do instead; wait: for how many seconds
+    to try again where another process holds it. Processes that this one forks (loaders) do not hold it, so that it is
+    free as soon as this process is dead. As a context manager it releases at the end. Where the file system has no
+    locks nothing is held. Raises UserError where another process, or this one, holds it, and where the file cannot be
+    made.
     """
 
-    def __init__(self, path, what: str, advice: str = "wait until it has ended"):
+    def __init__(self, path, what: str, advice: str = "wait until it has ended", wait: float = 0.0):
         self.path, self.key, self.handle = Path(path), None, None
         if fcntl is None:
             return
+        last = time.monotonic() + wait
+        while not self._taken():
+            if time.monotonic() >= last:
+                raise UserError(f"another process is at work on {what}: {advice}")
+            time.sleep(0.05)
+
+    def _taken(self) -> bool:
+        """Take the lock, if nobody holds it."""
+        if self._key() in HELD:  # not even opened: to close a file releases all locks that the process has on it
+            return False
         try:
-            self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            found = os.fstat(self.handle)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            found = os.fstat(handle)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         key = found.st_dev, found.st_ino
-        busy = key in HELD
-        if not busy:
-            try:
-                fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                busy = error.errno in (errno.EACCES, errno.EAGAIN)
-        if busy:
-            if key not in HELD:  # to close a file releases all locks that the process has on it
-                os.close(self.handle)
-            raise UserError(f"another process is at work on {what}: {advice}")
-        self.key = key
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(handle)
+                return False
+        if self._key() != key:  # whoever held it has removed the file in the meantime
+            os.close(handle)
+            return self._taken()
+        self.handle, self.key = handle, key
         HELD.add(key)
+        return True
+
+    def _key(self) -> tuple[int, int] | None:
+        """What tells the file from all others; None where it is not there."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @property
+    def held(self) -> bool:
+        return self.key is not None
 
     def release(self, remove: bool = False) -> None:
         """Let others in; with `remove` the lock's file goes first."""
@@ -60,4 +84,7 @@ class FileLock:
         return self
 
     def __exit__(self, *error) -> None:
+        self.release()
+
+    def __del__(self):
         self.release()

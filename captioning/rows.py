@@ -100,6 +100,11 @@ def pack_sentences(sentences: Sequence[Sequence[int]], device) -> tuple[Tensor, 
     return captions, Packing.of(torch.tensor([len(row) - 1 for row in rows]), device)
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """x in float32, in float64 where it is that already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def log_probs_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Natural log-probabilities (M,), float32, of targets (M,) under logits (M, V)."""
-    return logits.float().log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    """Natural log-probabilities (M,), in `full_precision`, of targets (M,) under logits (M, V)."""
+    return full_precision(logits).log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)

@@ -130,7 +130,7 @@ def _check_archive(path, known: Mapping[str, object]) -> None:
     with _archive(path) as archive:
         broken = archive.testzip()
         if broken is not None:
-            raise TensorFileError(broken)
+            raise TensorFileError(one_line(broken))
         member = _pickle_member(archive)
         begin = member.filename.removesuffix("data.pkl") + "data/"
         sizes = {name.removeprefix(begin): info.file_size for name, info in archive.NameToInfo.items()}
@@ -151,7 +151,7 @@ def _archive(path) -> zipfile.ZipFile:
     except Exception as error:  # a damaged directory of members raises errors of many kinds
         raise TensorFileError("no zip archive") from error
     members = archive.infolist()
-    broken = next((info.filename for info in members if not is_as_torch_writes(info)), None)
+    broken = next((one_line(info.filename) for info in members if not is_as_torch_writes(info)), None)
     names = {info.filename.lower() for info in members}
     if broken is None and len(names) < len(members):
         broken = "two members of one name"
@@ -174,7 +174,7 @@ def _pickle_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 def is_as_torch_writes(info: zipfile.ZipInfo) -> bool:
     """Whether a member of an archive is plain: stored as it is, no folder, without attributes."""
     stored = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
-    return stored and info.external_attr == 0 and not info.is_dir() and not info.flag_bits & 1
+    return stored and info.filename != "" and info.external_attr == 0 and not info.is_dir() and not info.flag_bits & 1
 
 
 def _check_legacy(path, known: Mapping[str, object]) -> None:

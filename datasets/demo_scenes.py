@@ -26,7 +26,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the toolkit's folder
 from captioning.errors import UserError, run
-from captioning.files import atomic_write, read_json
+from captioning.files import atomic_write, expect, member, read_json
+from captioning.signals import serve
 
 SPLITS = ("train", "val", "test")
 
@@ -310,7 +311,7 @@ def make(args) -> None:
         for task in enumerate(scenes):
             draw(task)
     else:
-        with ProcessPoolExecutor(args.num_workers) as pool:
+        with ProcessPoolExecutor(args.num_workers, initializer=serve, initargs=(os.getpid(),)) as pool:
             list(pool.map(draw, enumerate(scenes), chunksize=8))
     for split in SPLITS:
         with atomic_write(folder / f"captions_{split}.json") as file:
@@ -378,25 +379,43 @@ def shares(sentences: dict[str, str], scenes: dict[str, dict]) -> dict[str, floa
 
 def read_set(folder: str) -> tuple[dict[str, dict], dict[str, list[str]]]:
     """The test scenes and their captions, by image id as text."""
-    scenes = read_json(Path(folder) / "scenes.json", "scenes")
-    captions = read_json(Path(folder) / "captions_test.json", "captions")
-    try:
-        scenes = {str(scene["image_id"]): scene for scene in scenes if scene["split"] == "test"}
-        references = {key: [] for key in scenes}
-        for annotation in captions["annotations"]:
-            references[str(annotation["image_id"])].append(annotation["caption"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder} is not what `make` wrote (missing {error}); make it again") from error
+    path = Path(folder) / "scenes.json"
+    scenes = {}
+    for number, scene in enumerate(expect(read_json(path, "scenes"), list, path)):
+        if member(scene, "split", str, path, f"[{number}]") == "test":
+            check_scene(scene, path, f"[{number}]")
+            scenes[str(scene["image_id"])] = scene
+    path = Path(folder) / "captions_test.json"
+    references = {key: [] for key in scenes}
+    for number, entry in enumerate(member(read_json(path, "captions"), "annotations", list, path)):
+        place = f"annotations[{number}]"
+        key = str(member(entry, "image_id", (int, str), path, place))
+        if key not in references:
+            raise UserError(f"{path}: {place}: image {key} is not in scenes.json; make the set again")
+        references[key].append(member(entry, "caption", str, path, place))
     return scenes, references
+
+
+def check_scene(scene: dict, path: Path, place: str) -> None:
+    """Raises UserError where a scene of the file `path` is none that `make` wrote."""
+    member(scene, "image_id", int, path, place)
+    member(scene, "sentence", str, path, place)
+    parts = {place: scene}
+    if member(scene, "second", (dict, type(None)), path, place):
+        parts[f"{place}.second"] = scene["second"]
+    for where, part in parts.items():
+        known = {"object": NOUNS, "color": COLORS} | ({"count": NUMBERS, "place": PLACES} if part is scene else {})
+        for name, values in known.items():
+            if member(part, name, (str, int), path, where) not in values:
+                raise UserError(f"{path}: {where}.{name} {part[name]!r:.60} is unknown; make the set again")
 
 
 def read_results(path: str, wanted: list[str]) -> dict[str, str]:
     """The captions of the results file by image id. Raises UserError where one of `wanted` has none."""
-    results = read_json(path, "results")
-    try:
-        captions = {str(result["image_id"]): result["caption"] for result in results}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a results list of image_id and caption") from error
+    captions = {}
+    for number, entry in enumerate(expect(read_json(path, "results"), list, path)):
+        key = str(member(entry, "image_id", (int, str), path, f"[{number}]"))
+        captions[key] = member(entry, "caption", str, path, f"[{number}]")
     missing = [key for key in wanted if key not in captions]
     if missing:
         raise UserError(

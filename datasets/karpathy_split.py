@@ -9,13 +9,14 @@ Writes annotations/captions_train.json, captions_val.json and captions_test.json
 
 import argparse
 import json
+import re
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from captioning.errors import UserError, run
-from captioning.files import atomic_write, read_json
+from captioning.files import atomic_write, expect, member, read_json
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -28,20 +29,28 @@ def parse_args(argv=None) -> argparse.Namespace:
 def convert(contents: dict, source) -> dict[str, dict]:
     """COCO annotations by the name of the split. Raises UserError, naming `source` and the place of a mistake."""
     splits: dict[str, dict] = {}
-    if not isinstance(contents, dict) or not isinstance(contents.get("images"), list):
-        raise UserError(f"{source}: no list under `images`: not a split file of Karpathy's")
-    for index, image in enumerate(contents["images"]):
-        try:
-            split = splits.setdefault(image["split"], {"images": [], "annotations": []})
-            name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
-            image_id = image.get("cocoid", image["imgid"])
-            split["images"].append({"id": image_id, "file_name": name})
-            for sentence in image["sentences"]:
-                entry = {"id": sentence["sentid"], "image_id": image_id, "caption": sentence["raw"]}
-                split["annotations"].append(entry)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{source}: images[{index}] lacks {error}: not a split file of Karpathy's") from error
+    for index, image in enumerate(member(contents, "images", list, source)):
+        place = f"images[{index}]"
+        name = member(image, "split", str, source, place)
+        if not re.fullmatch(r"[\w-]{1,40}", name):  # it becomes part of the name of a file
+            raise UserError(f"{source}: {place}.split {name[:60]!r} is no name of a split")
+        split = splits.setdefault(name, {"images": [], "annotations": []})
+        image_id = member(image, "cocoid" if "cocoid" in image else "imgid", (int, str), source, place)
+        split["images"].append({"id": image_id, "file_name": file_name(image, source, place)})
+        for number, sentence in enumerate(member(image, "sentences", list, source, place)):
+            within = f"{place}.sentences[{number}]"
+            entry = {"id": member(sentence, "sentid", (int, str), source, within), "image_id": image_id}
+            split["annotations"].append({**entry, "caption": member(sentence, "raw", str, source, within)})
     return splits
+
+
+def file_name(image: dict, source, place: str) -> str:
+    """The name of the image's file within the folder of images. Raises UserError for one that leads out of it."""
+    folder = expect(image.get("filepath", ""), str, source, f"{place}.filepath")
+    name = PurePosixPath(folder, member(image, "filename", str, source, place))
+    if name.is_absolute() or ".." in name.parts or "\0" in str(name) or not name.name:
+        raise UserError(f"{source}: {place}: {str(name)[:60]!r} is no name of an image within a folder")
+    return str(name)
 
 
 def main(args) -> int:

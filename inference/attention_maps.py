@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from captioning.decoder.search import Search
-from captioning.errors import UserError, script_name
+from captioning.errors import UserError, script_name, shown
 from captioning.files import atomic_write
 from captioning.images.image_file import ImageError, open_image
 from model import Captioner
@@ -65,10 +65,10 @@ def write_figures(images: list[str], paths: list[Path], draw: Callable[[str], tu
             try:
                 figure, text = draw(image)
             except ImageError as error:
-                print(f"{script_name()}: {error}", file=sys.stderr)
+                print(shown(f"{script_name()}: {error}"), file=sys.stderr)
                 continue
             done += 1
-            print(f"{image}: {text}" if pages else f"{image}: {text} -> {path}", flush=True)
+            print(shown(f"{image}: {text}" if pages else f"{image}: {text} -> {path}"), flush=True)
             if pages:
                 pdf.savefig(figure, dpi=dpi)
             else:

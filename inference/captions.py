@@ -18,7 +18,7 @@ from captioning.decoder.search import Search
 from captioning.devices import autocast
 from captioning.encoder.ten_crops import with_size
 from captioning.errors import UserError, one_line
-from captioning.text.tokenizers import as_sentence
+from captioning.text.detokenizers import as_sentence, detokenize
 from data_loader import Loader, LoaderSettings, get_eval_loader
 from inference.attention_maps import AttentionLog
 from inference.results import Result, Style
@@ -92,7 +92,8 @@ class ImageCaptions:
         rules, capitalize = self.style.rules, self.style.capitalize
         if rules is None:
             return self.captioner.text(caption, capitalize)
-        text = " ".join(rules.words(self.captioner.vocabulary.tokens(caption.tokens)))
+        vocabulary = self.captioner.vocabulary
+        text = detokenize(rules.words(vocabulary.tokens(caption.tokens)), vocabulary.tokenizer)
         return as_sentence(text) if capitalize else text
 
     def _words(self, memory, captions: list[list[Caption]]) -> list[list]:

@@ -1,12 +1,12 @@
 """The flags of infer.py, a function for each group, and which of them contradict each other; the bundled model."""
 
-import math
 from argparse import Namespace
 from pathlib import Path
 
 from captioning.command_line import Parser
 from captioning.errors import UserError
 
+MOST_PENALTY = 50  # lengths to this power are still numbers
 BUNDLED = Path(__file__).resolve().parents[1] / "models" / "flickr8k.model"
 
 
@@ -70,6 +70,7 @@ def add_output(add) -> None:
     add("--results_path", metavar="DIR", help="folder of results (default: this one with --output_file, else results)")
     add("--store_image_paths", action="store_true", help="write paths of images in place of their ids")
     add("--resume", action="store_true", help="continue an interrupted jsonl or csv file: skip the images that it has")
+    add("--force", action="store_true", help="begin a jsonl or csv file anew, also where an interrupted run left one")
     add("--html", metavar="FILE", help="write a gallery of the images with their captions, in one file")
     add("--attention_output", metavar="FILE.npz", help="write the attention weights of every word of the best captions")
     add("--scoring", metavar="NAMES", help="print scores: bleu, cider, rouge, meteor, spice, separated by commas")
@@ -90,22 +91,25 @@ def parse_args(doc: str, argv=None) -> Namespace:
     args = parser.parse_args(argv)
     parser.at_least(1, args, "batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives")
     parser.at_least(0, args, "num_workers")
+    parser.at_most(1000, args, "num_workers")
+    parser.at_most(10_000, args, "resize", "max_seq_length", "beam_size", "n_best", "alternatives")
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not args.sample:
             parser.error(f"--{name} is for sampling: add --sample")
-    if args.temperature is not None and not 0 < args.temperature < math.inf:
-        parser.error(f"--temperature {args.temperature}: must be above 0")
-    if args.top_p is not None and not 0 < args.top_p <= 1:
-        parser.error(f"--top_p {args.top_p}: must be above 0 and at most 1")
-    for name in ("length_penalty", "trigram_penalty_alpha"):
-        if not math.isfinite(getattr(args, name) or 0.0):
-            parser.error(f"--{name} {getattr(args, name)}: must be a number")
+    parser.at_least(0.001, args, "temperature")
+    parser.at_most(1000, args, "temperature")
+    parser.at_least(1e-6, args, "top_p")
+    parser.at_most(1, args, "top_p")
+    parser.at_least(-MOST_PENALTY, args, "length_penalty")
+    parser.at_most(MOST_PENALTY, args, "length_penalty")
     if args.sample and (args.beam_size or 1) > 1:
         parser.error("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
     if args.beam_size and args.n_best > args.beam_size and not args.sample:
         parser.error(f"--n_best {args.n_best} needs as many beams, not --beam_size {args.beam_size}")
     if args.cpu and args.device not in (None, "cpu"):
         parser.error(f"--cpu and --device {args.device} exclude each other")
+    if args.resume and args.force:
+        parser.error("--resume goes on with an interrupted run, --force begins anew: give one of them")
     if args.recursive and not args.image_dir:
         parser.error("--recursive is for --image_dir")
     return args

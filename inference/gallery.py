@@ -1,12 +1,15 @@
 """The HTML gallery of photos and their captions."""
 
 import base64
+import hashlib
 import html
 import io
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from captioning.cores import core_count
+from captioning.errors import shown
 from captioning.files import atomic_write
 from captioning.images.image_file import ImageError, open_image
 from inference.results import Result
@@ -39,18 +42,31 @@ box.oninput = () => { const wanted = box.value.toLowerCase();
 """
 
 
+def digest(content: str) -> str:
+    """The name of an inline style or script in a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+# Names and captions come from strangers. Should one ever be more than text to a browser, the browser still runs and
+# loads nothing but the script, the style and the thumbnails of the page.
+POLICY = f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src {digest(STYLE)}; "
+POLICY += f"script-src {digest(SCRIPT)}"
+
+
 def write_gallery(path, results: list[Result], title: str, about: str, scores: Iterable[str]) -> None:
     """One HTML file that needs no other: every image as a thumbnail over its captions, and a box to search them.
 
-    about: a line below the title; scores: lines of a table. Images that cannot be read are left grey.
+    about: a line below the title; scores: lines of a table. Images that cannot be read are left grey. The page is to be
+    shared: of an image that was given with its whole path it shows the name of the file.
     """
     scores = "\n".join(scores)
     with atomic_write(path) as file, ThreadPoolExecutor(min(8, core_count())) as pool:
         file.write(
             '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n"
-            f"<header><h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>"
+            f"<title>{text_of(title)}</title>\n<style>{STYLE}</style>\n"
+            f"<header><h1>{text_of(title)}</h1><p>{text_of(about)}</p>"
             + (f"<pre>{html.escape(scores)}</pre>" if scores else "")
             + '<input type="search" placeholder="Search the captions" aria-label="Search"></header>\n<main>\n'
         )
@@ -61,22 +77,28 @@ def write_gallery(path, results: list[Result], title: str, about: str, scores: I
         file.write(f"</main>\n<script>{SCRIPT}</script>\n</html>\n")
 
 
+def text_of(text: str) -> str:
+    """`text` as HTML, with what would turn or break the line written out."""
+    return html.escape(shown(text))
+
+
 def _figure(result: Result, data: str | None) -> str:
     caption, log_prob = result.captions[0]
     image = '<div class="none"></div>'
     if data is not None:
-        image = f'<img loading="lazy" src="data:image/jpeg;base64,{data}" alt="{html.escape(caption)}">'
+        image = f'<img loading="lazy" src="data:image/jpeg;base64,{data}" alt="{text_of(caption)}">'
     more = _folded("Other captions", [f"{text} ({p:.2f})" for text, p in result.captions[1:]])
     more += _folded("What people wrote", result.references)
-    name = html.escape(str(result.image_id))
+    name = str(result.image_id)
+    name = text_of(os.path.basename(name) if os.path.isabs(name) else name)
     return (
-        f"<figure>{image}<figcaption><p>{html.escape(caption)}</p>"
+        f"<figure>{image}<figcaption><p>{text_of(caption)}</p>"
         f'<small title="natural log-probability">{name} &middot; {log_prob:.2f}</small>{more}</figcaption></figure>\n'
     )
 
 
 def _folded(title: str, lines: list[str]) -> str:
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    items = "".join(f"<li>{text_of(line)}</li>" for line in lines)
     return f"<details><summary>{title}</summary><ul>{items}</ul></details>" if lines else ""
 
 

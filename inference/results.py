@@ -12,17 +12,20 @@ DeepCaption does: `A=0.69/two=0.08 man=0.15/young=0.10`; json keeps the caption 
 as numbers, with the <end> of the caption, and csv as a column of its own.
 """
 
+import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from captioning.datasets.base import ImageItem
-from captioning.errors import UserError
-from captioning.files import atomic_write
+from captioning.errors import LINE_ENDS, UserError
+from captioning.files import atomic_write, expect, is_plain, member, naming_file, open_through, parse_json, read_bytes
+from captioning.locks import FileLock
+from captioning.tables import csv_lines, plain_cell
+from captioning.text.cleaning import printable
 from inference.lemmas import LemmaRules
 
 FORMATS = ("txt", "json", "jsonl", "csv")
@@ -56,11 +59,6 @@ class Style:
         return printable((item.path or item.key) if self.paths else item.image_id)
 
 
-def printable(image_id: int | str) -> int | str:
-    """A file name may hold bytes that are no text; they are written out as \\udcXX."""
-    return image_id.encode("utf-8", "backslashreplace").decode() if isinstance(image_id, str) else image_id
-
-
 @dataclass
 class Result:
     """An image's captions with their log-probabilities, best first. path and references serve the gallery.
@@ -90,50 +88,107 @@ class ResultsFile:
     """Writes results; complete or not there at all, but for FILE.part of the formats that can be resumed.
 
     resume: keep what FILE.part, or else FILE, holds; `earlier` has it. Its image ids are texts where the file is a csv.
-    words: whether the results have words. Raises UserError for a file that is no such results file.
+    words: whether the results have words. force: begin anew where an interrupted run left results in FILE.part.
+    A link stays a link; what is no plain file (`/dev/stdout`, a pipe) is written to directly. From the beginning until
+    `close`, or the end of the `with` block, no other process can write a file that grows.
+    Raises UserError for a file that is no such results file, and where another run is at work on it or left results.
     """
 
-    def __init__(self, path, form: str, resume: bool = False, words: bool = False):
+    def __init__(self, path, form: str, resume: bool = False, words: bool = False, force: bool = False):
         self.path, self.form, self.words = Path(path), form, words
-        self.part = self.path.with_name(self.path.name + ".part")
+        self.target = Path(os.path.realpath(path))
+        self.direct = not is_plain(path)
+        self.part = self.target.with_name(self.target.name + ".part")
         self.earlier: list[Result] = []
-        if resume and (self.part.exists() or self.path.exists()):
-            unfinished = self.part.exists()
-            self.earlier = read_results(self.part if unfinished else self.path, form, unfinished, words)
+        self.lock = None
+        if resume and self.direct:
+            raise UserError(f"--resume: {path} is not a plain file")
+        if form in GROWING and not self.direct:
+            hidden = self.target.with_name(f".{self.target.name}.lock")
+            self.lock = FileLock(hidden, f"{path}")
+            try:
+                self.earlier = self._earlier(resume, force)
+            except UserError:
+                self.close()
+                raise
         self.results = list(self.earlier)
+
+    def _earlier(self, resume: bool, force: bool) -> list[Result]:
+        unfinished = self.part.exists()
+        if resume:
+            there = unfinished or self.target.exists()
+            file = self.part if unfinished else self.target
+            return read_results(file, self.form, unfinished, self.words) if there else []
+        if unfinished and not force and _has_results(self.part, self.form):
+            advice = "add --resume to go on, or --force to begin anew"
+            raise UserError(f"{self.part} has captions of an interrupted run: {advice}")
+        return []
+
+    def close(self) -> None:
+        """Let others write the file."""
+        if self.lock is not None:
+            self.lock.release(remove=True)
 
     def __enter__(self) -> "ResultsFile":
         if self.form in GROWING:
             columns = COLUMNS + ["words"] * self.words
-            with atomic_write(self.part) as file:  # without the half line that an interruption may have left
-                file.write(",".join(columns) + "\n" if self.form == "csv" else "")
-                file.writelines(_lines(self.form, result) for result in self.earlier)
-            self._file = open(self.part, "a", encoding="utf-8", newline="")
+            # without the half line that an interruption may have left
+            lines = [",".join(columns) + "\n"] if self.form == "csv" else []
+            lines += [_lines(self.form, result) for result in self.earlier]
+            with naming_file(self.path):
+                if not self.direct:
+                    with atomic_write(self.part) as file:
+                        file.writelines(lines)
+                    lines = []
+                self._file = (
+                    open_through(self.path) if self.direct else open(self.part, "a", encoding="utf-8", newline="")
+                )
+                self._file.writelines(lines)
         return self
 
     def add(self, result: Result) -> None:
         self.results.append(result)
         if self.form in GROWING:
-            self._file.write(_lines(self.form, result))
-            self._file.flush()
+            with naming_file(self.path):
+                self._file.write(_lines(self.form, result))
+                self._file.flush()
 
     def __exit__(self, kind, error, traceback) -> None:
         """Completes the file; after an error leaves FILE.part for resuming, or removes it where it holds nothing."""
-        if self.form in GROWING:
-            if kind is None:
+        try:
+            if self.form in GROWING:
+                self._end_growing(well=kind is None)
+            elif kind is None:
+                self._write_whole()
+        finally:
+            self.close()
+
+    def _end_growing(self, well: bool) -> None:
+        if not well:
+            with contextlib.suppress(OSError):  # a full disk, which has been told
+                self._file.close()
+            if not self.results and not self.direct:
+                self.part.unlink(missing_ok=True)
+            return
+        with naming_file(self.path):
+            if not self.direct:
                 os.fsync(self._file.fileno())
             self._file.close()
-            if kind is None:
-                os.replace(self.part, self.path)
-            elif not self.results:
-                self.part.unlink()
-        elif kind is None:
-            with atomic_write(self.path) as file:
-                if self.form == "json":
-                    entries = [json.dumps(_coco(result, "json"), ensure_ascii=False) for result in self.results]
-                    file.write("[\n" + ",\n".join(entries) + "\n]\n")
-                else:
-                    file.writelines(_lines(self.form, result) for result in self.results)
+            if not self.direct:
+                os.replace(self.part, self.target)
+
+    def _write_whole(self) -> None:
+        with atomic_write(self.path) as file:
+            if self.form == "json":
+                entries = [json.dumps(_coco(result, "json"), ensure_ascii=False) for result in self.results]
+                file.write("[\n" + ",\n".join(entries) + "\n]\n")
+            else:
+                file.writelines(_lines(self.form, result) for result in self.results)
+
+
+def _has_results(part: Path, form: str) -> bool:
+    """Whether FILE.part holds more than the names of its columns."""
+    return part.read_bytes().count(b"\n") > (form == "csv")
 
 
 def word_text(steps: list[list[Word]], capitalize: bool = True) -> str:
@@ -159,14 +214,13 @@ def _lines(form: str, result: Result) -> str:
     """The lines of one image, each ended."""
     if form == "jsonl":
         return json.dumps(_coco(result, "jsonl"), ensure_ascii=False) + "\n"
-    if form == "txt":
-        return "".join(f"{result.image_id} {text}\n" for text in shown_texts(result))
+    if form == "txt":  # a line each, whatever the name of a file holds
+        lines = [f"{result.image_id} {text}".translate(LINE_ENDS) for text in shown_texts(result)]
+        return "".join(f"{line}\n" for line in lines)
     rows = [[result.image_id, n, text, f"{p:.4f}"] for n, (text, p) in enumerate(result.captions, 1)]
     if result.words or result.shown:
         rows = [[*row, text] for row, text in zip(rows, shown_texts(result))]
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()
+    return csv_lines(rows)
 
 
 def _coco(result: Result, form: str) -> dict:
@@ -185,51 +239,91 @@ def _coco(result: Result, form: str) -> dict:
     return {"image_id": result.image_id, **entries[0], **more}
 
 
-def _word(entry: str | list) -> Word:
-    return (entry, None) if isinstance(entry, str) else (str(entry[0]), float(entry[1]))
-
-
 def read_results(path, form: str, unfinished: bool = False, words: bool = False) -> list[Result]:
     """The results in a jsonl or csv file. unfinished: its last image may be cut off, and is then left out.
 
-    words: whether its results should have words.
+    words: whether its results should have words. Raises UserError naming the file and the place of what is wrong.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8", "replace" if unfinished else "strict")
-    except OSError as error:
-        raise UserError(f"--resume: cannot read {path}: {error.strerror or error}") from error
+        text = read_bytes(path, "--resume").decode("utf-8", "replace" if unfinished else "strict")
     except UnicodeDecodeError as error:
         raise UserError(f"--resume: {path} is not UTF-8 text (byte {error.start})") from error
-    whole, _, cut = text.rpartition("\n")
-    lines = [*whole.split("\n"), *([] if unfinished or not cut else [cut])] if text else []
-    read = _read_jsonl if form == "jsonl" else _read_csv
     try:
-        results = list(read((line for line in lines if line), words))
-    except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
+        return (_read_jsonl if form == "jsonl" else _read_csv)(text, unfinished, words)
+    except (ValueError, csv.Error) as error:
         raise UserError(f"--resume: {path} is no {form} results file of infer.py ({error}); remove it first") from error
-    return results[:-1] if form == "csv" and unfinished and cut else results
 
 
-def _read_jsonl(lines: Iterable[str], words: bool) -> Iterator[Result]:
-    for line in lines:
-        entry = json.loads(line)
-        captions = entry.get("n_best") or [entry]
-        result = Result(entry["image_id"], [(c["caption"], float(c["log_prob"])) for c in captions])
-        if ("words" in captions[0]) != words:
-            raise ValueError(f"image {entry['image_id']!r} has {'no ' if words else ''}words: same flags as before?")
+def _read_jsonl(text: str, unfinished: bool, words: bool) -> list[Result]:
+    lines = text.split("\n")
+    if unfinished:
+        lines.pop()  # it is empty, or was cut off
+    return [_result(parse_json(line), f"line {number}", words) for number, line in enumerate(lines, 1) if line]
+
+
+def _result(entry, place: str, words: bool) -> Result:
+    """The result in an object of a jsonl file."""
+    result = Result(member(entry, "image_id", (int, str), place), [])
+    several = expect(entry.get("n_best", [entry]), list, place, "n_best")
+    for number, one in enumerate(several):
+        within = f"n_best[{number}]" if "n_best" in entry else ""
+        text = member(one, "caption", str, place, within)
+        result.captions.append((text, float(member(one, "log_prob", float, place, within))))
+        if ("words" in one) != words:
+            raise ValueError(f"{place} has {'no ' if words else ''}words: same flags as before?")
         if words:
-            result.words = [[[_word(word) for word in step] for step in c["words"]] for c in captions]
-        yield result
+            steps = member(one, "words", list, place, within)
+            result.words.append([_step(step, place, f"words[{n}]") for n, step in enumerate(steps)])
+    if not several:
+        raise ValueError(f"{place} has no caption")
+    return result
 
 
-def _read_csv(lines: Iterable[str], words: bool) -> list[Result]:
-    rows, columns = csv.reader(lines), COLUMNS + ["words"] * words
-    if (head := next(rows, columns)) != columns:
-        raise ValueError(f"its columns are {','.join(head)}, not {','.join(columns)}")
-    results: list[Result] = []
-    for image_id, rank, text, log_prob, *shown in rows:
-        if rank == "1":
-            results.append(Result(image_id, []))
-        results[-1].captions.append((text, float(log_prob)))
-        results[-1].shown += shown
-    return results
+def _step(entries, place: str, within: str) -> list[Word]:
+    """The words of a step, each a text or [text, probability]."""
+    step: list[Word] = []
+    for entry in expect(entries, list, place, within):
+        if isinstance(entry, str):
+            step.append((entry, None))
+        elif len(expect(entry, list, place, f"{within}: a word")) != 2:
+            raise ValueError(f"{place}: {within}: a word is no pair of text and probability")
+        else:
+            name, p = expect(entry[0], str, place, within), expect(entry[1], float, place, within)
+            step.append((name, float(p)))
+    if not step:
+        raise ValueError(f"{place}: {within} is empty")
+    return step
+
+
+def _read_csv(text: str, unfinished: bool, words: bool) -> list[Result]:
+    whole, end, cut = text.rpartition("\n")
+    reader = csv.reader(io.StringIO(whole + end if unfinished else text, newline=""), strict=True)
+    columns, results = COLUMNS + ["words"] * words, []
+    try:
+        if (head := next(reader, columns)) != columns:
+            raise ValueError(f"its columns are {','.join(head)}, not {','.join(columns)}")
+        for row in reader:
+            _take_row(row, f"line {reader.line_num}", len(columns), results)
+    except csv.Error:
+        if not unfinished:
+            raise
+        cut = "within a cell"
+    return results[:-1] if unfinished and cut else results
+
+
+def _take_row(row: list[str], place: str, columns: int, results: list[Result]) -> None:
+    """Add a row of a csv file, a caption, to `results`: to the last one or as the first of another image."""
+    if not row:
+        return
+    if len(row) != columns:
+        raise ValueError(f"{place} has {len(row)} cells, not {columns}")
+    image_id, rank, caption, log_prob, *shown = map(plain_cell, row)
+    if rank == "1":
+        results.append(Result(image_id, []))
+    if not results or results[-1].image_id != image_id or rank != str(len(results[-1].captions) + 1):
+        raise ValueError(f"{place}: the caption of rank {rank!r} does not follow that before it")
+    try:
+        results[-1].captions.append((caption, float(expect(float(log_prob), float, place, "log_prob"))))
+    except ValueError as error:
+        raise ValueError(f"{place}: log_prob is {log_prob[:40]!r}") from error
+    results[-1].shown += shown

@@ -58,7 +58,14 @@ def test_the_help_shows_the_defaults_of_the_settings():
         (["--learn=1"], "unknown flag --learn; did you mean --learning_rate? (--help lists the flags)"),
         (["--zzz"], "unknown flag --zzz (--help lists the flags)"),
         (["-x"], "unexpected argument -x (--help shows what is expected)"),
-        (["--rate", "x"], "argument --rate: invalid float value: 'x'"),
+        (["--rate", "x"], "argument --rate: 'x' is not a number"),
+        (["--rate", "1e400"], "argument --rate: '1e400' is not a finite number"),
+        (["--embed_size", "9" * 30], f"argument --embed_size: '{'9' * 30}' is too large a number"),
+        (["--embed_size", "9" * 5000], f"argument --embed_size: '{'9' * 57}...' is not a whole number"),
+        (["--name", ""], "argument --name: its value is empty; leave the flag out instead"),
+        (["--name", "a\0b"], "argument --name: 'a\\x00b' holds a NUL character"),
+        (["--\x1b[31m"], "unknown flag --\\x1b[31m (--help lists the flags)"),
+        (["-" * 9000], f"unknown flag {'-' * 60} (--help lists the flags)"),
         (["--rate", "--foo"], "--rate needs a value; one that begins with - is written --rate=--foo"),
     ],
 )
@@ -93,6 +100,17 @@ def test_a_flag_has_the_type_of_its_setting(capsys):
     assert "invalid choice: 'c'" in capsys.readouterr().err
 
 
+def test_a_value_beyond_its_range_is_one_line(capsys):
+    parser = make()
+    values = parser.parse_args(["--embed_size", "12"])
+    parser.at_least(12, values, "embed_size")
+    parser.at_most(12, values, "embed_size")
+    for check, limit, told in ((parser.at_least, 13, "at least 13"), (parser.at_most, 11, "at most 11")):
+        with pytest.raises(SystemExit):
+            check(limit, values, "embed_size")
+        assert capsys.readouterr().err == f"x.py: error: --embed_size 12: must be {told}\n"
+
+
 def test_a_misspelt_flag_is_named_before_the_required_one_that_is_missing(capsys):
     parser = Parser("", prog="x.py")
     parser.add_argument("--output", required=True, help="file")
@@ -103,6 +121,18 @@ def test_a_misspelt_flag_is_named_before_the_required_one_that_is_missing(capsys
 
 def test_after_two_dashes_all_is_a_file():
     assert make().parse_args(["--", "--odd"]).files == ["--odd"]
+
+
+def test_the_home_folder_is_put_in_once_wherever_a_path_begins(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = Parser("", settings=(Kinds,), prog="x.py")
+    for name in ("name", "files", "number"):
+        parser.add_argument(f"--{name}", help=name)
+    parser.add_argument("paths", nargs="*", help="files")
+    args = parser.parse_args(["~/p.jpg", "--name=~/x,a,~/y,b~,~no_such_user/z", "--files", "~", "c", "--number", "4"])
+    assert args.name == "/home/me/x,a,/home/me/y,b~,~no_such_user/z" and args.number == 4
+    assert (args.files, args.paths) == (["/home/me", "c"], ["/home/me/p.jpg"])
+    assert args.typed_flags["name"] == args.name
 
 
 def test_help_lists_the_flags_of_first_use_and_help_all_lists_all(capsys):

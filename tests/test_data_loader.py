@@ -1,7 +1,12 @@
 """Datasets, the sampler, and batches: what is in them, that they resume exactly, and what is said of bad input."""
 
+import contextlib
 import json
+import os
+import signal
+import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +19,7 @@ from captioning.batches.sampler import GroupedBatchSampler
 from captioning.config import FeatureSpec
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
-from captioning.errors import UserError
+from captioning.errors import UserError, run
 from captioning.features.writer import FeatureWriter
 from data_loader import Batch, LoaderSettings, get_eval_loader, get_loader
 
@@ -418,6 +423,25 @@ def test_a_batch_of_bad_images_alone_is_passed_over(coco):
     assert [batch.index for batch in loader] == [0, 1, 3, 4, 5]
 
 
+def test_among_several_processes_a_stand_in_takes_its_place(coco):
+    """So that no process is a batch ahead of the others: one blank image with its captions, which does not count."""
+    for i in range(len(COUNTS)):
+        (coco / f"images/{i}.png").write_bytes(b"no image")
+
+    def blank(image, seed):
+        return torch.full((3, 2, 2), image.getpixel((0, 0))[0], dtype=torch.uint8)
+
+    blank.size = 2
+    settings = LoaderSettings(10, num_workers=0, world_size=2, rank=1)
+    loader = get_loader(dataset(coco), WordIds(), settings=settings, transform=blank)
+    batches = list(loader)
+    assert [batch.index for batch in batches] == list(range(len(loader)))
+    for batch in batches:
+        assert not batch.counted and len(batch.items) == 1 and torch.equal(batch.pixels, torch.zeros(1, 3, 2, 2))
+        assert set(batch.row_image.tolist()) == {0} and len(batch.captions) > 0
+    assert len(loader.bad_items) > 0
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_feature_file_that_breaks_later_is_one_line(coco, num_workers):
     images = dataset(coco)
@@ -428,3 +452,84 @@ def test_a_feature_file_that_breaks_later_is_one_line(coco, num_workers):
         list(loader)
     assert "\n" not in str(error.value)
     loader.close()
+
+
+class Fails:
+    """A transform that does `what` in the process that loads the data, from the fifth image on."""
+
+    size_hint = None
+
+    def __init__(self, what):
+        self.what = what
+
+    def __call__(self, image, seed):
+        if image.getpixel((0, 0))[0] >= 5:
+            self.what()
+        return shades(image, seed)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def no_room(tensor) -> None:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch>: No space left on device (28)")
+
+
+def all_batches(args) -> int:
+    dataset, transform = args
+    settings = LoaderSettings(batch_size=4, num_workers=1)
+    with contextlib.closing(get_eval_loader(dataset, settings=settings, transform=transform)) as loader:
+        for _ in loader:
+            time.sleep(0.01)
+    return 0
+
+
+def test_a_process_that_died_is_one_line_and_no_hang(coco, capfd):
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        assert run(all_batches, (dataset(coco), Fails(die))) == 2
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)  # torch's own stays otherwise
+    told = capfd.readouterr().err
+    assert "--num_workers 0" in told and "--shm-size" in told and told.count("\n") == 1
+
+
+def test_full_shared_memory_is_one_line_and_no_hang(coco, capfd, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)
+    assert run(all_batches, (dataset(coco), shades)) == 2
+    told = capfd.readouterr().err
+    assert "--num_workers 0" in told and "--shm-size" in told and told.count("\n") == 1
+
+
+def test_processes_that_load_data_ignore_signals(coco):
+    def end_all() -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+            os.kill(os.getpid(), number)
+
+    assert all_batches((dataset(coco), Fails(end_all))) == 0
+
+
+def memory() -> int:
+    """Bytes of this process in the machine's memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_epochs_without_end_take_no_more_memory_nor_files(coco):
+    """Two minutes of short epochs with processes that load data."""
+    words = WordIds()
+    loader = get_loader(dataset(coco), words, settings=LoaderSettings(4, 2, num_workers=2), transform=shades)
+    sizes, files, epoch, end = [], set(), 0, time.monotonic() + 120
+    with contextlib.closing(loader):
+        while time.monotonic() < end:
+            for _ in range(50):
+                loader.set_position(epoch)
+                for batch in loader:
+                    assert batch.pixels is not None
+                epoch += 1
+            sizes.append(memory())
+            files.add(len(os.listdir("/proc/self/fd")))
+    begun = len(sizes) // 4
+    assert max(sizes[begun:]) <= 1.02 * sizes[begun] and len(files) == 1

@@ -1,16 +1,20 @@
 """captioning/errors.py: exit statuses, and output that arrives whatever stands at the other end."""
 
+import errno
+import io
 import subprocess
 import sys
+import threading
 
 import pytest
 from running import ROOT
 
-from captioning.errors import SafeStream, one_line
+from captioning.errors import SafeStream, UserError, message_line, one_line, run, shown, user_message
 
 PRINTS = """
 import sys
-from captioning.errors import UserError, run
+import threading
+from captioning.errors import run, user_message, UserError, run
 
 def main(args):
     for n in range(20_000):
@@ -50,7 +54,54 @@ def test_control_characters_are_shown_not_sent():
     done = start("{} | tail -1", "\x1b[31mred\x07\ttab", "a\x9bb")
     assert done.stdout == b"\\x1b[31mred\\x07\ttab\n"
     assert done.stderr == b"-c: error: a\\x9bb\n"
+    done = start("{} | tail -1", "name\u202egpj.exe\u2028\u200f", "a\u2066b")  # turned around, as a.exe.jpg
+    assert done.stdout.decode() == "name\\u202egpj.exe\\u2028\u200f\n"
+    assert done.stderr == b"-c: error: a\\u2066b\n"
     assert SafeStream(sys.stderr).encoding == sys.stderr.encoding
+
+
+def test_a_name_cannot_write_over_its_line_but_a_progress_bar_can():
+    stream = io.StringIO()
+    safe = SafeStream(stream)
+    for text in ("\r 50%", "\r      \r", "a.jpg: failed\ra.jpg: fine", "\r\n", "x\r\n"):
+        safe.write(text)
+    assert stream.getvalue() == "\r 50%\r      \ra.jpg: failed\\ra.jpg: fine\r\nx\r\n"
+
+
+def test_shown_text_is_one_line():
+    assert shown("a\nb\rc\td\x00\u2029é") == "a\\nb\\rc\td\\x00\\u2029é"
+    line = message_line(UserError("x" * 9000 + "\x1b: no such file"))
+    assert len(line) < 700 and line.endswith("\\x1b: no such file")
+
+
+FAULT = """
+import sys
+import threading
+sys.argv = ["score.py"]
+sys.modules["__main__"].__file__ = "score.py"
+from captioning import errors
+raise RuntimeError("\\x1b]0;owned\\x07")
+"""
+
+
+def test_a_traceback_is_shown_not_sent():
+    done = subprocess.run([sys.executable, "-c", FAULT], capture_output=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1 and b"RuntimeError: \\x1b]0;owned\\x07" in done.stderr and b"\x1b" not in done.stderr
+
+
+def test_a_name_that_is_too_long_is_one_line(script):
+    for arguments in (("model_info.py", "x" * 5000), ("resize.py", "--image_dir", "y" * 300, "--output_dir", "z")):
+        done = script(*arguments)
+        assert done.status == 2 and done.err.endswith(": File name too long\n") and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", "CUDA out of memory."],
+)
+def test_want_of_memory_is_one_line(message):
+    assert "--batch_size" in user_message(RuntimeError(message)) and "--batch_size" in user_message(MemoryError())
+    assert user_message(RuntimeError("size mismatch")) is None
 
 
 def test_a_librarys_error_is_one_line_of_bounded_length():
@@ -58,3 +109,33 @@ def test_a_librarys_error_is_one_line_of_bounded_length():
     assert one_line(KeyError("x")) == "KeyError: 'x'"
     assert one_line(RuntimeError()) == "RuntimeError"
     assert len(one_line(RuntimeError("x" * 500))) == 160
+
+
+def test_an_output_that_is_full_is_one_line():
+    done = start("{} > /dev/full", "a line")
+    assert (done.returncode, done.stderr) == (2, b"-c: error: No space left on device\n")
+    assert start("{} 2> /dev/full", "a line", "an error").returncode == 2
+
+
+def test_what_is_no_fault_of_the_program_is_told_in_words():
+    assert user_message(OSError(errno.ENOSPC, "No space left on device", "x.bin")) == "x.bin: No space left on device"
+    assert user_message(OSError(errno.ECHILD, "No child processes")) is None
+    for text in ("DataLoader worker (pid 7) is killed by signal: Killed. ", "DataLoader worker (pid(s) 7) exited"):
+        message = user_message(RuntimeError(text))
+        assert "--num_workers 0" in message and "--shm-size" in message
+    assert user_message(RuntimeError("Caught RuntimeError in DataLoader worker process 0.")) is None
+
+
+def test_a_thread_leaves_the_telling_to_whoever_wants_its_work(capsys):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def main(args) -> None:
+        thread = threading.Thread(target=full)
+        thread.start()
+        thread.join()
+        full()
+
+    hook = threading.excepthook
+    assert run(main, None) == 2 and threading.excepthook is hook
+    assert capsys.readouterr().err.endswith(": error: No space left on device\n")

@@ -135,3 +135,33 @@ def test_what_is_no_plain_file_is_refused_at_once(tmp_path, read):
             read(path, "captions")
     with pytest.raises(UserError, match="captions: no such file: "):
         read(tmp_path / "absent", "captions")
+
+
+def test_a_killed_writers_leftover_goes_when_the_same_file_is_written_again(tmp_path):
+    for name in ("one.txt", "two.txt"):
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], cwd=ROOT)
+    with atomic_write(tmp_path / "one.txt") as file:
+        file.write("whole")
+    hidden = [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    assert len(hidden) == 1 and hidden[0].startswith(".two.txt.")
+
+
+WRITES = """
+import sys
+from captioning.files import atomic_write, check_writable
+check_writable("--output", sys.argv[1])
+print("first")
+with atomic_write(sys.argv[1]) as file:
+    file.write("through\\n")
+print("last")
+"""
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_a_stream_is_written_through_whatever_it_leads_to(tmp_path, name):
+    command = [sys.executable, "-c", WRITES, name]
+    with open(tmp_path / "out.txt", "w") as file:
+        subprocess.run(command, cwd=ROOT, stdout=file, check=True)
+    assert (tmp_path / "out.txt").read_text() == "first\nthrough\nlast\n" and len(os.listdir(tmp_path)) == 1
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "first\nthrough\nlast\n"

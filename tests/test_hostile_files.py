@@ -403,7 +403,7 @@ def test_no_entry_of_another_type_is_a_traceback(tmp_path):
         for lie in LIES:
             torch.save(replaced(whole, place, lie), path)
             try:
-                assert load_captioner(path, photos=False).length_penalty >= 0
+                assert load_captioner(path, photos=False).length_penalty < 1e6
             except UserError as error:
                 assert "x.model" in str(error) and "\n" not in str(error), (place, lie)
             except Exception as error:

@@ -4,13 +4,26 @@ import json
 import pickle
 import sys
 import types
+from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import vocabulary
 from captioning.errors import UserError
-from captioning.text.tokens import SPECIALS, UNK
-from vocabulary import Vocabulary, build_vocabulary, count_words
+from captioning.text.cleaning import clean_text
+from captioning.text.tokenizers import TOKENIZERS
+from captioning.text.tokens import END, PAD, SPECIALS, START, UNK
+from vocabulary import (
+    Vocabulary,
+    auto_name,
+    build_vocabulary,
+    count_words,
+    highest_threshold,
+    require_known_words,
+    vocabulary_from_counts,
+)
 
 CAPTIONS = ["A dog runs.", "A dog's ball, red and round.", "Two dogs run.", "a dog  SLEEPS ."]
 
@@ -43,6 +56,7 @@ def test_encode_and_decode(small):
 def test_sentence_sets_signs_at_their_word():
     words = build_vocabulary(["a dog , and a cat !"], threshold=1)
     assert words.sentence(words.encode("a dog, and a cat!")) == "A dog, and a cat!"
+    assert words.sentence(words.encode("a dog, and a cat!"), capitalize=False) == "a dog, and a cat!"
 
 
 def test_characters():
@@ -181,3 +195,87 @@ def test_pickles_of_deepcaption(monkeypatch, tmp_path):
     path.write_bytes(deepcaption_pickle(monkeypatch, word2idx=[3]))
     with pytest.raises(UserError, match="no readable word table"):
         Vocabulary.load(path)
+
+
+# ---------------------------------------------------------------- properties
+
+LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.sampled_from(SPECIALS)
+KEYS = st.sampled_from(["words", "counts", "tokenizer", "lowercase", "threshold", "dataset", "format"])
+JSON = st.dictionaries(KEYS, LEAF | st.lists(LEAF, max_size=6) | st.just([*SPECIALS, "dog"]))
+TOKEN = st.text(st.characters(exclude_categories=("Cs", "Cc", "Z")), min_size=1, max_size=6)
+TOKEN = TOKEN.filter(lambda word: word.split() == [word] and word not in SPECIALS and "\ufeff" not in word)
+ODD = TOKEN | st.sampled_from(["\ud83d", "a b", "\u2028", "x\0", '"', "\\udc00"])
+CAPTION = st.lists(TOKEN | st.sampled_from(["<start>", "<end>", "<unk>", "dog", "\ud83d"]), max_size=6).map(" ".join)
+
+
+@given(
+    st.lists(ODD, unique=True, max_size=6),
+    st.sampled_from(TOKENIZERS),
+    st.booleans(),
+    st.integers(0, 9),
+    st.text(max_size=5) | st.just("\ud83d"),
+    st.sampled_from([".json", ".pkl"]),
+)
+def test_files_are_read_as_they_were_written(tmp_path_factory, words, tokenizer, lowercase, threshold, dataset, ending):
+    path = tmp_path_factory.getbasetemp() / f"written{ending}"
+    counts = list(range(len(SPECIALS) + len(words)))
+    saved = Vocabulary([*SPECIALS, *words], counts, tokenizer, lowercase, threshold, dataset)
+    saved.save(path)
+    assert Vocabulary.load(path).to_dict() == saved.to_dict()
+
+
+@given(st.lists(ODD, unique=True, max_size=6))
+def test_text_files_are_read_as_they_were_written_or_refused(tmp_path_factory, words):
+    path = tmp_path_factory.getbasetemp() / "written.txt"
+    saved = Vocabulary([*SPECIALS, *words])
+    try:
+        saved.save(path)
+    except UserError as error:
+        assert "a .txt file cannot keep the word" in str(error)
+        assert any(word.split() != [word] or clean_text(word) != word for word in words)
+    else:
+        assert Vocabulary.load(path).words == saved.words
+
+
+@given(st.binary(max_size=60) | st.builds(json.dumps, JSON).map(str.encode), st.sampled_from([".json", ".txt"]))
+def test_any_file_is_a_vocabulary_or_an_error_of_one_line(tmp_path_factory, content, ending):
+    path = tmp_path_factory.getbasetemp() / f"any{ending}"
+    path.write_bytes(content)
+    try:
+        Vocabulary.load(path)
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+
+
+@given(st.lists(CAPTION, max_size=5), st.integers(1, 3), st.sampled_from(TOKENIZERS))
+def test_words_of_captions_are_never_special_tokens(captions, threshold, tokenizer):
+    words = build_vocabulary(captions, threshold, tokenizer)
+    assert words.words[:4] == list(SPECIALS) and not set(words.words[4:]) & set(SPECIALS)
+    for caption in captions:
+        assert not set(words.encode(caption)) & {PAD, START, END}
+
+
+# ---------------------------------------------------------------- thresholds, names
+
+
+def test_vocabularies_that_leave_most_words_out_are_refused():
+    counter = Counter({"a": 8, "dog": 3, "cat": 3, "bus": 2, "sea": 2, "fox": 1, "owl": 1})
+    assert [highest_threshold(counter, share) for share in (0, 0.05, 0.1, 0.3, 0.6)] == [1, 1, 2, 3, 8]
+    for threshold in (1, 2, 3):
+        require_known_words(counter, vocabulary_from_counts(counter, threshold), "pets")
+    for threshold, words in (
+        (4, "--vocab_threshold 4: 60% of the words of pets would be <unk>: try --vocab_threshold 2"),
+        (9, "--vocab_threshold 9: no word of pets occurs that often: try --vocab_threshold 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            require_known_words(counter, vocabulary_from_counts(counter, threshold), "pets")
+    with pytest.raises(UserError, match="--dataset pets: its captions have no words"):
+        require_known_words(Counter(), vocabulary_from_counts(Counter(), 1), "pets")
+
+
+def test_the_name_of_a_kept_vocabulary_changes_with_captions_and_settings():
+    name = auto_name(CAPTIONS, 4)
+    assert auto_name(list(CAPTIONS), 4) == name and name.startswith("treebank-4-")
+    others = {auto_name(CAPTIONS[::-1], 4), auto_name(CAPTIONS[:-1], 4), auto_name(CAPTIONS, 5)}
+    others |= {auto_name(CAPTIONS, 4, "regex"), auto_name(CAPTIONS, 4, lowercase=False)}
+    assert len(others | {name}) == 6

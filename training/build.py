@@ -19,7 +19,7 @@ from captioning.errors import UserError, one_line
 from captioning.features.factory import is_feature_file
 from model import Captioner, build_model, load_captioner
 from training.settings import DataSettings, ModelSettings
-from vocabulary import Vocabulary, build_vocabulary
+from vocabulary import Vocabulary, auto_name, count_words, require_known_words, vocabulary_from_counts
 
 
 class CaptionerBuilder:
@@ -100,17 +100,20 @@ class CaptionerBuilder:
 
 
 def get_vocabulary(data: DataSettings, dataset: CaptionDataset) -> Vocabulary:
-    """The vocabulary file that --vocab names, or one made from the training captions and kept under --vocab_root."""
+    """The vocabulary file that --vocab names, or one made from the training captions and kept under --vocab_root.
+
+    The name of the latter changes with the captions and the settings. Raises UserError where most words would be <unk>.
+    """
     if data.vocabulary_file:
         return Vocabulary.load(data.vocabulary_file)
     tokenizer = "whitespace" if data.no_tokenize else "treebank"
-    name = data.dataset.replace(":", "-").replace("+", "_").replace("/", "-")
-    path = Path(data.vocab_root) / f"{name}-{tokenizer}-{data.vocab_threshold}.json"
+    path = Path(data.vocab_root) / auto_name(dataset.captions(), data.vocab_threshold, tokenizer)
     if data.vocab == "AUTO" and path.exists():
-        print(f"vocabulary from {path} (--vocab REGEN makes it anew)")
+        print(f"vocabulary from {path}, of the same captions (--vocab REGEN makes it anew)")
         return Vocabulary.load(path)
-    captions = (caption for item in dataset.items for caption in item.captions)
-    vocabulary = build_vocabulary(captions, data.vocab_threshold, tokenizer, dataset=data.dataset)
+    counter = count_words(dataset.captions(), tokenizer)
+    vocabulary = vocabulary_from_counts(counter, data.vocab_threshold, tokenizer, dataset=data.dataset)
+    require_known_words(counter, vocabulary, data.dataset)
     if is_main():
         vocabulary.save(path)
         print(f"vocabulary written to {path}")

@@ -19,7 +19,7 @@ from captioning.batches.inputs import Input, plan_inputs
 from captioning.datasets.base import CaptionDataset
 from captioning.errors import UserError
 from model import Captioner, load_captioner
-from training.losses import Objective, StepLoss, captions_of, token_cross_entropy
+from training.losses import Mean, Objective, StepLoss, captions_of, token_cross_entropy
 from training.settings import TrainSettings
 
 
@@ -91,8 +91,8 @@ class Distillation(Objective):
         probabilities = self.teachers.probabilities(batch, s.distill_temperature)
         soft = soft_cross_entropy(logits, probabilities, s.distill_temperature)
         total = (1 - s.distill_weight) * loss + s.distill_weight * s.distill_temperature**2 * soft
-        total = self.regularised(total, captioner, weights, row, len(batch.lengths))
-        return StepLoss(total, loss.detach(), len(targets))
+        penalties = self.penalties(captioner, weights, row, len(batch.lengths))
+        return StepLoss([Mean(total, len(targets)), *penalties], loss.detach(), len(targets))
 
 
 def soft_cross_entropy(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:

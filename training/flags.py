@@ -35,7 +35,7 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema",
     "teacher forcing": "teacher_forcing teacher_forcing_k teacher_forcing_beta",
     "self-critical training": "self_critical_from_epoch self_critical_loss gamma_ml_rl self_critical_learning_rate "
-    "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature",
+    "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
     "distillation": "distill distill_weight distill_temperature",
     "run": "model_name model_basename output_root model_path load_model optimizer_reset force_epoch replace/force "
     "resume num_epochs save_every early_stopping log_step verbose seed deterministic amp compile tensorboard profiler "
@@ -46,13 +46,16 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
 COUNTS = "batch_size captions_per_image num_epochs hidden_size embed_size num_layers log_step validation_step fc_size "
 COUNTS += "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size max_sentences"
 PROBABILITIES = "dropout encoder_dropout label_smoothing ema dropout_stopping dropout_fc"
-POSITIVE = "learning_rate grad_clip self_critical_temperature self_critical_learning_rate distill_temperature"
-WEIGHTS = "regularize_projection weight_sentence_loss weight_word_loss coupling_alpha coupling_beta lr_word_decoder"
+POSITIVE = "learning_rate grad_clip self_critical_learning_rate"
+WEIGHTS = "regularize_projection weight_sentence_loss weight_word_loss coupling_alpha coupling_beta lr_word_decoder "
+WEIGHTS += "teacher_forcing_k"
 RANGES = {
     "at least 1": (lambda value: value >= 1, COUNTS),
     "from 0 to below 1": (lambda value: 0 <= value < 1, PROBABILITIES),
     "from 0 to 1": (lambda value: 0 <= value <= 1, "gamma_ml_rl distill_weight"),
+    "from 0.001 to 1,000": (lambda value: 0.001 <= value <= 1000, "self_critical_temperature distill_temperature"),
     "above 0": (lambda value: value > 0, POSITIVE),
+    "from 0 to 1,000": (lambda value: 0 <= value <= 1000, "num_workers"),
     "0 or more": (lambda value: value >= 0, WEIGHTS),
 }
 

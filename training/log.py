@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from captioning.errors import UserError
-from captioning.files import atomic_write
+from captioning.files import atomic_write, naming_file
 
 # steps that the profiler passes over (allocations, warm-up) and that it records
 PASSED, WARM_UP, RECORDED = 2, 2, 10
@@ -20,12 +20,15 @@ PASSED, WARM_UP, RECORDED = 2, 2, 10
 class TrainingLog:
     """folder: of the run; tensorboard, profiler: what is asked for. Without either every call is free.
 
-    Raises UserError where the package tensorboard is not installed.
+    Raises UserError where the package tensorboard is not installed, or its files cannot be written.
     """
 
     def __init__(self, folder, tensorboard: bool = False, profiler: bool = False):
         self.folder = Path(folder)
-        self.writer = require_tensorboard()(str(self.folder / "tensorboard")) if tensorboard else None
+        self.events, self.writer = self.folder / "tensorboard", None
+        if tensorboard:
+            with naming_file(self.events):
+                self.writer = require_tensorboard()(str(self.events))
         self.profiler, self.profiled, self.steps = None, False, 0
         if profiler:
             self.profiler = torch.profiler.profile(
@@ -46,21 +49,22 @@ class TrainingLog:
     def scalars(self, group: str, number: int, values: dict[str, float]) -> None:
         """Figures of a step (group "step") or an epoch: training loss, learning rate, ..."""
         if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, number)
+            with naming_file(self.events):
+                for name, value in values.items():
+                    self.writer.add_scalar(f"{group}/{name}", value, number)
 
     def epoch(self, epoch: int, row: dict[str, float], model: nn.Module) -> None:
         """Scalars of an epoch and the distribution of each trained weight and of its last gradient."""
         if self.writer is None:
             return
         self.scalars("epoch", epoch, row)
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            for kind, values in (("weights", parameter), ("gradients", parameter.grad)):
-                if values is not None and torch.isfinite(values).all():  # a histogram cannot hold others
-                    self.writer.add_histogram(f"{kind}/{name}", values.detach().float().cpu(), epoch)
-        self.writer.flush()
+        with naming_file(self.events):
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    for kind, values in (("weights", parameter), ("gradients", parameter.grad)):
+                        if values is not None and torch.isfinite(values).all():  # a histogram cannot hold others
+                            self.writer.add_histogram(f"{kind}/{name}", values.detach().float().cpu(), epoch)
+            self.writer.flush()
 
     def _write_profile(self, profiler) -> None:
         table = profiler.key_averages(group_by_input_shape=False)
@@ -73,7 +77,8 @@ class TrainingLog:
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with naming_file(self.events):
+                self.writer.close()
         if self.profiler is not None and not self.profiled:
             if self.steps <= PASSED + WARM_UP:
                 print(f"profile: none, the run has no more than {PASSED + WARM_UP} steps")

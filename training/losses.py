@@ -6,7 +6,8 @@ below; paragraphs, distillation and self-critical training have a module each.
 Shapes: M real tokens, V vocabulary, N rows, R regions, H hidden.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from captioning.decoder.sentence import Memory
 from captioning.decoder.teacher_forcing import truth_probability
-from captioning.devices import autocast
+from captioning.devices import autocast, process, summed
 from captioning.fast.cross_entropy import output_cross_entropy
 from captioning.rows import Packing
 from model import Captioner, CaptionModel, batch_inputs
@@ -64,18 +65,57 @@ def projection_regularisation(weight: Tensor) -> Tensor:
     return weight.float().norm()
 
 
+class Mean(NamedTuple):
+    """A part of a loss: the mean of `count` tokens, sentences or rows, which is its weight among several processes."""
+
+    value: Tensor
+    count: int
+
+
 @dataclass
 class StepLoss:
     """The loss of a batch, as an objective returns it.
 
-    total: what is minimised, a mean over the tokens. reported: what is shown, in nats per token, without gradients; on
-    the device, not waited for. tokens: M. reward: the mean CIDEr-D of captions that were drawn, else 0.
+    parts: what is minimised is their sum. reported: what is shown, in nats per token, without gradients; on the device,
+    not waited for. tokens: M. reward: the mean CIDEr-D of captions that were drawn, else 0. captions: of the batch.
+    others: further figures of an epoch's row, by name, without gradients.
     """
 
-    total: Tensor
+    parts: list[Mean]
     reported: Tensor
-    tokens: int
-    reward: float = 0.0
+    tokens: int | Tensor
+    reward: float | Tensor = 0.0
+    captions: int | Tensor = 0
+    others: dict[str, Mean] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised."""
+        return sum(part.value for part in self.parts)
+
+    def without_weight(self) -> "StepLoss":
+        """The loss of a batch that does not count."""
+        others = {name: Mean(part.value, 0) for name, part in self.others.items()}
+        return replace(self, parts=[Mean(part.value, 0) for part in self.parts], tokens=0, captions=0, others=others)
+
+    def over_processes(self) -> "StepLoss":
+        """The loss as one process has it that has the batches of all; of its parts only what this process adds.
+
+        The gradients of `total` must then be summed over the processes. All of them must call it.
+        """
+        if process()[1] == 1:
+            return self
+        device, reward = self.reported.device, torch.tensor(self.reward)
+        means = [Mean(self.reported, self.tokens), Mean(reward, self.captions), *self.others.values()]
+        counts = torch.tensor([n for _, n in [*self.parts, *means]], dtype=torch.float64, device=device)
+        sums = torch.stack([value.detach().to(counts) * n for value, n in means])
+        everywhere = summed(torch.cat([counts, sums]))
+        sums, everywhere = everywhere[len(counts) :], everywhere[: len(counts)]
+        shares = counts / everywhere.clamp(min=1)
+        parts = [Mean(part.value * share, part.count) for part, share in zip(self.parts, shares)]
+        of_means = everywhere[len(parts) :]
+        loss, reward, *others = (Mean(total / n.clamp(min=1), n) for total, n in zip(sums, of_means))
+        return StepLoss(parts, *loss, *reward, dict(zip(self.others, others)))
 
 
 class Objective:
@@ -113,15 +153,15 @@ class Objective:
             captions = captions_of(batch, captioner.device)
             return captioner.model(*batch_inputs(captioner, batch), *captions, self.forcing(step))
 
-    def regularised(self, loss: Tensor, captioner: Captioner, weights: Tensor | None, row: Tensor, rows: int) -> Tensor:
-        """`loss` with the penalties that the settings ask for; attention weights (M, R), the row of each, rows N."""
-        s = self.settings
+    def penalties(self, captioner: Captioner, weights: Tensor | None, row: Tensor, rows: int) -> list[Mean]:
+        """The penalties that the settings ask for; attention weights (M, R), the row of each, rows N."""
+        s, parts = self.settings, []
         if s.regularize_attn and weights is not None:
-            loss = loss + s.regularize_attn * attention_regularisation(weights, row, rows)
+            parts.append(Mean(s.regularize_attn * attention_regularisation(weights, row, rows), rows))
         if s.regularize_projection and captioner.config.projection:
             weight = captioner.model.sentence_decoder.projection.weight
-            loss = loss + s.regularize_projection * projection_regularisation(weight)
-        return loss
+            parts.append(Mean(s.regularize_projection * projection_regularisation(weight), rows))
+        return parts
 
 
 class CrossEntropy(Objective):
@@ -136,7 +176,8 @@ class CrossEntropy(Objective):
         else:
             logits, targets, weights, row = self.teacher_forced(captioner, batch, step)
             loss, tokens = token_cross_entropy(logits, targets, s.label_smoothing), len(targets)
-        return StepLoss(self.regularised(loss, captioner, weights, row, len(batch.lengths)), loss.detach(), tokens)
+        penalties = self.penalties(captioner, weights, row, len(batch.lengths))
+        return StepLoss([Mean(loss, tokens), *penalties], loss.detach(), tokens)
 
 
 def captions_of(batch, device) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Optimizers and learning rate schedules."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,19 @@ def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int, num_
     else:
         rate = top
     return rate * min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else rate
+
+
+def self_critical_settings(settings: TrainSettings, typed_flags: dict) -> TrainSettings:
+    """The settings of a run that is self-critical from its first epoch: Adam at 5e-5, as DeepCaption, unless typed.
+
+    typed_flags: what the flags say that were typed. The rate is that of --self_critical_learning_rate, else that of
+    --learning_rate.
+    """
+    kept = [name for name in ("optimizer", "learning_rate") if name in typed_flags]
+    if "self_critical_learning_rate" in typed_flags:
+        kept = [name for name in kept if name != "learning_rate"]
+    changes = {"optimizer": "adam", "learning_rate": settings.self_critical_learning_rate}
+    return replace(settings, **{name: value for name, value in changes.items() if name not in kept})
 
 
 class ParameterGroups(NamedTuple):

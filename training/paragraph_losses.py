@@ -13,7 +13,7 @@ from captioning.decoder.sentence import SentenceDecoder
 from captioning.decoder.teacher_forcing import mixed_read
 from captioning.devices import autocast
 from model import Captioner, batch_inputs
-from training.losses import Objective, StepLoss, captions_of, token_cross_entropy
+from training.losses import Mean, Objective, StepLoss, captions_of, token_cross_entropy
 
 
 def paragraph_loss(
@@ -68,5 +68,11 @@ class ParagraphObjective(Objective):
         with autocast(captioner.device, s.amp):
             memory = captioner.model.encode(*batch_inputs(captioner, batch))
             losses = paragraph_losses(captioner, memory, batch, self.forcing(step), s.label_smoothing)
-        total = self.regularised(losses.total, captioner, losses.weights, losses.row, len(batch.lengths))
-        return StepLoss(total, losses.total.detach(), losses.tokens)
+        penalties = self.penalties(captioner, losses.weights, losses.row, len(batch.lengths))
+        # as DeepCaption calls them
+        others = {
+            "loss_word": Mean(losses.word.detach(), losses.tokens),
+            "loss_sentence": Mean(losses.stop.detach(), len(batch.lengths)),
+        }
+        parts = [Mean(losses.total, losses.tokens), *penalties]
+        return StepLoss(parts, losses.total.detach(), losses.tokens, others=others)

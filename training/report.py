@@ -45,9 +45,13 @@ def show_tokens(dataset, vocabulary: Vocabulary, n: int = 5) -> None:
             print(f"tokens: {' '.join(vocabulary.tokens(vocabulary.encode(caption)))}")
 
 
-def epoch_line(epoch: int, num_epochs: int, row: dict, speed: float, best: bool) -> str:
+def epoch_line(epoch: int, num_epochs: int, row: dict, speed: float, best: str | None) -> str:
+    """The line of an epoch. best: by which criterion it is the best so far, as `RunFolder.criterion_text`; or None."""
     figures = [f"{label} {row[name]:.3f}" for name, label in LABELS.items() if row.get(name) is not None]
-    return f"epoch {epoch}/{num_epochs}: {', '.join(figures)} ({speed:.0f} captions/s){'  best' if best else ''}"
+    line = f"epoch {epoch}/{num_epochs}: {', '.join(figures)} ({speed:.0f} captions/s)"
+    if best is None:
+        return line
+    return f"{line}  best by {best}" if ", as " in best else f"{line}  best"
 
 
 def report_end(folder: RunFolder, bad_items: list[str]) -> None:
@@ -55,7 +59,9 @@ def report_end(folder: RunFolder, bad_items: list[str]) -> None:
     best = folder.best_epoch()
     if best is not None:
         name = folder.criterion()
-        print(f"best epoch {best} ({name} {folder.stats[best][name]:.3f}): {folder.path / 'best.model'}")
+        figure = f"{name} {folder.stats[best][name]:.3f}"
+        why = folder.criterion_text().removeprefix(name)
+        print(f"best epoch {best} ({figure}{why}): {folder.path / 'best.model'}")
     print(f"statistics: {folder.path / 'train_stats.json'}")
     if bad_items:
         print(f"{len(bad_items)} images could not be read and were left out", file=sys.stderr)

@@ -14,13 +14,14 @@ from captioning import checkpoint
 from captioning.config import ModelConfig
 from captioning.errors import UserError
 from captioning.features.factory import is_feature_file
-from captioning.files import atomic_write, check_writable, read_json, remove_leftovers
+from captioning.files import atomic_write, check_writable, expect, read_json, remove_leftovers
 from model import Captioner, save_captioner
 from training.settings import ModelSettings
 from training.trainer import Trainer
 
 # The first of these that was measured decides which epoch is best; losses are better when lower.
 CRITERIA = ("cider", "ciderd", "spice", "meteor", "bleu_4", "rouge_l", "loss")
+NOISE = 0.01  # a score below it says nothing about captions: chance decides which epoch has the highest
 
 
 def run_name(basename: str, wanted: ModelSettings, config: ModelConfig) -> str:
@@ -30,6 +31,17 @@ def run_name(basename: str, wanted: ModelSettings, config: ModelConfig) -> str:
     if config.paragraphs is not None:
         parts.append("coherent" if config.paragraphs.coherent_sentences else "hierarchical")
     return "-".join(part for part in parts if part)
+
+
+def read_stats(path: Path, what: str) -> dict[int, dict[str, float | None]]:
+    """{epoch: {name: value}} of a file of statistics; `what` names its role in errors. Raises UserError for another."""
+    table = expect(read_json(path, what), dict, f"{what}: {path}")
+    for epoch, row in table.items():
+        if not (epoch.isascii() and epoch.isdigit() and len(epoch) < 10):
+            raise UserError(f"{what}: {path} holds no statistics: {epoch[:60]!r} is not the number of an epoch")
+        for name, value in expect(row, dict, f"{what}: {path}", f"epoch {epoch}").items():
+            expect(value, (float, type(None)), f"{what}: {path}", f"epoch {epoch}.{name[:60]}")
+    return {int(epoch): row for epoch, row in table.items()}
 
 
 class RunFolder:
@@ -59,7 +71,7 @@ class RunFolder:
             if "training" not in contents:
                 raise UserError(f"--resume: {last} has no training state")
             if (file := self.path / "train_stats.json").exists():
-                rows = {int(epoch): row for epoch, row in read_json(file, "--resume").items()}
+                rows = read_stats(file, "--resume")
                 self.stats = {epoch: row for epoch, row in rows.items() if epoch < contents["training"]["epoch"]}
             return contents
         if not writes:
@@ -118,9 +130,24 @@ class RunFolder:
             json.dump({str(epoch): row for epoch, row in self.stats.items()}, file, indent=2)
 
     def criterion(self) -> str:
-        """The name of the figure that decides which epoch is best."""
+        """The name of the figure that decides which epoch is best: the loss where the scores are noise."""
+        score = self.score()
+        return "validation_loss" if score and self.noisy(score) else score or "training_loss"
+
+    def score(self) -> str | None:
+        """The first of CRITERIA that was measured; None where nothing was validated."""
         measured = {name for row in self.stats.values() for name in row}
-        return next((f"validation_{name}" for name in CRITERIA if f"validation_{name}" in measured), "training_loss")
+        return next((f"validation_{name}" for name in CRITERIA if f"validation_{name}" in measured), None)
+
+    def noisy(self, score: str) -> bool:
+        """Whether no epoch reached NOISE in `score`."""
+        values = [row[score] for row in self.stats.values() if row.get(score) is not None]
+        return not score.endswith("_loss") and max(values, default=0.0) < NOISE
+
+    def criterion_text(self) -> str:
+        """The criterion by its name, and why a score that was measured is not it."""
+        name, score = self.criterion(), self.score()
+        return name if score in (name, None) else f"{name}, as {score} is under {NOISE:g}"
 
     def best_epoch(self) -> int | None:
         name = self.criterion()

@@ -3,27 +3,29 @@
 The baseline of a sample is the mean reward of the image's other samples (Luo 2020, "A better variant of self-critical
 sequence training"), or with one sample per image the reward of its greedy caption.
 
-The policy is softmax(logits / temperature), when drawing and in the gradient alike. Below 1 it is sharper than the
-model: one trained with label smoothing would otherwise draw a random word in ten, and rewards would say little.
+The policy is softmax(logits / temperature) over the words that may be written, when drawing and in the gradient alike.
+Below 1 it is sharper than the model: one trained with label smoothing would otherwise draw a random word in ten, and
+rewards would say little.
 
 Shapes: B images, N = B * samples rows, M real tokens, T time steps.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from captioning.datasets.base import image_key
-from captioning.decoder.search import Search, generate_rows
-from captioning.devices import autocast, share_of_tokens
+from captioning.decoder.search import NEVER_WRITTEN, Search, generate_rows
+from captioning.devices import autocast
 from captioning.fast.steps import fast_decoder, ready
-from captioning.rows import Packing
+from captioning.rows import Packing, full_precision, log_probs_of
 from captioning.text.tokens import PAD, START, upto_end
 from model import Captioner, CaptionModel, batch_inputs
 from training.cider_reward import CiderReward
-from training.losses import Objective, StepLoss, token_cross_entropy
+from training.losses import Mean, Objective, StepLoss, token_cross_entropy
 from training.self_critical_terms import WordCounts, extra_term, face_loss
 from training.settings import TrainSettings
 
@@ -53,18 +55,26 @@ def greedy_captions(model: CaptionModel, memory, settings: TrainSettings) -> lis
 
 
 def policy_logits(logits: Tensor, captions: Tensor, lengths: Tensor, alpha: float) -> Tensor:
-    """Logits (M, V), in the order of `CaptionModel.decode`, less the trigram penalty that the captions were drawn with.
+    """Logits (M, V), in the order of `CaptionModel.decode`, of the policy that the captions were drawn from.
 
-    captions (N, T) from <start>, lengths (N,). A word that would repeat a trigram loses alpha * ln 2 per earlier time:
-    the gradient must be that of the policy that drew the words, which `Search.trigram_penalty_alpha` describes.
+    captions (N, T) from <start>, lengths (N,). Words that are never written have -inf. A word that would repeat a
+    trigram loses alpha * ln 2 per earlier time, as `Search.trigram_penalty_alpha` describes.
     """
-    words = captions[:, 1:]
-    n_rows, n_steps = words.shape
-    if alpha <= 0 or n_steps < 4:
+    logits = logits.index_fill(1, torch.tensor(NEVER_WRITTEN, device=logits.device), -torch.inf)
+    if alpha <= 0 or captions.shape[1] < 5:
         return logits
-    packing = Packing.of(lengths - 1, captions.device)
-    place = torch.full((n_rows, n_steps), -1, device=captions.device)  # of the token in `logits`
-    place[packing.row, packing.time] = torch.arange(len(logits), device=captions.device)
+    token, word = repeated_trigrams(captions[:, 1:], Packing.of(lengths - 1, captions.device))
+    penalty = logits.new_full((len(token),), -alpha * math.log(2))
+    return logits.index_put((token, word), penalty, accumulate=True)
+
+
+def repeated_trigrams(words: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    """Which packed token (P,) would repeat a trigram with which word (P,): a pair for each earlier time of each.
+
+    words (N, T): the captions without <start>, whose real ones `packing` names.
+    """
+    place = torch.full_like(words, -1)  # of a word in the packed order
+    place[packing.row, packing.time] = torch.arange(len(packing.row), device=words.device)
     # the pair before word t, and the pairs that begin at p
     same = (words[:, :-2].unsqueeze(1) == words[:, :-2].unsqueeze(2)) & (
         words[:, 1:-1].unsqueeze(1) == words[:, 1:-1].unsqueeze(2)
@@ -72,8 +82,7 @@ def policy_logits(logits: Tensor, captions: Tensor, lengths: Tensor, alpha: floa
     row, time, earlier = same.tril(-1).nonzero(as_tuple=True)
     token, word = place[row, time + 2], words[row, earlier + 2]
     real = token >= 0
-    penalty = logits.new_full((int(real.sum()),), -alpha * math.log(2))
-    return logits.index_put((token[real], word[real]), penalty, accumulate=True)
+    return token[real], word[real]
 
 
 def baselined(scores: np.ndarray, n_images: int, greedy: np.ndarray | None) -> np.ndarray:
@@ -87,16 +96,18 @@ def baselined(scores: np.ndarray, n_images: int, greedy: np.ndarray | None) -> n
 
 def self_critical_loss(logits: Tensor, targets: Tensor, advantage: Tensor, temperature: float = 1) -> Tensor:
     """Mean over tokens of -log p(token) times its caption's advantage: logits (M, V), targets (M,), advantage (M,)."""
-    log_prob = (logits.float() / temperature).log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)
-    return -(log_prob * advantage).mean()
+    return -(log_probs_of(logits / temperature, targets) * advantage).mean()
 
 
 class SelfCritical(Objective):
     """The rewarded captions that the model draws; mixed losses add the cross-entropy of the true captions.
 
-    settings: `self_critical_loss`, `self_critical_samples` per image (with 1 the greedy caption is the baseline),
-    `self_critical_temperature`, `gamma_ml_rl`, `trigram_penalty_alpha`. reward: CIDEr-D of the training images.
-    word_counts: how often each word was written, for mixed_with_face.
+    What is minimised is a mean over sentences: then the expected gradient is exactly that of minus the expected reward.
+    A mean over the drawn tokens (`self_critical_mean` "tokens") weighs a sentence by how long the others turned out.
+
+    settings: `self_critical_loss`, `self_critical_mean`, `self_critical_samples` per image (with 1 the greedy caption
+    is the baseline), `self_critical_temperature`, `gamma_ml_rl`, `trigram_penalty_alpha`. reward: CIDEr-D of the
+    training images. word_counts: how often each word was written, for mixed_with_face.
     """
 
     has_reward = True
@@ -104,7 +115,7 @@ class SelfCritical(Objective):
     def __init__(self, settings: TrainSettings, reward: CiderReward):
         super().__init__(settings)
         self.reward, self.loss = reward, settings.self_critical_loss
-        self.mixed = self.loss.startswith("mixed")
+        self.mixed, self.by_sentence = self.loss.startswith("mixed"), settings.self_critical_mean == "sentences"
         self.word_counts = WordCounts(len(reward.words)) if self.loss == "mixed_with_face" else None
 
     def state_dict(self) -> dict:
@@ -125,24 +136,32 @@ class SelfCritical(Objective):
         model.eval()
         with autocast(device, s.amp):
             memory = model.encode(*batch_inputs(captioner, batch))  # once: for drawing and for the gradient
-        captions, lengths, row_image = sampled_captions(model, memory, s)
+            captions, lengths, row_image = sampled_captions(model, memory, s)
+            greedy = greedy_captions(model, memory, s) if s.self_critical_samples == 1 else None
         keys = [image_key(item) for item in batch.items]
-        greedy = greedy_captions(model, memory, s) if s.self_critical_samples == 1 else None
         wanted, reported, added, reward = self.advantages(keys, captions[:, 1:].tolist(), greedy)
         with autocast(device, s.amp):
             logits, targets, _, row = model.decode(memory, captions, lengths, row_image)
-        logits = policy_logits(logits.float(), captions, lengths, s.trigram_penalty_alpha)
+        logits = policy_logits(full_precision(logits), captions, lengths, s.trigram_penalty_alpha)
         if self.word_counts is not None:
-            self.word_counts.add(targets.cpu())
+            self.word_counts.add(targets.cpu() if batch.counted else targets.cpu()[:0])
         temperature = s.self_critical_temperature
         total = self_critical_loss(logits, targets, wanted.to(device)[row], temperature)
         loss = total.detach()
         if added is not None:
             loss = added + self_critical_loss(logits.detach(), targets, reported.to(device)[row], temperature)
-        return StepLoss(total, loss, len(targets), reward)
+        part = self._as_mean(total, len(targets), len(captions))
+        return StepLoss([part], loss, len(targets), reward)
+
+    def _as_mean(self, per_token: Tensor, tokens: int, sentences: int) -> Mean:
+        """What is minimised of a loss per token: it, or the mean over sentences of its sum over their words."""
+        return Mean(per_token * tokens / sentences, sentences) if self.by_sentence else Mean(per_token, tokens)
 
     def _mixed(self, drawn: StepLoss, captioner: Captioner, batch, step: int) -> StepLoss:
-        """gamma * the self-critical loss + (1 - gamma) * the cross-entropy of the true captions, with dropout."""
+        """gamma * the self-critical loss + (1 - gamma) * the cross-entropy of the true captions, with dropout.
+
+        Both are means over sentences of sums over their words, as in the paper, or both are means over tokens.
+        """
         gamma, device = self.settings.gamma_ml_rl, captioner.device
         captioner.model.train()
         logits, targets, _, _ = self.teacher_forced(captioner, batch, step)
@@ -150,10 +169,10 @@ class SelfCritical(Objective):
             truth = token_cross_entropy(logits, targets, self.settings.label_smoothing)
         else:
             truth = face_loss(logits, targets, self.word_counts.weights().to(device))
-        # the whole will be weighed by this process' share of the drawn tokens
-        share = share_of_tokens(len(targets), device) / share_of_tokens(drawn.tokens, device)
-        total = gamma * drawn.total + (1 - gamma) * truth * share
-        return StepLoss(total, gamma * drawn.reported + (1 - gamma) * truth.detach(), drawn.tokens, drawn.reward)
+        rewarded = [Mean(gamma * part.value, part.count) for part in drawn.parts]
+        wanted = self._as_mean((1 - gamma) * truth, len(targets), len(batch.lengths))
+        reported = gamma * drawn.reported + (1 - gamma) * truth.detach()
+        return replace(drawn, parts=[*rewarded, wanted], reported=reported)
 
     def advantages(
         self, keys: list, rows: list[list[int]], greedy: list[list[int]] | None

@@ -24,7 +24,7 @@ class DataSettings(Settings):
     num_workers: int | None = setting(None, "processes that load images (default: all cores)")
     batch_size: int = setting(128, "captions in a batch")
     captions_per_image: int = setting(5, "captions that share an image in a batch", "C")
-    num_batches: int = setting(0, "end each epoch after N batches (default: never)")
+    num_batches: int = setting(0, "end each epoch, and each validation, after N batches (default: never)")
     no_augment: bool = setting(False, "train on whole images, without random crops and mirror images")
     cache_features: str | None = setting(None, "folder that keeps the frozen encoder's output (default: none)", "DIR")
     vocab: str = setting("AUTO", "vocabulary file, AUTO (make it once, keep it) or REGEN (make it anew)", "FILE")
@@ -83,16 +83,19 @@ class TrainSettings(Settings):
     )
     teacher_forcing: TeacherForcing = setting("always", "when the decoder reads the true previous word")
     teacher_forcing_k: float = setting(
-        6500.0, "the true word is read at step i with probability k / (k + exp(i * beta / k))", "K"
+        6500.0, "the true word is read at step i with probability k / (k + exp(i * beta / k)); 0: always", "K"
     )
     teacher_forcing_beta: float = setting(0.3, "beta of that probability", "BETA")
     ema: float = setting(0.0, "validate and save averaged weights, such as 0.999 (default: off)", "DECAY")
     self_critical_loss: SelfCriticalLoss = setting(
         "sc", "sc, sc with a term for diversity or against repetition, or mixed with cross-entropy"
     )
+    self_critical_mean: Literal["sentences", "tokens"] = setting(
+        "sentences", "mean of the loss over drawn sentences, which gives the exact gradient, or over drawn tokens"
+    )
     self_critical_samples: int = setting(5, "captions drawn per image (1: a greedy baseline)")
     self_critical_temperature: float = setting(0.5, "captions are drawn from softmax(logits / T)", "T")
-    self_critical_learning_rate: float = setting(5e-5, "learning rate of a run that turns midway", "RATE")
+    self_critical_learning_rate: float = setting(5e-5, "learning rate of self-critical training, by Adam", "RATE")
     gamma_ml_rl: float = setting(0.9995, "mixed losses: G * self-critical + (1 - G) * cross-entropy", "G")
     trigram_penalty_alpha: float = setting(0.0, "a repeated trigram loses A ln 2 of its score (default: 0)", "A")
     distill_weight: float = setting(0.5, "the teachers' share of the loss", "W")

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from captioning.devices import share_of_tokens, sum_gradients
+from captioning.devices import sum_gradients
 from captioning.errors import UserError
 from model import Captioner
 from training.losses import Objective, StepLoss
@@ -49,6 +49,11 @@ class Trainer:
         self.plateau = self.plateau and make_plateau()
         self.average = self.average and [p.detach().clone() for p in self.parameters]
 
+    @property
+    def method(self) -> str:
+        """The optimizer and its learning rate, in words."""
+        return f"{self.settings.optimizer} at a learning rate of {self.settings.learning_rate:g}"
+
     def _adam(self) -> None:
         s = self.settings
         rate = s.self_critical_learning_rate
@@ -65,7 +70,7 @@ class Trainer:
         self.captioner.model.train()
         progress = Progress(self.captioner.device, resumed)
         for batch in loader:
-            progress.add(self.train_step(batch), len(batch.lengths))
+            progress.add(self.train_step(batch))
             if on_step(progress, batch.index):
                 break
         return progress
@@ -79,9 +84,11 @@ class Trainer:
             rate *= self.plateau.optimizer.param_groups[0]["lr"]
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        loss = self.objective(self.captioner, batch, self.step)
+        self.captioner.model.count_images(batch.counted)
+        loss = replace(self.objective(self.captioner, batch, self.step), captions=len(batch.lengths))
+        loss = (loss if batch.counted else loss.without_weight()).over_processes()
         self.optimizer.zero_grad(set_to_none=True)
-        (loss.total * share_of_tokens(loss.tokens, loss.total.device)).backward()
+        loss.total.backward()
         sum_gradients(self.parameters)
         if s.grad_clip:
             nn.utils.clip_grad_value_(self.parameters, s.grad_clip)
@@ -113,18 +120,21 @@ class Trainer:
             with torch.no_grad():
                 copy_all(self.parameters, current)
 
-    def epoch_ended(self, row: dict[str, float]) -> None:
+    def epoch_ended(self, row: dict[str, float], validated: bool = True) -> None:
         """Give the plateau schedule the epoch's figures.
 
-        It follows the validation loss, or the training loss where nothing is validated; in self-critical training the
-        validation CIDEr where there is one, since the loss means little there.
+        validated: whether the run validates. The schedule then follows the validation loss, in self-critical training
+        the validation CIDEr where there is one, and does not hear of epochs without validation. Otherwise it follows
+        the training loss.
         """
         if self.plateau is None:
             return
-        loss = row.get("validation_loss", row["training_loss"])
-        if self.objective.has_reward and "validation_cider" in row:
-            loss = -row["validation_cider"]
-        self.plateau.step(loss)
+        if not validated:
+            self.plateau.step(row["training_loss"])
+        elif "validation_cider" in row and self.objective.has_reward:
+            self.plateau.step(-row["validation_cider"])
+        elif "validation_loss" in row:
+            self.plateau.step(row["validation_loss"])
 
     def state_dict(self) -> dict:
         return {
@@ -172,36 +182,46 @@ def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
 
 
 class Progress:
-    """Running sums over an epoch, kept on the device so that no step waits for it."""
+    """Running sums over an epoch, of all processes, kept on the device so that no step waits for it."""
 
     def __init__(self, device, resumed: dict | None = None):
         resumed = resumed or {"loss_sum": 0.0, "tokens": 0, "captions": 0, "reward_sum": 0.0}
+        self.others = {name: tuple(pair) for name, pair in resumed.get("others", {}).items()}  # sums and counts
         self.reward_sum = resumed["reward_sum"]
         self.loss_sum = torch.tensor(resumed["loss_sum"], dtype=torch.float64).to(device)
         self.tokens, self.captions = resumed["tokens"], resumed["captions"]
         self.began, self.before = time.monotonic(), resumed["captions"]
 
-    def add(self, loss: StepLoss, captions: int) -> None:
+    def add(self, loss: StepLoss) -> None:
         self.loss_sum += loss.reported * loss.tokens
-        self.reward_sum += loss.reward * captions
+        self.reward_sum += loss.reward * loss.captions
         self.tokens += loss.tokens
-        self.captions += captions
+        self.captions += loss.captions
+        for name, (value, count) in loss.others.items():
+            total, number = self.others.get(name, (0.0, 0))
+            self.others[name] = total + value.double() * count, number + count
 
     @property
     def loss(self) -> float:
         """Nats per token so far. Waits for the device."""
-        return float(self.loss_sum) / max(1, self.tokens)
+        return float(self.loss_sum) / max(1, int(self.tokens))
 
     @property
     def reward(self) -> float:
         """Mean CIDEr-D of the sampled captions so far, in self-critical training."""
-        return self.reward_sum / max(1, self.captions)
+        return float(self.reward_sum) / max(1, int(self.captions))
+
+    @property
+    def other_means(self) -> dict[str, float]:
+        """The means so far of the other figures that the objective gives."""
+        return {name: float(total) / max(1, int(count)) for name, (total, count) in self.others.items()}
 
     @property
     def speed(self) -> float:
         """Captions per second since the epoch began or was resumed."""
-        return (self.captions - self.before) / max(1e-9, time.monotonic() - self.began)
+        return (int(self.captions) - self.before) / max(1e-9, time.monotonic() - self.began)
 
     def state(self) -> dict:
-        sums = {"tokens": self.tokens, "captions": self.captions, "reward_sum": self.reward_sum}
-        return {"loss_sum": float(self.loss_sum), **sums}
+        sums = {"loss_sum": float(self.loss_sum), "reward_sum": float(self.reward_sum)}
+        others = {name: (float(total), int(count)) for name, (total, count) in self.others.items()}
+        return {**sums, "tokens": int(self.tokens), "captions": int(self.captions), "others": others}

@@ -16,23 +16,28 @@ import torch
 
 from captioning.batches.features import CachedFeatures
 from captioning.batches.inputs import plan_inputs
+from captioning.datasets.base import image_key
 from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search
 from captioning.devices import autocast
-from captioning.errors import UserError
-from captioning.files import atomic_write, read_json
-from captioning.scoring.metrics import caption_statistics, score_captions
+from captioning.errors import UserError, warn, warn_once
+from captioning.files import atomic_write
+from captioning.scoring.bootstrap import few_images_note
+from captioning.scoring.metrics import score_captions
+from captioning.scoring.statistics import caption_statistics
 from captioning.text.paragraphs import split_sentences
 from data_loader import Loader, LoaderSettings, get_eval_loader
 from model import Captioner, caption_loader, load_captioner
-from training.feature_cache import readable
+from training.feature_cache import copied, readable
 from training.losses import captions_of, token_cross_entropy
 from training.paragraph_losses import ParagraphLosses, paragraph_losses
+from training.run_folder import read_stats
 from training.settings import DataSettings, ModelSettings
-from vocabulary import Vocabulary
+from vocabulary import MOST_UNKNOWN, Vocabulary
 
 ITS_EPOCH = re.compile(r"ep(\d+)|best")
 CAN_BE_LEFT_OUT = ("meteor", "spice", "ciderd")  # where a program or a file is missing
+BATCH_SIZE = 64  # images
 
 
 @dataclass
@@ -72,8 +77,8 @@ class Validation:
             loss_sum += loss * count
             tokens += count
             for item, best in zip(batch.items, captions or []):
-                written[item.image_id] = best[0].text
-                references[item.image_id] = item.captions
+                written[image_key(item)] = best[0].text
+                references[image_key(item)] = item.captions
                 if figures is not None:
                     figures.compare(best[0].paragraph, item.captions[0])
             if bar is not None:
@@ -85,6 +90,8 @@ class Validation:
         scores = score_captions(written, references, self.metrics, tokenizer="python", document_frequencies=self.words)
         for name, reason in scores.left_out.items():
             print(f"validation: {name} left out: {reason}")
+        if line := few_images_note(len(written)):
+            warn_once(f"validation: {line}")
         values = scores.values | caption_statistics(list(written.values()))
         return {f"validation_{name}": value for name, value in values.items()}
 
@@ -102,7 +109,8 @@ def held_out_loss(captioner: Captioner, memory, batch, figures: "ParagraphFigure
 class ParagraphFigures:
     """What validation measures of a hierarchical model besides its loss and scores.
 
-    `validation_word_loss` (nats per word), `validation_stop_loss` (nats per sentence), `validation_sentences` (mean
+    `validation_word_loss` (nats per word), `validation_stop_loss` (nats per sentence), both also under DeepCaption's
+    names, `val_loss_word` and `val_loss_sentence`; where captions were written `validation_sentences` (mean
     number written), `validation_right_number` (share of paragraphs with as many sentences as the first reference).
     """
 
@@ -125,10 +133,9 @@ class ParagraphFigures:
         self.images += 1
 
     def results(self) -> dict[str, float]:
-        figures = {
-            "validation_word_loss": self.word_sum / max(1, self.words),
-            "validation_stop_loss": self.stop_sum / max(1, self.sentences),
-        }
+        word, stop = self.word_sum / max(1, self.words), self.stop_sum / max(1, self.sentences)
+        figures = {"validation_word_loss": word, "validation_stop_loss": stop}
+        figures |= {"val_loss_word": word, "val_loss_sentence": stop}
         if self.images:
             figures["validation_sentences"] = self.written / self.images
             figures["validation_right_number"] = self.right / self.images
@@ -139,22 +146,24 @@ class ParagraphFigures:
 
 
 def validation_loader(
-    captioner: Captioner,
-    dataset: str,
-    config_file: str | None,
-    num_workers: int | None = None,
-    cached: dict[str, CachedFeatures] | None = None,
+    captioner: Captioner, data: DataSettings, cached: dict[str, CachedFeatures] | None = None
 ) -> Loader:
-    """All captioned images of `dataset` with the features, or the pixels, that the captioner reads.
+    """The captioned images of `data.validate` with the features, or the pixels, that the captioner reads.
 
-    cached: what `cache_features` gave.
+    All of them, or those of the first `data.num_batches` batches. cached: what `cache_features` gave.
     """
     config = captioner.config
-    images = readable(open_dataset(dataset, config_file), cached or {})
+    images = readable(open_dataset(data.validate, data.dataset_config_file), cached or {})
+    if data.num_batches:
+        captioned = [item for item in images.items if item.captions]
+        images = copied(images, captioned[: data.num_batches * BATCH_SIZE])
     inputs = plan_inputs(config, images, sources=cached)
     most = config.paragraphs and config.paragraphs.max_sentences
-    settings = LoaderSettings(batch_size=64, num_workers=num_workers, max_sentences=most)
-    return get_eval_loader(images, inputs, settings, captioner.transform, captioner.vocabulary)
+    settings = LoaderSettings(batch_size=BATCH_SIZE, num_workers=data.num_workers, max_sentences=most)
+    loader = get_eval_loader(images, inputs, settings, captioner.transform, captioner.vocabulary)
+    if (share := loader.unknown_share) > MOST_UNKNOWN:
+        warn(f"--validate {data.validate}: the model's vocabulary lacks {share:.0%} of the words of its captions")
+    return loader
 
 
 def stats_file(model_path, dataset: str) -> Path:
@@ -165,14 +174,9 @@ def stats_file(model_path, dataset: str) -> Path:
     return path.with_name(f"train_stats-{name}{other}.json")
 
 
-def read_stats(path: Path) -> dict[str, dict]:
-    """The figures kept so far, none where there is no file. Raises UserError where it is no table of figures."""
-    if not path.exists():
-        return {}
-    stats = read_json(path, "--validate_only")
-    if not isinstance(stats, dict) or not all(k.isdigit() and isinstance(row, dict) for k, row in stats.items()):
-        raise UserError(f"--validate_only: {path} is not a file of validation figures: move it away")
-    return stats
+def known_figures(path: Path) -> dict[int, dict]:
+    """The figures kept so far by epoch, none where there is no file. Raises UserError where it is no table of them."""
+    return read_stats(path, "--validate_only") if path.exists() else {}
 
 
 def validate_models(
@@ -204,21 +208,21 @@ def validate_model(
     vocabulary = data.vocabulary_file and Vocabulary.load(data.vocabulary_file)
     load = partial(load_captioner, path, device, wanted.weights, photos=False, vocabulary=vocabulary)
     file = stats_file(path, data.validate)
-    known = read_stats(file)
+    known = known_figures(file)
     named = re.fullmatch(r"ep(\d+)", Path(path).stem)
-    epoch = named and named.group(1)
+    epoch = named and int(named.group(1))
     captioner = None
     if epoch is None or not skip_existing:
         captioner = load()
-        epoch = epoch or str(int(captioner.info.get("epoch") or 0))
+        epoch = epoch or int(captioner.info.get("epoch") or 0)
     if skip_existing and all(name in known.get(epoch, {}) for name in validation.wanted):
         print(f"{path}: validated already (epoch {epoch} of {file}), passed over")
         return
     captioner = captioner or load()
-    with closing(validation_loader(captioner, data.validate, data.dataset_config_file, data.num_workers)) as loader:
+    with closing(validation_loader(captioner, data)) as loader:
         row = validation.measure(captioner, loader)
     print(f"{path}: " + ", ".join(f"{k.removeprefix('validation_')} {v:.4f}" for k, v in row.items()))
-    stats = read_stats(file) | {epoch: {k: v if v == v else None for k, v in row.items()}}
+    stats = known_figures(file) | {epoch: {k: v if v == v else None for k, v in row.items()}}
     with atomic_write(file) as out:
-        json.dump(dict(sorted(stats.items(), key=lambda pair: int(pair[0]))), out, indent=2)
+        json.dump(dict(sorted(stats.items())), out, indent=2)
     print(f"statistics: {file}")

@@ -9,7 +9,7 @@ import torch
 from captioning.batches.sampler import Group
 from captioning.datasets.base import ImageItem
 from captioning.text.paragraphs import split_sentences
-from captioning.text.tokens import END, PAD, START
+from captioning.text.tokens import END, PAD, START, UNK
 
 
 class CaptionIds:
@@ -38,6 +38,12 @@ class CaptionIds:
         self.lengths = np.array(lengths, np.int64)
         self.begins = np.cumsum(self.lengths) - self.lengths
         self.first = np.cumsum([0, *(len(item.captions) for item in items)])  # of each item, its first caption
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the words that are <unk>; 0 where there are no words."""
+        words = len(self.flat) - 2 * len(self.lengths)
+        return int((self.flat == UNK).sum()) / max(1, words)
 
     def rows(self, groups: Sequence[Group]) -> dict[str, torch.Tensor]:
         """captions (N, T), lengths (N,), row_image (N,), and of paragraphs sentences (Q,), as a Batch has them."""

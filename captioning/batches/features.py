@@ -4,6 +4,7 @@ Shapes: B images, D feature size, R = h * w regions of a map.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import torch
 
 from captioning.config import is_shape
 from captioning.datasets.base import CaptionDataset, ImageItem
-from captioning.errors import UserError, first_few, warn
-from captioning.features.base import FeatureReader
+from captioning.errors import UserError, first_few, note_once, warn
+from captioning.features.base import FeatureReader, RowReader
 from captioning.features.factory import open_features
 from captioning.features.lmdb_file import LmdbReader
 
@@ -37,14 +38,19 @@ class FeatureFiles:
         self.name = name
         self.readers: list[FeatureReader] = []
         self.absent: set[tuple[int, str]] = set()  # (part, key) of photos of stories that have no record
+        self.old_keys = [part.old_key for part in dataset.parts]
+        self.renamed: dict[tuple[int, str], str] = {}  # (part, key) -> DeepCaption's key, where that one has the record
         for part in dataset.parts:
             path = feature_path(part, name)
+            keys = None if part.keys_are_rows else [item.key for item in part.photos()]
             try:
-                reader = open_features(path, [item.key for item in part.photos()], part.labels)
+                reader = open_features(path, keys, part.labels)
             except UserError as error:
                 lost = not (part.features_path or os.path.exists(path))
                 hint = f" (set features_path for [{part.name}], or give the whole path)" if lost else ""
                 raise UserError(f"--dataset {part.name}: {error}{hint}") from None
+            if isinstance(reader, RowReader) and reader.row_rule:
+                note_once(f"{reader.path}: its rows have no names: {reader.row_rule}")
             self.readers.append(reader)
         first = self.readers[0]
         self.shape, self.provenance = as_map(first.shape), first.provenance
@@ -72,6 +78,7 @@ class FeatureFiles:
             picked = reader.pick([alternatives(photo) for photo in photos])
             absent = set(reader.missing(picked))
             lacking = {photo.key for photo, key in zip(photos, picked) if key in absent}
+            lacking -= self._rename(part, lacking)
             if not lacking:
                 continue
             lost = [item for item in own if all(photo.key in lacking for photo in item.photos or (item,))]
@@ -82,6 +89,26 @@ class FeatureFiles:
             self.absent |= {(part, key) for key in lacking}
             what = f"{len(lacking)} photos of stories, which go on without them"
             warn(f"feature file {reader.path} has no record for {what}: {first_few(sorted(lacking))}")
+
+    def _rename(self, part: int, lacking: set[str]) -> set[str]:
+        """Those of the keys `lacking` that have a record under DeepCaption's name, which is noted in `renamed`.
+
+        A name that would do for several keys is none for any of them.
+        """
+        reader, names = self.readers[part], {key: self.old_keys[part](key) for key in lacking}
+        counts = Counter(names.values())
+        others = {key: name for key, name in names.items() if name not in ("", key) and counts[name] == 1}
+        if not others or isinstance(reader, RowReader) and reader.row_rule:
+            return set()
+        absent = set(reader.missing(list(others.values())))
+        found = {key: name for key, name in others.items() if name not in absent}
+        if found:
+            key = min(found)
+            note_once(
+                f"{reader.path}: {len(found)} records have DeepCaption's names: {found[key]!r} stands for {key!r}"
+            )
+        self.renamed |= {(part, key): name for key, name in found.items()}
+        return set(found)
 
     def get(self, items: Sequence[ImageItem]) -> torch.Tensor:
         """(B, D), or (B, R, D) where a record is a map (D, h, w); R = h * w. float16 stays so.
@@ -115,9 +142,11 @@ class FeatureFiles:
                     out[rows] = self._read(reader, [items[row] for row in rows])
         return out.astype(self.dtype, copy=False)
 
-    @staticmethod
-    def _read(reader: FeatureReader, items: Sequence[ImageItem]) -> np.ndarray:
-        return reader.get_many(reader.pick([alternatives(item) for item in items]))
+    def _read(self, reader: FeatureReader, items: Sequence[ImageItem]) -> np.ndarray:
+        keys = [alternatives(item) for item in items]
+        if self.renamed:
+            keys = [self.renamed.get((item.part, item.key), key) for item, key in zip(items, keys)]
+        return reader.get_many(reader.pick(keys))
 
 
 class CachedFeatures:
@@ -152,8 +181,8 @@ def as_map(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def pixels_of(item: ImageItem) -> tuple:
-    """Tells items apart that have other pixels: by path and box, a story by its first photo and its id."""
-    return item.path, item.image_id if item.photos else item.box
+    """Tells items apart that have other pixels: by path and box, a story by all of its photos."""
+    return item.path, tuple(photo.path for photo in item.photos) or item.box
 
 
 def alternatives(item: ImageItem) -> str | tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from captioning.datasets.base import CaptionDataset, ImageItem
@@ -77,6 +78,11 @@ class PhotoLoader:
                 message = str(error) if isinstance(error, UserError) else f"{photo.path}: {error}"
                 bad.append(f"{message} (of story {item.image_id})" if item.photos else message)
         return None if not good else good if item.photos else good[0]
+
+    def blank(self, item: ImageItem) -> Tensor | list[Tensor]:
+        """What `load` gives of an item whose image, or one photo, is black."""
+        pixels = self.transform(Image.new("RGB", (self.transform.size, self.transform.size)), 0)
+        return [pixels] if item.photos else pixels
 
     def _open(self, item: ImageItem):
         if item.box is None:

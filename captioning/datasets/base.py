@@ -9,6 +9,7 @@ from captioning.errors import UserError, first_few, warn
 from captioning.files import read_json
 from captioning.images.image_file import EXTENSIONS, list_images
 from captioning.images.zip_file import is_zip
+from captioning.text.cleaning import can_be_a_name, clean_caption, has_marks, id_text
 
 
 @dataclass(slots=True)
@@ -35,13 +36,26 @@ def image_key(item: ImageItem) -> tuple:
     return item.part, item.image_id
 
 
+def shared_ids(dataset: "CaptionDataset") -> list[int | str]:
+    """The ids, compared as texts, that are in several parts of a joined dataset: results cannot tell these images."""
+    parts: dict[str, int] = {}
+    shared: dict[str, int | str] = {}
+    for item in dataset.items:
+        key = id_text(item.image_id)
+        if parts.setdefault(key, item.part) != item.part:
+            shared[key] = item.image_id
+    return list(shared.values())
+
+
 class CaptionDataset:
     """Images with captions.
 
     name: as in `--dataset`; items: the images; image_dir, caption_path, features_path: where things lie, if known;
     parts: the datasets that this one joins, or itself; labels: label -> record number in feature files that do not name
-    their records (PicSOM's), else None.
+    their records (PicSOM's), else None; keys_are_rows: whether keys are numbers of rows in feature files without names.
     """
+
+    keys_are_rows = False
 
     def __init__(self, params: DatasetParams):
         self.name = params.name
@@ -70,6 +84,11 @@ class CaptionDataset:
             return self.items
         every = (photo for item in self.items for photo in item.photos or (item,))
         return list({(photo.part, photo.key): photo for photo in every}.values())
+
+    @staticmethod
+    def old_key(key: str) -> str:
+        """The key in feature files that were made for DeepCaption, tried where `key` has no record."""
+        return key
 
     def require_captions(self, purpose: str = "training") -> None:
         """Raises UserError naming the dataset and its file where there is not a single caption."""
@@ -102,33 +121,57 @@ class CaptionDataset:
             raise UserError(f"{path}: {key} is not a list")
         return path, data
 
-    def add_captions(self, source: str, by_id: dict, captions: Iterable[tuple[object, str]], what="images") -> None:
-        """Give each of (id, caption) to the item that `by_id` has for the id.
-
-        Captions of ids that are not there and blank captions are left out and counted in one warning each, which names
-        the file `source`. An id whose item is None is known, but not asked for.
-        """
-        unknown, blank = [], 0
-        for item_id, caption in captions:
-            if item_id not in by_id:
-                unknown.append(item_id)
-            elif not caption.strip():
-                blank += 1
-            elif (item := by_id[item_id]) is not None:
-                item.captions.append(caption)
-        if unknown:
-            warn(f"{source}: {len(unknown)} captions left out, their {what} are not listed: {first_few(unknown)}")
-        if blank:
-            warn(f"{source}: {blank} blank captions left out")
-
     def image_path(self, name: str) -> str | None:
         return os.path.join(self.image_dir, name) if self.image_dir else None
 
 
+def add_captions(source, by_id: dict, captions: Iterable[tuple[object, str]], what: str = "images") -> None:
+    """Give each of (id, caption), cleaned, to the item that `by_id` has for the id.
+
+    Captions of ids that are not there and blank captions are left out, <start>, <end> and <pad> are taken out; each is
+    counted in one warning, which names the file `source`. An id whose item is None is known, but not asked for.
+    """
+    unknown, cleaner = [], CaptionCleaner(source)
+    for item_id, caption in captions:
+        if item_id not in by_id:
+            unknown.append(item_id)
+        elif (text := cleaner.clean(caption)) and (item := by_id[item_id]) is not None:
+            item.captions.append(text)
+    if unknown:
+        warn(f"{source}: {len(unknown)} captions left out, their {what} are not listed: {first_few(unknown)}")
+    cleaner.report()
+
+
+class CaptionCleaner:
+    """Cleans the captions of the file `source`; counts blank ones, and those that say <start>, <end> or <pad>."""
+
+    def __init__(self, source, what: str = "captions"):
+        self.source, self.what, self.blank, self.marked = source, what, [], 0
+
+    def clean(self, caption: str, owner: object = None) -> str:
+        """The caption as clean_caption() gives it; empty for a blank one. owner: whose it is, for the report."""
+        self.marked += has_marks(caption)
+        text = clean_caption(caption)
+        if text and not text.isspace():
+            return text
+        self.blank.append(owner)
+        return ""
+
+    def report(self) -> None:
+        """Warn of what was found."""
+        if self.marked:
+            warn(f"{self.source}: <start>, <end> and <pad> are taken out of {self.marked} {self.what}")
+        if self.blank:
+            whose = "" if self.blank[0] is None else f", of images {first_few(self.blank)}"
+            warn(f"{self.source}: {len(self.blank)} blank {self.what} left out{whose}")
+
+
 ID = (int, str)
 TEXT = (str,)
+NAME = (str, "of a file")
 NUMBER = (int, float)
-_NAMES = {ID: "neither number nor text", TEXT: "not a text", NUMBER: "not a number"}
+LARGEST = 1e12  # pixels; larger numbers are no places in an image
+_NAMES = {ID: "neither number nor text", TEXT: "not a text", NAME: "not the name of a file", NUMBER: "not a number"}
 
 
 def checked_entries(entries, path, name: str, **kinds: tuple) -> Iterator[tuple[str, dict]]:
@@ -151,8 +194,19 @@ def check_entry(entry, path, place: str, **kinds: tuple) -> None:
     for key, kind in kinds.items():
         if key not in entry:
             raise UserError(f"{path}: {place} has no {key!r}: is this a file of captions?")
-        if type(entry[key]) not in kind or entry[key] != entry[key]:  # NaN differs from itself
+        if entry[key] == "" and kind is not TEXT:
+            raise UserError(f"{path}: {place}: {key} is empty")
+        if not is_a(entry[key], kind):
             raise UserError(f"{path}: {place}: {key} {repr(entry[key])[:60]} is {_NAMES[kind]}")
+
+
+def is_a(value, kind: tuple) -> bool:
+    """Whether a value of a JSON file is of a kind: ID, TEXT, NAME or NUMBER."""
+    if type(value) not in kind:
+        return False
+    if kind is NUMBER:
+        return -LARGEST < value < LARGEST  # neither NaN nor infinite
+    return kind is TEXT or type(value) is int or can_be_a_name(value)  # ids become names of files and keys
 
 
 class ImageFinder:

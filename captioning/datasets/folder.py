@@ -34,13 +34,18 @@ class GenericDataset(CaptionDataset):
         if not self.items:
             raise UserError(f"--dataset {self.name}: no images: give files or a folder")
 
+    @staticmethod
+    def old_key(key: str) -> str:
+        """DeepCaption's name for a record: that of the file without its extension."""
+        return os.path.splitext(key)[0]
+
     def _add_listed(self, path: str) -> None:
         """The images that the lines of a text file name; blank lines and those that begin with # are passed over."""
         if not self.image_dir:
             where = self.params.config_path
             raise UserError(f"--dataset {self.name}: set image_dir in {where}: subset lists its images")
         seen: dict[str, int] = {}
-        for number, line in enumerate(read_lines(path, f"--dataset {self.name}"), 1):
+        for number, line in enumerate(read_lines(path, f"--dataset {self.name}", "surrogateescape"), 1):
             name = line.strip()
             if not name or name.startswith("#"):
                 continue

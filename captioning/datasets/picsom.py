@@ -2,7 +2,7 @@
 
 import os
 
-from captioning.datasets.base import CaptionDataset, ImageFinder, ImageItem
+from captioning.datasets.base import CaptionDataset, ImageFinder, ImageItem, add_captions
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError, first_few, warn
 from captioning.features.picsom_labels import read_captions, read_class, read_label_map, read_labels
@@ -63,4 +63,4 @@ class PicSOMDataset(CaptionDataset):
         by_label = {label: chosen.get(label) for label in self.labels}
         lines = read_captions(self.caption_path)
         texts = ((label, text.strip()) for _, label, several in lines for text in several)
-        self.add_captions(self.caption_path, by_label, texts, "objects")
+        add_captions(self.caption_path, by_label, texts, "objects")

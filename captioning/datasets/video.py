@@ -3,7 +3,7 @@
 import os
 import re
 
-from captioning.datasets.base import TEXT, CaptionDataset, ImageItem, checked_entries
+from captioning.datasets.base import TEXT, CaptionDataset, ImageItem, add_captions, checked_entries
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError, first_few, warn
 from captioning.images.image_file import list_images
@@ -17,6 +17,8 @@ class MSRVTTDataset(CaptionDataset):
     Raises UserError naming the file and the place of whatever is malformed, and for a split that is not there.
     """
 
+    keys_are_rows = True
+
     def __init__(self, params: DatasetParams):
         super().__init__(params)
         path, data = self.read_captions_file("videos", "MSR-VTT's")
@@ -26,7 +28,7 @@ class MSRVTTDataset(CaptionDataset):
         for place, video in checked_entries(data["videos"], path, "videos", video_id=TEXT, split=TEXT):
             name = video["video_id"]
             digits = name.removeprefix("video")
-            if digits == name or not digits.isdecimal():
+            if digits == name or not digits.isdecimal() or len(digits) > 18:
                 raise UserError(f"{path}: {place}: video_id {name[:60]!r} is not of the form 'video12'")
             if name in by_id:
                 raise UserError(f"{path}: {place}: {name} is there already")
@@ -39,7 +41,7 @@ class MSRVTTDataset(CaptionDataset):
             known = ", ".join(splits) or "none"
             raise UserError(f"--dataset {self.name}: {path} has no videos of split {split!r}; it has: {known}")
         entries = checked_entries(data.get("sentences", []), path, "sentences", video_id=TEXT, caption=TEXT)
-        self.add_captions(path, by_id, ((entry["video_id"], entry["caption"]) for _, entry in entries), "videos")
+        add_captions(path, by_id, ((entry["video_id"], entry["caption"]) for _, entry in entries), "videos")
 
 
 class TRECVID2018Dataset(CaptionDataset):
@@ -48,6 +50,8 @@ class TRECVID2018Dataset(CaptionDataset):
     The id is a number, its text the key in feature files. Of several frames of a video the first stands for it; files
     of other names are left out; both are said in one warning.
     """
+
+    keys_are_rows = True
 
     def __init__(self, params: DatasetParams):
         super().__init__(params)

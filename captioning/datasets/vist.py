@@ -1,8 +1,9 @@
 """VIST, the visual storytelling data set (Huang et al. 2016): a story of several photos is one item."""
 
-from captioning.datasets.base import ID, TEXT, CaptionDataset, ImageFinder, ImageItem, check_entry
+from captioning.datasets.base import ID, TEXT, CaptionCleaner, CaptionDataset, ImageFinder, ImageItem, check_entry
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError
+from captioning.text.cleaning import id_text
 
 
 class VistDataset(CaptionDataset):
@@ -18,18 +19,19 @@ class VistDataset(CaptionDataset):
         super().__init__(params)
         path, data = self.read_captions_file("annotations", "VIST's")
         finder = ImageFinder(self.image_dir)
-        stories: dict[int | str, tuple[list[ImageItem], list[str]]] = {}
+        cleaner = CaptionCleaner(path, "sentences")
+        stories: dict[str, tuple[int | str, list[ImageItem], list[str]]] = {}
         for i, several in enumerate(data["annotations"]):
             if not isinstance(several, list) or len(several) != 1:
                 raise UserError(f"{path}: annotations[{i}] is not a list of one object but {str(several)[:40]!r}")
             entry, place = several[0], f"annotations[{i}][0]"
             check_entry(entry, path, place, story_id=ID, photo_flickr_id=ID, text=TEXT)
             key = str(entry["photo_flickr_id"])
-            if not key:
-                raise UserError(f"{path}: {place}: photo_flickr_id is empty")
-            photos, texts = stories.setdefault(entry["story_id"], ([], []))
+            story = entry["story_id"]
+            _, photos, texts = stories.setdefault(id_text(story), (story, [], []))
             photos.append(ImageItem(key, key, finder.path(key)))
-            texts.append(entry["text"].strip())
-        for story, (photos, texts) in stories.items():
+            texts.append(cleaner.clean(entry["text"]).strip())
+        cleaner.report()
+        for story, photos, texts in stories.values():
             text = " ".join(filter(None, texts))
             self.items.append(ImageItem(story, str(story), photos[0].path, [text] if text else [], photos=photos))

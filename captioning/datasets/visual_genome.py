@@ -2,12 +2,23 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 
-from captioning.datasets.base import ID, NUMBER, TEXT, CaptionDataset, ImageItem, check_entry, checked_entries
+from captioning.datasets.base import (
+    ID,
+    NUMBER,
+    TEXT,
+    CaptionCleaner,
+    CaptionDataset,
+    ImageItem,
+    check_entry,
+    checked_entries,
+    is_a,
+)
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError, first_few, warn
 from captioning.files import read_json
+from captioning.text.cleaning import clean_caption, id_text
 from captioning.text.paragraphs import spaced_paragraph
 
 
@@ -23,24 +34,9 @@ class VisualGenomeIM2PDataset(CaptionDataset):
         super().__init__(params)
         path = self.require_caption_path()
         chosen = None if params.subset is None else self._subset(params.path(params.subset))
-        by_id: dict[str, ImageItem] = {}
-        listed, blank = set(), []
-        data = read_json(path, f"--dataset {self.name}")
-        for _, entry in checked_entries(data, path, "", image_id=ID, paragraph=TEXT):
-            image_id = entry["image_id"]
-            listed.add(str(image_id))
-            if chosen is not None and str(image_id) not in chosen:
-                continue
-            name = f"{image_id}.jpg"
-            item = by_id.setdefault(str(image_id), ImageItem(image_id, name, self.image_path(name)))
-            text = spaced_paragraph(entry["paragraph"])
-            if text:
-                item.captions.append(text)
-            else:
-                blank.append(image_id)
-        self.items = list(by_id.values())
-        if blank:
-            warn(f"{path}: {len(blank)} blank paragraphs left out, of images {first_few(blank)}")
+        items = described_images(read_json(path, f"--dataset {self.name}"), path, self.image_path, chosen)
+        self.items = [item for item in items if chosen is None or id_text(item.image_id) in chosen]
+        listed = {id_text(item.image_id) for item in items}
         if chosen is not None and (absent := [name for name in chosen if name not in listed]):
             warn(f"{path}: {len(absent)} images of {params.subset} have no paragraph: {first_few(absent)}")
         if not self.items:
@@ -49,7 +45,29 @@ class VisualGenomeIM2PDataset(CaptionDataset):
     def _subset(self, path: str) -> dict[str, None]:
         """The ids of the split, in order."""
         ids = image_ids(read_json(path, f"--dataset {self.name}: subset"), path)
-        return dict.fromkeys(map(str, ids))
+        return dict.fromkeys(map(id_text, ids))
+
+
+def described_images(
+    data, path, image_path: Callable[[str], str | None] = lambda name: None, chosen: Container[str] | None = None
+) -> list[ImageItem]:
+    """The images of Visual Genome's paragraphs `data`, in order.
+
+    image_path: gives the file of a name. chosen: the ids, as texts, of images whose paragraphs are wanted (None: all).
+    Raises UserError naming the file `path` and the place in it for anything malformed.
+    """
+    by_id: dict[str, ImageItem] = {}
+    cleaner = CaptionCleaner(path, "paragraphs")
+    for _, entry in checked_entries(data, path, "", image_id=ID, paragraph=TEXT):
+        image_id, key = entry["image_id"], id_text(entry["image_id"])
+        name = f"{image_id}.jpg"
+        item = by_id.setdefault(key, ImageItem(image_id, name, image_path(name)))
+        if chosen is None or key in chosen:
+            text = spaced_paragraph(clean_caption(entry["paragraph"]))
+            if cleaner.clean(text, image_id):
+                item.captions.append(text)
+    cleaner.report()
+    return list(by_id.values())
 
 
 def image_ids(ids, path: str, place: str = "") -> list:
@@ -57,7 +75,7 @@ def image_ids(ids, path: str, place: str = "") -> list:
     if not isinstance(ids, list):
         raise UserError(f"{path}: {place or 'the file'} is not a list of image ids")
     for i, image_id in enumerate(ids):
-        if type(image_id) not in ID:
+        if not is_a(image_id, ID):
             raise UserError(f"{path}: {place}[{i}]: {str(image_id)[:40]!r} is neither number nor text")
     return ids
 
@@ -83,24 +101,22 @@ class VisualGenomeRegionsDataset(CaptionDataset):
         crop = self._crop()
         feather = path.lower().endswith(".feather")
         regions = read_feather(path) if feather else read_regions(path, f"--dataset {self.name}")
-        by_id: dict[int | str, ImageItem] = {}
+        by_id: dict[str, ImageItem] = {}
+        cleaner = CaptionCleaner(path, "phrases")
         self._paths: dict[int | str, str | None] = {}  # one text for all regions of an image: there are millions
-        blank = 0
         for place, region in regions:
-            image_id, phrase = region["image_id"], region["phrase"].strip()
-            item_id = region["region_id"] if crop else image_id
-            if crop and item_id in by_id:
+            item_id = region["region_id"] if crop else region["image_id"]
+            key = id_text(item_id)
+            if crop and key in by_id:
                 raise UserError(f"{path}: {place}: region_id {item_id!r} is there already")
-            if chosen is not None and image_id not in chosen:
+            if chosen is not None and id_text(region["image_id"]) not in chosen:
                 continue
-            if item_id not in by_id:
-                by_id[item_id] = self._item(region, crop)
-            if phrase:
-                by_id[item_id].captions.append(phrase)
-            blank += not phrase
+            if key not in by_id:
+                by_id[key] = self._item(region, crop)
+            if phrase := cleaner.clean(region["phrase"]).strip():
+                by_id[key].captions.append(phrase)
         self.items = list(by_id.values())
-        if blank:
-            warn(f"{path}: {blank} blank phrases left out")
+        cleaner.report()
         if not self.items:
             raise UserError(f"--dataset {self.name}: {path} has no regions" + (" of its subset" if chosen else ""))
 
@@ -129,7 +145,7 @@ class VisualGenomeRegionsDataset(CaptionDataset):
             raise UserError(f"{path} is not an object of lists of image ids: it should have {split!r} as a key")
         if split not in splits:
             raise UserError(f"{path} has no split {split!r}; it has: {', '.join(map(str, splits)) or 'none'}")
-        return set(image_ids(splits[split], path, split))
+        return set(map(id_text, image_ids(splits[split], path, split)))
 
 
 def read_regions(path: str, what: str) -> Iterator[tuple[str, dict]]:
@@ -145,7 +161,7 @@ def read_regions(path: str, what: str) -> Iterator[tuple[str, dict]]:
         if not isinstance(image, dict) or "regions" not in image:
             raise UserError(f"{path}: [{i}] has no 'regions', as the images before it have")
         image_id = image.get("id", image.get("image_id"))
-        if type(image_id) not in ID:
+        if not is_a(image_id, ID):
             raise UserError(f"{path}: [{i}]: id {str(image_id)[:40]!r} is neither number nor text")
         for place, region in checked_entries(image["regions"], path, f"[{i}].regions", **own):
             yield place, {**region, "image_id": image_id}

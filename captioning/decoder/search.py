@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captioning.errors import UserError
 from captioning.rows import select_state
 from captioning.text.tokens import END, PAD, START, UNK
+
+NEVER_WRITTEN = (PAD, START, UNK)  # <unk> only where `Search.allow_unk` says so
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Search:
     """How sentences are searched for.
 
     The rules about sentences also hold for captions of a model without topics, whose sentences end in the word ".".
+    Raises UserError for a length penalty, of a model file perhaps, by which lengths cannot be computed.
     """
 
     beam_size: int = 1  # 1: greedy, or sampling with `sample`
@@ -41,6 +45,10 @@ class Search:
     trigram_penalty_alpha: float = 0.0
     no_repeat_sentences: bool = False  # a sentence that a paragraph has gives way to the next best beam, or to none
     only_complete_sentences: bool = False  # so does a sentence of `max_length` words, which was cut off there
+
+    def __post_init__(self):
+        if not abs(self.length_penalty) <= 50:
+            raise UserError(f"length penalty {self.length_penalty}: it must be from -50 to 50")
 
 
 @dataclass
@@ -163,7 +171,7 @@ class _Ended:
 def _restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool) -> Tensor:
     """log_probs (N, V), in place unless a gradient flows, with -inf for words that may not follow tokens (N, t)."""
     allowed = log_probs.clone() if log_probs.requires_grad else log_probs
-    allowed[:, [PAD, START] if search.allow_unk else [PAD, START, UNK]] = -torch.inf
+    allowed[:, [PAD, START] if search.allow_unk else list(NEVER_WRITTEN)] = -torch.inf
     if last_step:
         end = allowed[:, END].clone()
         allowed.fill_(-torch.inf)

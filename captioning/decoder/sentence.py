@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from captioning.config import ModelConfig
 from captioning.decoder.attention import Attention
+from captioning.decoder.batch_norm import BatchNorm
 from captioning.fast.linear import Dropout, Linear
 from captioning.fast.lstm import attention_lstm_applies, attention_lstm_layer, lstm_applies, lstm_layers
 from captioning.rows import ImageMemory, Packing, State, each_row, first_states, select_state
@@ -46,7 +47,7 @@ class ImageEmbedding(nn.Module):
         self.linear = Linear(image_size, embed_size)
         self.non_lin = nn.SELU() if non_lin else nn.Identity()
         self.dropout = Dropout(dropout)
-        self.bn = nn.BatchNorm1d(embed_size, momentum=0.01)
+        self.bn = BatchNorm(embed_size, momentum=0.01)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.bn(self.dropout(self.non_lin(self.linear(image))))

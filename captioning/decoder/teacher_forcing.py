@@ -12,7 +12,12 @@ from captioning.rows import first_states
 
 
 def truth_probability(iteration: int, k: float = 6500.0, beta: float = 0.3) -> float:
-    """p(i) = k / (k + exp(i * beta / k)): inverse sigmoid decay from about 1 towards 0. Beta scales the speed."""
+    """p(i) = k / (k + exp(i * beta / k)): inverse sigmoid decay from about 1 towards 0. Beta scales the speed.
+
+    With k = 0 it is 1, as in DeepCaption.
+    """
+    if k == 0:
+        return 1.0
     exponent = iteration * beta / k
     return 0.0 if exponent > 700 else k / (k + math.exp(exponent))
 

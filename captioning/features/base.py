@@ -1,7 +1,6 @@
 """What readers and writers of feature files share: records by key, rows in order with their names."""
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from captioning.config import MOST_NUMBERS, check_provenance
+from captioning.config import MOST_NUMBERS
 from captioning.errors import UserError, one_line
 from captioning.features.handles import naming
-from captioning.files import read_lines, require_plain_file
+from captioning.features.partial import refuse_half_placed
+from captioning.files import atomic_write, expect, parse_json, read_lines, require_plain_file
 
 
 class FeatureReader:
@@ -88,10 +88,14 @@ class RowReader(FeatureReader):
     """Rows in a file; `X.keys.txt` beside it names them, or else `keys`, the images of the dataset in their order.
 
     A row may also be asked for by its number, as an int, or as digits where the rows have no names.
+    row_rule: how rows are found, as a sentence, where nothing names them and they are many; else None.
     """
+
+    row_rule: str | None = None
 
     def __init__(self, path: Path, keys: Sequence[str] | None = None):
         super().__init__(path)
+        refuse_half_placed(path)
         with naming(path):
             require_plain_file(path, "feature file")
             self.bytes = os.path.getsize(path)
@@ -127,7 +131,7 @@ class RowReader(FeatureReader):
         """Key -> row number; None where nobody says."""
         named = self.path.with_suffix(".keys.txt")
         if named.exists():
-            keys = read_lines(named, "feature file")
+            keys = read_lines(named, "feature file", errors="surrogateescape")
             if len(keys) != self.count:
                 raise UserError(f"{named} names {len(keys)} rows, but {self.path} has {self.count}")
             index = {key: row for row, key in enumerate(keys)}
@@ -135,8 +139,10 @@ class RowReader(FeatureReader):
                 twice = next(row for row, key in enumerate(keys) if index[key] != row)
                 raise UserError(f"{named}, line {twice + 1}: {keys[twice]!r} stands there twice")
             return index
+        self.row_rule = "row N, counted from 0, is asked for by the number N"
         if keys is None:
             return None
+        self.row_rule = "they are taken in the order of the dataset's images"
         if len(keys) != self.count:
             have = f"{self.path} has {self.count} rows, the dataset {len(keys)} images"
             raise UserError(f"{have}, and there is no {named} to name the rows")
@@ -157,7 +163,10 @@ class RowReader(FeatureReader):
         if index is not None:
             found = [key if isinstance(key, (int, np.integer)) else index.get(key, -1) for key in keys]
         else:
-            found = [int(key) if not isinstance(key, str) or key.isdecimal() else -1 for key in keys]
+            found = [
+                key if not isinstance(key, str) else int(key) if key.isdecimal() and len(key) < 19 else -1
+                for key in keys
+            ]
         rows = np.array([min(row, self.count) for row in found], np.int64)
         rows[(rows == self.count) | (rows < 0)] = -1
         return rows
@@ -201,23 +210,37 @@ class RowReader(FeatureReader):
         return {name: value for name, value in self.__dict__.items() if name != "mapped"}
 
 
+PROVENANCE = {  # kinds of what a feature file says of the encoder that made it
+    "extractor": str,
+    "weights_sha256": (str, type(None)),
+    "transform": (dict, type(None)),
+    "feature_type": str,
+    "image_size": (int, type(None)),
+}
+
+
 def parse_provenance(path: Path, text: str | bytes | None) -> dict | None:
-    """What made the features, from JSON; None where there is no text or it is about something else."""
+    """What made the features, from JSON; None where there is no text or it is about something else.
+
+    Raises UserError naming the file where it is no JSON, or where a value is of another kind than in PROVENANCE.
+    """
     try:
-        provenance = json.loads("null" if text is None else text)
-    except (ValueError, TypeError, RecursionError) as error:
+        provenance = parse_json("null" if text is None else text)
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path}: what made the features is not valid JSON: {one_line(error)}") from None
     if not isinstance(provenance, dict) or "extractor" not in provenance:
         return None
-    check_provenance(provenance, f"{path}: what made the features")
+    for name, kinds in PROVENANCE.items():
+        if name in provenance:
+            expect(provenance[name], kinds, path, name)
     return provenance
 
 
 class RowStore:
     """What a FeatureWriter writes rows with, one after the other behind a header; their names go to keys.txt.
 
-    rows: the keys that an interrupted run has written. check() a key, add() a record; then finish(), complete() and
-    place() put the file where it belongs.
+    rows: the keys that an interrupted run has written. check() a key, add() a record. Then finish() completes the file,
+    or stop() keeps what is there for another run.
     """
 
     beside = True  # names and provenance are files beside the feature file
@@ -228,17 +251,17 @@ class RowStore:
         self.bytes = int(np.prod(writer.shape)) * writer.dtype.itemsize
         self.rows: list[str] = []
         if resume and self.data.exists() and self.names.exists():
-            lines = self.names.read_text(encoding="utf-8").split("\n")[:-1]
+            lines = self.names.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
             whole = (self.data.stat().st_size - len(self.header(0))) // self.bytes
             self.rows = lines[: max(0, whole)]  # what both files have: either may have been cut off
         head = self.header(len(self.rows))
-        with open(self.names, "w", encoding="utf-8") as file:
-            file.writelines(f"{key}\n" for key in self.rows)
+        with atomic_write(self.names, "wb") as file:
+            file.writelines(f"{key}\n".encode("utf-8", "surrogateescape") for key in self.rows)
         self.file = open(self.data, "r+b" if self.rows else "w+b")  # noqa: SIM115 (closed by finish)
         self.file.write(head)
         self.file.truncate(len(head) + len(self.rows) * self.bytes)
         self.file.seek(0, os.SEEK_END)
-        self.name_file = open(self.names, "a", encoding="utf-8")  # noqa: SIM115
+        self.name_file = open(self.names, "a", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
 
     def header(self, count: int) -> bytes:
         """Its length must not depend on `count`."""
@@ -250,19 +273,22 @@ class RowStore:
 
     def add(self, key: str, record: np.ndarray) -> None:
         self.file.write(record.data)
+        self.file.flush()  # a process that is killed loses no record
         self.name_file.write(f"{key}\n")
+        self.name_file.flush()
         self.rows.append(key)
 
-    def finish(self) -> None:
+    def finish(self) -> str:
+        """Called where all records are there. Gives the name, in the partial folder, of the finished file."""
         self.file.seek(0)
         self.file.write(self.header(len(self.rows)))
         for file in (self.file, self.name_file):
             file.flush()
             os.fsync(file.fileno())
             file.close()
+        return self.data.name
 
-    def complete(self) -> None:
-        """Called after finish() where all records are there, before an older file is removed."""
-
-    def place(self) -> None:
-        os.replace(self.data, self.writer.path)
+    def stop(self) -> None:
+        for file in (self.file, self.name_file):
+            with contextlib.suppress(OSError):
+                file.close()

@@ -33,7 +33,7 @@ def open_features(path, keys: Sequence[str] | None = None, labels: dict[str, int
     to follow that order. `labels` (label -> record number) names the records of PicSOM files that do not do it
     themselves. Raises UserError for a file that is missing, damaged, cut off, or of an unknown kind.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     kind = READERS.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"feature file {path}: unknown extension {path.suffix!r}; known: {' '.join(READERS)}")

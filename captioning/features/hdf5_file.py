@@ -14,6 +14,7 @@ from captioning.errors import UserError, one_line
 from captioning.features.base import RowReader, RowStore, parse_provenance
 from captioning.features.handles import handle, handles_lock
 
+HEADERS = 2**16  # bytes, more than those of a file with one dataset
 FILTERS = {1, 2, 3, 6, 32000}  # numbers of HDF5's: gzip, shuffle, checksum, scale and offset, lzf
 LARGEST_CHUNK = 2**27  # bytes
 MOST_SECONDS = 30  # to read the texts of a file, most of them for starting Python
@@ -72,7 +73,11 @@ class H5Reader(RowReader):
             owner = next((one for one in (data.parent, data) if "extractor" in one.attrs), None)
             if owner is None:
                 return None
-            check_text(self.path)
+            text = h5py().check_string_dtype(owner.attrs.get_id("extractor").dtype)
+            if text is None:
+                raise ValueError("what made the features is no text")
+            if text.length is None:
+                check_text(self.path)
             noted = owner.attrs["extractor"]
         return parse_provenance(self.path, noted)
 
@@ -107,9 +112,9 @@ def check_data(file) -> None:
 
 
 def check_text(path: Path) -> None:
-    """Raises ValueError where HDF5 cannot read the texts of a file: over damaged ones it may go on for ever.
+    """Raises ValueError where HDF5 cannot read the texts of a file that have no fixed length.
 
-    So a process of its own tries first, once for each file.
+    Over damaged ones it may go on for ever. So a process of its own tries first, once for each file.
     """
     status = os.stat(path)
     stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
@@ -134,7 +139,7 @@ def h5py():
 
 
 class H5Store(RowStore):
-    """Rows gather in a plain file, as an HDF5 file that was not closed may be damaged; complete() turns it into one."""
+    """Rows gather in a plain file, as an HDF5 file that was not closed may be damaged; finish() turns it into one."""
 
     def __init__(self, writer, resume: bool):
         h5py()  # told before the work where it is missing
@@ -143,16 +148,27 @@ class H5Store(RowStore):
     def header(self, count: int) -> bytes:
         return b""
 
-    def complete(self) -> None:
+    def finish(self) -> str:
+        super().finish()
         writer, count = self.writer, len(self.rows)
         rows = np.memmap(self.data, writer.dtype, "r", shape=(count, *writer.shape))
         step = max(1, 2**25 // self.bytes)  # records of 32 MiB at a time
-        self.data = self.data.with_suffix(".h5")
-        with h5py().File(self.data, "w") as file:
+        path = self.data.with_suffix(".h5")
+        require_room(path, rows.nbytes)
+        with h5py().File(path, "w") as file:
             data = file.create_dataset("data", rows.shape, writer.dtype)
             for start in range(0, count, step):
                 data[start : start + step] = rows[start : start + step]
             if writer.provenance is not None:
-                file.attrs["extractor"] = json.dumps(writer.provenance)
-        with open(self.data, "rb") as file:
+                # of a fixed length: HDF5 keeps others apart, and reads damaged ones for ever
+                file.attrs["extractor"] = np.bytes_(json.dumps(writer.provenance))
+        with open(path, "rb") as file:
             os.fsync(file.fileno())
+        return path.name
+
+
+def require_room(path, size: int) -> None:
+    """Raises OSError where the disk has no room for a file of `size` bytes: HDF5 does not survive to find out."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + HEADERS)

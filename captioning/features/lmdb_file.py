@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from captioning.files import require_plain_file
 LMDB_OWN_KEYS = (b"@vdim", b"@dtype", b"@extractor")
 LMDB_LONGEST_KEY = 511  # bytes, a limit of lmdb's
 LMDB_PAGE = 4096  # bytes
+LMDB_LOCK_BYTES = 8192  # of the lock file, with lmdb's usual number of readers
+FLUSH_SECONDS = 5.0  # records not yet on the disk are lost when the process is killed
 SPARE_BYTES = 2**26  # room in the map of a file beyond its records
 _whole: set[tuple] = set()  # files that were looked through: those that fork from here need not do it again
 
@@ -87,7 +90,7 @@ class LmdbReader(FeatureReader):
     def keys(self) -> Iterator[str]:
         with self._reading() as transaction:
             names = transaction.cursor().iternext(values=False)
-            return iter([name.decode() for name in names if name not in LMDB_OWN_KEYS])
+            return iter([name.decode(errors="surrogateescape") for name in names if name not in LMDB_OWN_KEYS])
 
     def missing(self, keys: Iterable) -> list:
         with self._reading() as transaction:
@@ -155,8 +158,21 @@ def environment(folder: Path, named: Path, doing: str, room: int = 0, shared: bo
         used = data.stat().st_size if data.exists() else 0
         # others may add as well: the map has room for several times what this process adds
         size = 2 * used + 4 * (room + SPARE_BYTES)
+        if shared:
+            reserve_lock_file(folder / "lock.mdb")
         with contextlib.closing(lmdb.open(str(folder), map_size=size, lock=shared)) as opened:
             yield opened
+
+
+def reserve_lock_file(path: Path) -> None:
+    """Give lmdb's lock file its place on the disk. lmdb maps it, and a full disk would kill the process.
+
+    Raises OSError where there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "ab") as file:
+            if os.fstat(file.fileno()).st_blocks * 512 < LMDB_LOCK_BYTES:
+                os.posix_fallocate(file.fileno(), 0, LMDB_LOCK_BYTES)
 
 
 def put_records(folder: Path, records: list[tuple[bytes, bytes]], named: Path, shared: bool = False) -> None:
@@ -207,17 +223,17 @@ class LmdbStore:
     def __init__(self, writer, resume: bool):
         self.writer, self.folder = writer, writer.partial / "lmdb"
         self.pending: list[tuple[bytes, bytes]] = []
-        self.size = 0
+        self.size, self.flushed = 0, time.monotonic()
         self.rows: list[str] = []
         if resume and (self.folder / "data.mdb").exists():
             check_header(self.folder / "data.mdb")
             with environment(self.folder, writer.path, "read") as opened, opened.begin() as transaction:
                 check_whole(self.folder / "data.mdb", transaction)
                 names = transaction.cursor().iternext(values=False)
-                self.rows = [name.decode() for name in names if name not in LMDB_OWN_KEYS]
+                self.rows = [name.decode(errors="surrogateescape") for name in names if name not in LMDB_OWN_KEYS]
 
     def check(self, key: str) -> None:
-        encoded = str(key).encode()
+        encoded = str(key).encode("utf-8", "surrogateescape")
         if not 0 < len(encoded) <= LMDB_LONGEST_KEY or encoded in LMDB_OWN_KEYS:
             reason = f"empty, reserved or longer than {LMDB_LONGEST_KEY} bytes"
             raise UserError(f"feature file {self.writer.path}: {key[:60]!r} cannot be a key of an lmdb file ({reason})")
@@ -226,20 +242,20 @@ class LmdbStore:
         little = record.astype(record.dtype.newbyteorder("<"), copy=False)
         self.pending.append((lmdb_key(key), little.tobytes()))
         self.size += little.nbytes
-        if self.size >= self.batch_bytes:
+        if self.size >= self.batch_bytes or time.monotonic() - self.flushed > FLUSH_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
         put_records(self.folder, self.pending, self.writer.path)
-        self.pending, self.size = [], 0
+        self.pending, self.size, self.flushed = [], 0, time.monotonic()
 
-    def finish(self) -> None:
+    def finish(self) -> str:
         writer = self.writer
         self.pending += own_records(writer.shape, writer.dtype, writer.provenance)
         self._flush()
+        return self.folder.name
 
-    def complete(self) -> None:
-        pass
-
-    def place(self) -> None:
-        os.replace(self.folder, self.writer.path)
+    def stop(self) -> None:
+        if self.pending:
+            with contextlib.suppress(UserError):
+                self._flush()

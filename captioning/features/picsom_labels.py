@@ -7,6 +7,7 @@ from captioning.errors import UserError
 from captioning.files import read_lines
 
 METACLASS = "# METACLASSFILE"
+DEEPEST = 100  # classes that list classes
 
 
 def read_labels(path) -> dict[str, int]:
@@ -21,7 +22,7 @@ def read_labels(path) -> dict[str, int]:
             continue
         row, _, label = line.partition("<")
         row, (label, closed, _) = row.strip(), label.partition(">")
-        if not (row.startswith("#") and row[1:].isdecimal() and closed):
+        if not (row.startswith("#") and row[1:].isdecimal() and len(row) < 19 and closed and label):
             raise UserError(f"{path}, line {number}: {line[:60]!r} is not of the form '#INDEX <LABEL>'")
         if label in index or int(row[1:]) in taken:
             again = f"label <{label}>" if label in index else f"index {row}"
@@ -31,13 +32,18 @@ def read_labels(path) -> dict[str, int]:
     return index
 
 
-def read_class(folder, name: str, within: tuple[str, ...] = ()) -> list[str]:
+def read_class(folder, name: str) -> list[str]:
     """The labels of the objects in class `name`, a file of `folder`: a label a line, # begins a comment.
 
     A file that begins with `# METACLASSFILE` lists other classes instead, and stands for all of their objects.
     Raises UserError for a class that is not there (naming the file and line that ask for it), a line of several words,
     and a metaclass that lists itself.
     """
+    return list(_class_labels(folder, name, (), {}))
+
+
+def _class_labels(folder, name: str, within: tuple[str, ...], done: dict[str, dict]) -> dict[str, None]:
+    """The labels as keys. within: the classes that ask for this one; done: the labels of classes read before."""
     path = os.path.join(folder, name)
     lines = read_lines(path, "class file")
     meta = bool(lines) and lines[0].startswith(METACLASS)
@@ -46,7 +52,7 @@ def read_class(folder, name: str, within: tuple[str, ...] = ()) -> list[str]:
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
-        if len(entry.split()) > 1:
+        if len(entry.split()) > 1 or "\0" in entry:
             wanted = "a class" if meta else "a label"
             raise UserError(f"{path}, line {number}: {entry[:60]!r} is several words: {wanted} a line is expected")
         if not meta:
@@ -54,10 +60,14 @@ def read_class(folder, name: str, within: tuple[str, ...] = ()) -> list[str]:
         elif entry in (*within, name):
             raise UserError(f"{path}, line {number}: class {entry} lists itself")
         elif not os.path.isfile(os.path.join(folder, entry)):
-            raise UserError(f"{path}, line {number}: no such class: {os.path.join(folder, entry)}")
+            raise UserError(f"{path}, line {number}: no such class: {os.path.join(folder, entry)[:200]}")
+        elif len(within) >= DEEPEST:
+            raise UserError(f"{path}, line {number}: classes list classes more than {DEEPEST} deep")
         else:
-            labels.update(dict.fromkeys(read_class(folder, entry, (*within, name))))
-    return list(labels)
+            if entry not in done:
+                done[entry] = _class_labels(folder, entry, (*within, name), done)
+            labels.update(done[entry])
+    return labels
 
 
 def read_captions(path) -> Iterator[tuple[int, str, list[str]]]:

@@ -12,9 +12,10 @@ import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from operator import attrgetter
 
-from captioning.errors import UserError
+from captioning.errors import UserError, first_few, warn_once
 
 LARGEST = 2**28  # bytes of a member unpacked: more is no image, or a decompression bomb
 LOCAL_HEADER = struct.Struct("<4s22x2H")  # magic, the lengths of name and extra field, after which the data begins
@@ -32,13 +33,19 @@ class ImageZip:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                entries = [info for info in archive.infolist() if not info.is_dir() and not JUNK.match(info.filename)]
+                infos = [info for info in archive.infolist() if not info.is_dir()]
         except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
             raise UserError(f"cannot read zip file {path}: {error}") from None
         except OSError as error:
             raise UserError(f"cannot read zip file {path}: {error.strerror or error}") from None
+        entries = [info for info in infos if not leads_out(info.filename) and not JUNK.match(info.filename)]
         # plain tuples: zipfile's own entries take some times the memory, and a large set has a hundred thousand
         self.members = {info.filename: MEMBER(info) for info in entries}
+        if lost := [info.filename for info in infos if leads_out(info.filename)]:
+            warn_once(f"{path}: {len(lost)} members left out, whose names lead out of the zip file: {first_few(lost)}")
+        if len(self.members) < len(entries):
+            twice = [name for name, times in Counter(info.filename for info in entries).items() if times > 1]
+            warn_once(f"{path}: {len(twice)} names stand there more than once, the last counts: {first_few(twice)}")
         tops = {name.partition("/")[0] if "/" in name else "" for name in self.members}
         self.top = tops.pop() + "/" if len(tops) == 1 and "" not in tops else ""
 
@@ -72,6 +79,11 @@ class ImageZip:
         if len(data) != size or zlib.crc32(data) != checksum:
             raise ValueError("its content in the zip file is damaged")
         return data
+
+
+def leads_out(name: str) -> bool:
+    """Whether a member's name, put behind a folder, would name a file that is not in the folder."""
+    return name.startswith("/") or ".." in name.split("/")
 
 
 def _unpacked(data: bytes, method: int, most: int) -> bytes:

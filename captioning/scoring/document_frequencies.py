@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning.errors import UserError, one_line
-from captioning.files import atomic_write, known_ending, read_bytes, read_json, require_plain_file
+from captioning.files import atomic_write, expect, known_ending, member, read_bytes, read_json, require_plain_file
 from captioning.pickles import NUMBERS, PickleError, read_pickle
 from captioning.text.ptb import ptb_tokens
 
@@ -71,14 +71,14 @@ class CachedWords:
         kind = known_ending(path, "cached words", EXTENSIONS)
         with atomic_write(path, "wb") as file:
             if kind == ".npz":
-                words = np.frombuffer("\n".join(self.tokens).encode(), np.uint8)
+                words = np.frombuffer("\n".join(self.tokens).encode(errors="surrogatepass"), np.uint8)
                 parts = {"tokens": words, "ngrams": self.ngrams, "counts": self.counts}
                 np.savez_compressed(file, images=self.images, origin=self.origin, **parts)
             elif kind == ".json":
                 table = self.to_dict()
                 joined = {" ".join(ngram): count for ngram, count in table["document_frequency"].items()}
                 content = {"format": 1, "ref_len": self.images, "origin": self.origin, "document_frequency": joined}
-                file.write(json.dumps(content, ensure_ascii=False).encode())
+                file.write(json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace"))
             else:
                 pickle.dump(self.to_dict(), file, protocol=4)
 
@@ -105,7 +105,7 @@ class CachedWords:
             require_plain_file(path, "cached words")
             check_unpacked(path)
             with np.load(path, allow_pickle=False) as file:
-                tokens = file["tokens"].tobytes().decode().split("\n")
+                tokens = file["tokens"].tobytes().decode(errors="surrogatepass").split("\n")
                 ngrams, counts = file["ngrams"], file["counts"]
                 images, origin = float(file["images"]), str(file["origin"])
             fits = ngrams.shape == (len(counts), ORDERS) and len(counts) and -1 <= ngrams.min() <= ngrams.max()
@@ -119,12 +119,11 @@ class CachedWords:
 
     @classmethod
     def _load_json(cls, path) -> "CachedWords":
-        content = read_json(path, "cached words")
-        if not isinstance(content, dict) or not isinstance(content.get("document_frequency"), dict):
-            raise UserError("this is not a JSON of build_cached_words.py: it has no table 'document_frequency'")
-        table = {tuple(ngram.split(" ")): count for ngram, count in content["document_frequency"].items()}
-        words = cls.from_dict({"document_frequency": table, "ref_len": content.get("ref_len")})
-        words.origin = str(content.get("origin", ""))
+        content, what = read_json(path, "cached words"), f"cached words: {path}"
+        table = member(content, "document_frequency", dict, what)
+        table = {tuple(ngram.split(" ")): count for ngram, count in table.items()}
+        words = cls.from_dict({"document_frequency": table, "ref_len": member(content, "ref_len", float, what)})
+        words.origin = expect(content.get("origin", ""), str, what, "origin")
         return words
 
 
@@ -234,10 +233,13 @@ def check_table(table: Mapping) -> tuple[Mapping, float]:
     """
     try:
         frequencies, images = table["document_frequency"], float(table["ref_len"])
-        largest = float(max(frequencies.values(), default=0.0))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        counts = np.array([*frequencies.values(), 0.0])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         message = "document frequencies must be a dict of 'document_frequency' and 'ref_len'"
         raise UserError(f"{message}: {one_line(error)}") from error
+    if counts.dtype.kind != "f" or not np.isfinite(counts).all():
+        raise UserError("document frequencies: not every n-gram in 'document_frequency' has a finite number")
+    largest = float(counts.max())
     if not largest > 0:
         raise UserError("document frequencies: there is no n-gram in 'document_frequency'")
     if images < largest:  # no n-gram is in more images than there are: it is the logarithm

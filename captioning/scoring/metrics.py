@@ -17,18 +17,19 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from captioning.errors import UserError, one_line
+from captioning.scoring.corpus_scores import Additive, bleu_sums, means, meteor_sums
 from captioning.scoring.document_frequencies import check_table
 from captioning.text.ptb import ptb_tokens
 
@@ -47,17 +48,24 @@ class Scores:
     """Scores of captions. `values` has the keys bleu_1 .. bleu_4, meteor, rouge_l, cider, ciderd, spice.
 
     left_out: metric -> why it could not run. per_image: under the same keys as `values` a score for each candidate, in
-    their order. The mean of those of BLEU and METEOR is not the score of all.
+    their order. The mean of those of BLEU and METEOR is not the score of all; `additive` has the figures of which it is
+    computed, for captioning/scoring/bootstrap.py. tokens: of each candidate its tokens, joined by blanks.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     tokenizer: str = ""  # the one that was used: "ptb" or "python"
     per_image: dict[str, list[float]] = field(default_factory=dict)
+    additive: list[Additive] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
 
-    def lines(self) -> list[str]:
-        """A table for people: a line for each score, then one for each metric that was left out."""
-        rows = [f"{LABELS[name]:<8} {value:7.4f}" for name, value in self.values.items()]
+    def lines(self, intervals: Mapping[str, tuple[float, float]] | None = None) -> list[str]:
+        """A table for people: a line for each score, then one for each metric that was left out.
+
+        intervals: name of a score -> its interval, which is shown behind it.
+        """
+        bounds = {name: f"  [{low:.4f}, {high:.4f}]" for name, (low, high) in (intervals or {}).items()}
+        rows = [f"{LABELS[name]:<8} {value:7.4f}{bounds.get(name, '')}" for name, value in self.values.items()]
         return rows + [f"{LABELS[name]:<8} left out: {reason}" for name, reason in self.left_out.items()]
 
 
@@ -171,51 +179,70 @@ def score_captions(
     hypotheses = {i: [tokens[i]] for i in range(len(candidates))}
     targets = {i: [next(later) for _ in references[key]] for i, key in enumerate(candidates)}
 
-    scores = Scores(tokenizer=used)
+    scores = Scores(tokenizer=used, tokens=tokens[: len(candidates)])
     for name in dict.fromkeys(metrics):
         try:
-            for key, (value, each) in _score(name, hypotheses, targets, document_frequencies).items():
+            found, additive = _score(name, hypotheses, targets, document_frequencies)
+            for key, (value, each) in found.items():
                 scores.values[key], scores.per_image[key] = float(value), [float(one) for one in each]
+            scores.additive.append(additive or means({key: scores.per_image[key] for key in found}))
         except Exception as error:  # noqa: BLE001 - whatever breaks one metric must not cost the others
             scores.left_out[name] = one_line(error)
     return scores
 
 
-def _score(name: str, hypotheses: dict, references: dict, frequencies: Mapping | None) -> dict[str, tuple]:
+def _score(name: str, hypotheses: dict, references: dict, frequencies: Mapping | None) -> tuple[dict, Additive | None]:
     """Key of `Scores.values` -> (value, those of the images), for each score that the metric `name` gives.
 
-    Raises UserError naming what the metric lacks.
+    Second come the figures that add up to the score; None where the score is the mean of those of the images. Raises
+    UserError naming what the metric lacks.
     """
     if name in NEEDS_JAVA and java_missing():
         raise UserError("needs Java, which is not installed")
     if name == "bleu":
-        values, each = Bleu(4).compute_score(references, hypotheses, verbose=0)
-        return {f"bleu_{n}": pair for n, pair in enumerate(zip(values, each), start=1)}
+        return _bleu(references, hypotheses)
     if name == "rouge":
-        return {"rouge_l": Rouge().compute_score(references, hypotheses)}
+        return {"rouge_l": Rouge().compute_score(references, hypotheses)}, None
     if name == "cider":
         if len(references) < 2:
             raise UserError("needs two images or more, because it counts in how many of them a phrase occurs")
-        return {"cider": Cider().compute_score(references, hypotheses)}
+        return {"cider": Cider().compute_score(references, hypotheses)}, None
     if name == "ciderd":
         if frequencies is None:
             raise UserError("needs document frequencies from a file (--cached_words)")
         scorer = CiderD(frequencies)
         for key, captions in references.items():
             scorer += (hypotheses[key][0], captions)
-        return {"ciderd": scorer.compute_score()}
-    value, each = {"meteor": _meteor, "spice": _spice}[name](references, hypotheses)
+        return {"ciderd": scorer.compute_score()}, None
+    value, each, additive = {"meteor": _meteor, "spice": _spice}[name](references, hypotheses)
     if math.isnan(value):
         raise UserError("gave no number")
-    return {name: (value, each)}
+    return {name: (value, each)}, additive
 
 
-def _meteor(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
+def _bleu(references: dict, hypotheses: dict) -> tuple[dict, Additive]:
+    scorer = BleuScorer(n=4)
+    for key, captions in references.items():
+        scorer += (hypotheses[key][0], captions)
+    values, each = scorer.compute_score(option="closest")
+    return {f"bleu_{n}": pair for n, pair in enumerate(zip(values, each), start=1)}, bleu_sums(scorer.ctest)
+
+
+def _meteor(references: dict, hypotheses: dict) -> tuple[float, list[float], Additive]:
     from pycocoevalcap.meteor.meteor import Meteor
 
-    meteor = Meteor()
+    lines = []
+
+    class Recording(Meteor):
+        """Keeps the figures of each caption, which the scorer sends back to its program."""
+
+        def _stat(self, *arguments) -> str:
+            lines.append(super()._stat(*arguments))
+            return lines[-1]
+
+    meteor = Recording()
     try:
-        return meteor.compute_score(references, hypotheses)
+        value, each = meteor.compute_score(references, hypotheses)
     except (OSError, ValueError) as error:  # Java went away; its last words tell why
         meteor.meteor_p.kill()
         said = _telling_line(meteor.meteor_p.stderr.read().decode(errors="replace"))
@@ -225,9 +252,10 @@ def _meteor(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
             meteor.meteor_p.stdin.close()
         if meteor.lock.locked():  # after an error it is still held, and Meteor.__del__ would wait for it forever
             meteor.lock.release()
+    return value, each, meteor_sums(lines)
 
 
-def _spice(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
+def _spice(references: dict, hypotheses: dict) -> tuple[float, list[float], None]:
     """SPICE, whose Stanford models pycocoevalcap downloads at first use (about 500 MB)."""
     from pycocoevalcap.spice.get_stanford_models import JAR
     from pycocoevalcap.spice.spice import Spice
@@ -248,7 +276,7 @@ def _spice(references: dict, hypotheses: dict) -> tuple[float, list[float]]:
     with _silenced() as said:
         try:
             value, each = scorer.compute_score(references, hypotheses)
-            return value, [one["All"]["f"] for one in each]
+            return value, [one["All"]["f"] for one in each], None
         except subprocess.CalledProcessError as error:
             raise UserError(_telling_line(said()) or f"Java ended with status {error.returncode}") from error
 
@@ -307,19 +335,3 @@ class CiderD(CiderScorer):
     def compute_score(self, option=None, verbose=0) -> tuple[float, np.ndarray]:
         scores = np.array(self.compute_cider())
         return scores.mean(), scores
-
-
-def caption_statistics(captions: Iterable[str]) -> dict[str, float]:
-    """Three figures that show a model which writes the same caption for every image, or short or unknown words.
-
-    `distinct`: share of captions that differ; `mean_length`: in words; `unk_share`: share of words that are <unk>.
-    All are 0 where there are no captions.
-    """
-    sentences = [caption.split() for caption in captions]
-    words = sum(map(len, sentences))
-    unknown = sum(word.strip(".,").lower() == "<unk>" for sentence in sentences for word in sentence)
-    return {
-        "distinct": len(set(map(tuple, sentences))) / max(1, len(sentences)),
-        "mean_length": words / max(1, len(sentences)),
-        "unk_share": unknown / max(1, words),
-    }

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+from captioning.text.detokenizers import is_ended
+
 # A period ends a sentence, but not within 3.5. The blank behind it is missing in many texts of crowd workers.
 _SENTENCE_END = re.compile(r"\.(?!\d)")
 
@@ -19,5 +21,5 @@ def spaced_paragraph(paragraph: str) -> str:
 
 def join_sentences(sentences: Iterable[str]) -> str:
     """Sentences as one text. A sentence that ends with no mark gets a period, so that the text can be split again."""
-    marked = (text if text.endswith((".", "!", "?")) else f"{text}." for text in sentences if text)
+    marked = (text if is_ended(text) else f"{text}." for text in sentences if text)
     return " ".join(marked)

@@ -1,10 +1,11 @@
-"""Tokenizers: a caption to its words, and words to a sentence."""
+"""Tokenizers: a caption to its words. detokenizers.py is the way back."""
 
 import re
 from collections.abc import Callable
 from functools import cache
 
 from captioning.errors import UserError
+from captioning.text.tokens import MARKS
 
 TOKENIZERS = ("treebank", "whitespace", "char", "regex")
 # Captions of letters, digits, blanks, single hyphens, ", " and a final period: on these the Treebank rules only set the
@@ -32,13 +33,18 @@ def _tokenize_treebank(text: str) -> list[str]:
     return text.split()
 
 
+def _tokenize_whitespace(text: str) -> list[str]:
+    words = text.split()
+    return [word for word in words if word not in MARKS] if "<" in text else words  # these would be special tokens
+
+
 def _tokenize_char(text: str) -> list[str]:
     return list(" ".join(text.split()))
 
 
 _FUNCTIONS: dict[str, Callable[[str], list[str]]] = {
     "treebank": _tokenize_treebank,
-    "whitespace": str.split,
+    "whitespace": _tokenize_whitespace,
     "char": _tokenize_char,
     "regex": _WORD.findall,
 }
@@ -48,8 +54,9 @@ def tokenize(text: str, tokenizer: str = "treebank", lowercase: bool = True) -> 
     """Tokens of `text`: of "A dog's bone." they are a, dog, 's, bone and the period.
 
     `treebank` is nltk's TreebankWordTokenizer (a final period and commas set apart, "child's" -> child 's),
-    `whitespace` splits at blanks, `char` gives single characters (runs of blanks as one), `regex` gives words with
-    their inner apostrophes and hyphens, and each other sign alone. Raises UserError for an unknown tokenizer.
+    `whitespace` splits at blanks and leaves out <pad>, <start> and <end>, `char` gives single characters (runs of
+    blanks as one), `regex` gives words with their inner apostrophes and hyphens, and each other sign alone.
+    Raises UserError for an unknown tokenizer.
     """
     return tokenize_function(tokenizer)(text.lower() if lowercase else text)
 
@@ -60,11 +67,3 @@ def tokenize_function(tokenizer: str) -> Callable[[str], list[str]]:
         return _FUNCTIONS[tokenizer]
     except (KeyError, TypeError):
         raise UserError(f"unknown tokenizer {tokenizer!r}: use one of {', '.join(TOKENIZERS)}") from None
-
-
-def as_sentence(text: str) -> str:
-    """A sentence to print, from words joined by blanks: of "a dog , running" it is "A dog, running."."""
-    if not text:
-        return text
-    text = re.sub(r"\s+([.,!?](?:\s|$))", r"\1", text).strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

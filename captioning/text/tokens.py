@@ -2,6 +2,7 @@
 
 PAD, START, END, UNK = range(4)
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+MARKS = SPECIALS[:3]  # what no caption may say: they would end it, or begin it again
 
 
 def upto_end(ids: list[int], keep_end: bool = False) -> list[int]:

@@ -1,5 +1,7 @@
 """datasets.conf: inheritance, joining, paths, lookup places, and what is said of a broken file."""
 
+import os
+
 import pytest
 
 from captioning.datasets import config as dataset_config
@@ -113,9 +115,44 @@ def test_lookup_places(tmp_path, monkeypatch):
         get_datasets("generic", "typo.conf")
 
 
+def test_paths_are_looked_for_beside_the_file_then_in_the_working_directory(tmp_path, monkeypatch, capsys):
+    conf, work = tmp_path / "conf", tmp_path / "work"
+    for place in (conf / "both", work / "both", work / "there", work / "data/images", conf / "data"):
+        place.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    text = "[a]\ndataset_class = C\nimage_dir = there\nfeatures_path = both\ncaption_path = nowhere.json\n"
+    (conf / "d.conf").write_text(text + "[b]\ndataset_class = C\nroot_dir = data\nimage_dir = images\nsubset = x\n")
+    a = one("a", conf / "d.conf")
+    assert a.image_dir == str(work / "there")
+    assert a.caption_path == str(conf / "nowhere.json")  # where it is nowhere, the file's folder is named
+    assert a.features_path == str(conf / "both")
+    assert capsys.readouterr().err.count(f"both is there twice: {conf / 'both'} is used, {work / 'both'} is not") == 1
+    b = one("b", conf / "d.conf")
+    assert b.root_dir == str(conf / "data") and b.image_dir == str(work / "data/images")
+    assert (
+        b.path("x") == str(conf / "data/x")
+        and b.path("/x") == "/x"
+        and b.path("~no.such.user/x").endswith("~no.such.user/x")
+    )
+    monkeypatch.chdir(conf)
+    assert one("a", "d.conf").image_dir == str(conf / "there")
+
+
+NINE = "".join(f"k{n} = {f'%(k{n + 1})s' * 8}\n" for n in range(9))
+CHAIN = "".join(f"k{n} = %(k{n + 1})s\n" for n in range(60))
+
+
 @pytest.mark.parametrize(
     ("text", "spec", "words"),
     [
+        (f"[a]\n{NINE}k9 = x\n", "a", ["[a]: k", "has more than 5,000 characters"]),  # 8 ** 9 of them
+        (f"[a]\n{CHAIN}k60 = x\n", "a", ["others, these to others, more than 50 deep"]),
+        ("[a]\nx = %(y)s\ny = %(x)s\n", "a", ["refers to itself"]),
+        ("[a]\nroot_dir = a\0b\n", "a", ["line 2 has a NUL character"]),
+        ("[a]\nx = " + "-" * 9000, "a", ["line 2 has more than 5,000 characters"]),
+        ("[a]\nx" + " " * 4000 + "y\n", "a", ["line 2 has more than 200 blanks in a row"]),
+        (b"#" * 2**21, "a", ["has more than 1,048,576 bytes"]),
+        ("[a]\nx = 1\n", "-" * 9000, ["unknown dataset '---"]),
         (CONF, "cocoa", ["unknown dataset 'cocoa'", "coco:train2014", "rootless", "generic", "my.conf"]),
         (CONF, "coco:val", ["unknown dataset 'coco:val'"]),
         (CONF, "coco:train2014+", ["empty name"]),
@@ -138,6 +175,19 @@ def test_mistakes_are_one_line_that_names_the_file(tmp_path, text, spec, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_what_is_no_plain_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe", "not a plain file"),
+        ("/dev/zero", "not a plain file"),
+        (tmp_path / ("x" * 300), "no such file"),
+        ("a\0b", "no such file"),
+    ):
+        with pytest.raises(UserError, match=words):
+            get_datasets("a", str(path))
 
 
 def test_the_template_that_comes_with_the_code_parses_and_its_examples_work(tmp_path):

@@ -187,7 +187,7 @@ def test_mistakes_are_one_line(made, tmp_path):
     blocked.write_text("")
     for arguments, words in (
         (("check", short, made), ("lacks captions of 11 of the 12", "demo:test")),
-        (("check", odd, made), ("odd.json", "results list")),
+        (("check", odd, made), ("odd.json is an object, not a list",)),
         (("check", tmp_path / "none.json", made), ("none.json",)),
         (("check", short, tmp_path), ("scenes.json",)),
         (("make", blocked, *SMALL), ("cannot write into", "file")),

@@ -43,8 +43,15 @@ def test_splits_are_read_by_the_dataset(tmp_path):
 
 def test_other_files_are_one_line_errors(tmp_path):
     for contents, words in (
-        ({"annotations": []}, "no list under `images`"),
-        ({"images": [{"split": "x"}]}, "images[0]"),
+        ({"annotations": []}, "has no 'images'"),
+        ({"images": [{"split": "x"}]}, "images[0] has no 'imgid'"),
+        ({"images": [image(1, "../../x", ["a"])]}, "images[0].split '../../x' is no name of a split"),
+        ({"images": [image(1, "x", ["a"], filepath="/etc")]}, "is no name of an image within a folder"),
+        ({"images": [image(1, "x", ["a"], filepath="a/../..")]}, "is no name of an image within a folder"),
+        (
+            {"images": [{**image(1, "x", []), "sentences": [{"raw": 7, "sentid": 1}]}]},
+            "images[0].sentences[0].raw is a number, not a text",
+        ),
     ):
         done = convert(tmp_path, contents)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1

@@ -381,7 +381,7 @@ def test_rules_for_captions_in_one_piece(text, rules, expected):
 def test_paragraphs_as_text():
     sentences = [WORDS.encode("a dog"), [], WORDS.encode("runs .")]
     assert as_text(sentences, WORDS) == "A dog. Runs."
-    assert as_text(sentences, WORDS, capitalize=False) == "a dog. runs ."
+    assert as_text(sentences, WORDS, capitalize=False) == "a dog. runs."
 
 
 def test_a_flat_decoder_becomes_the_word_decoder():

@@ -165,6 +165,10 @@ def test_every_kind_of_hierarchical_model_runs(train, data, tmp_path, script, fl
     row = stats(train.folder / "run")["2"]
     wanted = {"validation_word_loss", "validation_stop_loss", "validation_sentences", "validation_right_number"}
     assert wanted <= set(row) and row["validation_sentences"] <= 6
+    theirs = [
+        row[name] for name in ("loss_word", "loss_sentence", "val_loss_word", "val_loss_sentence")
+    ]  # DeepCaption's
+    assert theirs[2:] == [row["validation_word_loss"], row["validation_stop_loss"]] and min(theirs) > 0
     attention = ["--attention_output", tmp_path / "a.npz"] if "--attention" in flags else []
     model = train.folder / "run" / "ep2.model"
     common = ["--model", model, "--dataset", "im2p:few", "--cpu", "--max_seq_length", 5]

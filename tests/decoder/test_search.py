@@ -10,6 +10,7 @@ import torch
 from toy_decoders import CASES, IDS, Keys, TableDecoder, build, image_inputs
 
 from captioning.decoder.search import Search, beam_search, generate, generate_rows
+from captioning.errors import UserError
 from captioning.rows import Packing
 from captioning.text.tokens import END, PAD, START, UNK
 
@@ -347,3 +348,9 @@ def test_gradients_reach_the_weights_through_a_samples_log_probability():
     logits.log_softmax(1).gather(1, tokens[packing.row, packing.time + 1].unsqueeze(1)).sum().backward()
     for name, p in decoder.named_parameters():
         torch.testing.assert_close(sampled[name], p.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [51.0, -1e308, float("nan")])
+def test_a_penalty_by_which_lengths_cannot_be_computed_is_refused(penalty):
+    with pytest.raises(UserError, match="length penalty .* must be from -50 to 50"):
+        Search(length_penalty=penalty)

@@ -34,6 +34,10 @@ def test_the_schedule_falls_and_beta_scales_its_speed():
     assert truth_probability(1000, 50.0, 0.6) == pytest.approx(truth_probability(2000, 50.0, 0.3))
 
 
+def test_without_k_the_truth_is_read_always():
+    assert [truth_probability(i, 0.0) for i in (0, 10**9)] == [1.0, 1.0]
+
+
 def mixed(decoder, memory, mode, p, seed=0):
     packing = Packing.of(STEPS, "cpu")
     rows, coins = memory.select(ROW_IMAGE[packing.order]), torch.Generator().manual_seed(seed)

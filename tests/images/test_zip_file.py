@@ -122,6 +122,23 @@ def test_processes_share_nothing_but_the_index(tmp_path, monkeypatch):
         monkeypatch.undo()
 
 
+def test_members_whose_names_lead_out_are_left_out(tmp_path, capsys):
+    path = tmp_path / "photos.zip"
+    draw(3).save(tmp_path / "secret.png")
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a name that stands there twice
+        for name in ("in/a.png", str(tmp_path / "secret.png"), "../secret.png", "in/../../secret.png", "in/..b.png"):
+            archive.writestr(name, (tmp_path / "secret.png").read_bytes())
+        archive.writestr("in/a.png", b"the last")
+    assert [p.as_posix() for p in list_images(path, recursive=True)] == [f"{path}/a.png"]
+    assert read_member(path / "in/a.png") == b"the last"
+    with pytest.raises(ImageError, match="there is no"):
+        open_image(path / "../secret.png")
+    said = capsys.readouterr().err
+    assert f"{path}: 3 members left out, whose names lead out of the zip file: " in said and said.count("left out") == 1
+    assert f"{path}: 1 names stand there more than once, the last counts: in/a.png" in said
+
+
 # ---------------------------------------------------------------- through the loader and the scripts
 
 

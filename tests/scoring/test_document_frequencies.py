@@ -105,8 +105,10 @@ class Evil:
     ("name", "content", "message"),
     [
         ("words.npz", b"PK not really", "damaged"),
-        ("words.json", b'{"document_frequency": {"a": 2}}', "'document_frequency' and 'ref_len'"),
-        ("words.json", b'{"document_frequency": [1]}', "no table 'document_frequency'"),
+        ("words.json", b'{"document_frequency": {"a": 2}}', "has no 'ref_len'"),
+        ("words.json", b'{"document_frequency": [1]}', "document_frequency is a list, not an object"),
+        ("words.json", b'{"document_frequency": {"a": 1e400}, "ref_len": 5}', "has a finite number"),
+        ("words.json", b'{"document_frequency": {"a": "2"}, "ref_len": 5}', "has a finite number"),
         ("words.json", b'{"document_frequency": {"a b c d e": 2}, "ref_len": 5}', "one to four words"),
         ("words.pkl", pickle.dumps({"words": 1}), "'document_frequency' and 'ref_len'"),
         ("words.pkl", pickle.dumps({"document_frequency": {("a",): "9"}, "ref_len": "x"}), "'ref_len'"),

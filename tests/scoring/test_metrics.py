@@ -13,7 +13,6 @@ from toy import CANDIDATES, REFERENCES, document_frequencies
 from captioning.errors import UserError
 from captioning.scoring.metrics import (
     CiderD,
-    caption_statistics,
     java_missing,
     java_note,
     parse_metrics,
@@ -214,9 +213,3 @@ def test_parse_metrics():
     for wrong in ("", "cider,", "blue", "cider;bleu"):
         with pytest.raises(UserError, match="known are bleu, meteor, rouge, cider, ciderd, spice"):
             parse_metrics(wrong)
-
-
-def test_caption_statistics():
-    found = caption_statistics(["a dog", "a dog", "a <unk> cat runs", "A <unk>."])
-    assert found == {"distinct": 3 / 4, "mean_length": 10 / 4, "unk_share": 2 / 10}
-    assert caption_statistics([]) == {"distinct": 0, "mean_length": 0, "unk_share": 0}

@@ -63,21 +63,22 @@ def test_vocabulary_and_the_files_beside_it(build, tmp_path):
 
 @pytest.mark.parametrize("ending", ["pkl", "txt"])
 def test_other_formats_and_no_frequencies(build, ending):
-    assert build("--dataset", "pets:train+pets:dev", "--vocab_output_path", f"v.{ending}").status == 0
+    arguments = ("--dataset", "pets:train+pets:dev", "--vocab_threshold", 2)
+    assert build(*arguments, "--vocab_output_path", f"v.{ending}").status == 0
     vocabulary = Vocabulary.load(f"v.{ending}")
     assert vocabulary.counts is None
-    assert vocabulary.words[4:] == ["a", "."]
+    assert vocabulary.words[4:] == ["a", "dog", "runs", ".", "sits", "zebra"]
 
 
 def test_existing_files_are_kept_without_force(build, tmp_path):
-    arguments = ("--dataset", "pets:train", "--vocab_output_path", "v.json")
+    arguments = ("--dataset", "pets:train", "--vocab_threshold", 2, "--vocab_output_path", "v.json")
     (tmp_path / "v.json").write_text("mine")
     result = build(*arguments)
     assert result.status == 2 and "v.json exists: --force replaces it" in result.err
     assert (tmp_path / "v.json").read_text() == "mine"
     assert build(*arguments, "--force").status == 0
     (tmp_path / "w-leftovers.txt").write_text("mine")
-    result = build(*arguments[:3], "w.json", "--create_leftovers_file")
+    result = build(*arguments[:-1], "w.json", "--create_leftovers_file")
     assert result.status == 2 and "w-leftovers.txt exists" in result.err
     assert not (tmp_path / "w.json").exists()
 
@@ -131,14 +132,21 @@ def test_leftovers_from_a_dataset(build, tmp_path):
         ),
         (
             ("--dataset", "pets:train", "--vocab_output_path", "v.json", "--vocab_threshold", "99"),
-            "no word .* that often",
+            "no word .* that often: try --vocab_threshold 1",
         ),
         (("--dataset", "pets:train", "--vocab_output_path", "v.json", "--num_workers", "-1"), "--num_workers -1"),
         (("--dataset", "pets:train", "--vocab_output_path", "v.txt", "--tokenizer", "char"), ".txt file cannot keep"),
         (("--dataset", "pets:train", "--no_tokenize", "--tokenizer", "char"), "exclude each other"),
         (("--leftovers_from_vocabulary", "v.json", "--leftovers_from_dataset", "x"), "exclude each other"),
         (("--leftovers_from_vocabulary", "v.json"), "no such file: v.json"),
-        (("--dataset", "pets:train", "--vocab_output_path", "train.json/v.json"), "cannot write train.json/v.json"),
+        (
+            ("--dataset", "pets:train", "--vocab_output_path", "train.json/v.json", "--vocab_threshold", "2"),
+            "cannot write train.json/v.json",
+        ),
+        (
+            ("--dataset", "pets:train", "--vocab_output_path", "v.json", "--vocab_threshold", "4"),
+            "--vocab_threshold 4: 64% of the words of pets:train would be <unk>: try --vocab_threshold 1",
+        ),
     ],
 )
 def test_mistakes(build, tmp_path, arguments, message):
@@ -156,6 +164,7 @@ def test_dataset_without_captions(build, tmp_path):
 
 def test_in_a_process_of_its_own(build, tmp_path, script_alone):
     arguments = ("--dataset", "pets:train", "--dataset_config_file", "d.conf", "--vocab_output_path", "v.json")
+    arguments += ("--vocab_threshold", "2")
     result = script_alone("build_vocab.py", *arguments, cwd=tmp_path)
     assert (result.status, result.err) == (0, "")
     assert "vocabulary written to v.json" in result.out

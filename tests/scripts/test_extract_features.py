@@ -1,6 +1,7 @@
 """extract_features.py through its command line: formats, crops, resuming, bad images."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,9 @@ def end_at_third_batch(monkeypatch, run) -> None:
 
 def test_interrupted_run_goes_on(extract, tmp_path, monkeypatch):
     end_at_third_batch(monkeypatch, lambda: extract("--output_file", "f.lmdb", "--batch_size", 2))
+    done = extract("--output_file", "f.lmdb", "--batch_size", 2)
+    assert done.status == 2 and "add --resume to go on, or --force to begin anew" in done.err
+    assert done.err.count("\n") == 1
     done = extract("--output_file", "f.lmdb", "--batch_size", 2, "--resume")
     assert done.status == 0, done.err
     assert "4 of them done already" in done.out
@@ -127,9 +131,23 @@ def test_interrupted_run_goes_on(extract, tmp_path, monkeypatch):
     assert done.status == 0 and "has all 8 images" in done.out
 
 
+def test_force_begins_anew_and_resume_goes_on_with_what_force_began(extract, tmp_path, monkeypatch):
+    assert extract("--output_file", "f.npy").status == 0
+    before = (tmp_path / "f.npy").read_bytes()
+    end_at_third_batch(monkeypatch, lambda: extract("--output_file", "f.npy", "--batch_size", 2, "--force"))
+    assert (tmp_path / "f.npy").read_bytes() == before
+    done = extract("--output_file", "f.npy", "--batch_size", 2, "--resume")
+    assert done.status == 0 and "4 of them done already" in done.out
+    end_at_third_batch(monkeypatch, lambda: extract("--output_file", "f.npy", "--batch_size", 2, "--force"))
+    done = extract("--output_file", "f.npy", "--force")
+    assert done.status == 0 and "done already" not in done.out
+    assert sorted(os.listdir(tmp_path)) == ["f.json", "f.keys.txt", "f.npy"]
+
+
 @pytest.mark.parametrize(
     "arguments, told",
     [
+        (["--output_file", "/dev/null/x.npy"], "cannot make the folder"),
         (["--extractor", "resnet9000"], "resnet9000"),
         (["--output_file", "x.csv"], ".csv"),
         (["--output_file", "x.bin", "--dtype", "float16"], "float32"),

@@ -1,13 +1,20 @@
 """infer.py: from photos, folders, datasets and feature files to captions on the screen and in files."""
 
+import base64
 import csv
+import hashlib
 import html.parser
 import itertools
 import json
 import math
+import os
 import random
+import re
+import resource
+import stat
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -25,6 +32,7 @@ from captioning.features.writer import FeatureWriter
 from captioning.images.image_file import open_image
 from captioning.text.tokens import END, START
 from inference import captions, flags
+from inference.gallery import write_gallery
 from inference.results import Result, ResultsFile, read_results
 from model import Caption, Captioner, build_model, load_captioner, save_captioner
 from vocabulary import Vocabulary
@@ -235,7 +243,8 @@ def test_n_best(infer_dataset, expected, tmp_path):
     with open(tmp_path / "o.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     wanted = [(n, c) for several in expected for n, c in enumerate(several, 1)]
-    assert [(int(row["rank"]), row["caption"]) for row in rows] == [(n, vocabulary.decode(c.tokens)) for n, c in wanted]
+    plain = [(n, vocabulary.decode(c.tokens).replace(" ,", ",")) for n, c in wanted]
+    assert [(int(row["rank"]), row["caption"]) for row in rows] == plain
     assert [float(row["log_prob"]) for row in rows] == pytest.approx([c.log_prob for _, c in wanted], abs=1e-3)
     assert done.out.count("p0.png: ") == 2
 
@@ -327,12 +336,19 @@ def test_an_interrupted_run_is_resumed(infer_dataset, monkeypatch, tmp_path, for
     done = infer_dataset("c:bare", "--output_file", out, *one_by_one)
     part = tmp_path / f"out.{form}.part"
     assert done.status == 130 and "--resume" in done.err and not out.exists()
+    before = part.read_text()
+    done = infer_dataset("c:bare", "--output_file", out, *one_by_one)
+    assert done.status == 2 and "add --resume to go on, or --force to begin anew" in done.err
+    assert part.read_text() == before and sorted(os.listdir(tmp_path)) == [part.name, whole.name]
     with open(part, "a") as file:  # as if killed in the middle of a line
         file.write('{"image_id": 12, "capt' if form == "jsonl" else "12,1,A do")
     monkeypatch.setattr(captions, "caption_loader", loop)
     done = infer_dataset("c:bare", "--output_file", out, "--resume", "--scoring", "bleu", *one_by_one)
     assert done.status == 0 and "of 5 images are captioned already" in done.err and "5 captions" in done.out
     assert out.read_text() == whole.read_text() and not part.exists()
+    part.write_text(before)
+    assert infer_dataset("c:bare", "--output_file", out, "--force", *one_by_one).status == 0
+    assert out.read_text() == whole.read_text() and sorted(os.listdir(tmp_path)) == [out.name, whole.name]
 
 
 def test_resuming_what_is_complete_needs_no_model(world, infer_dataset, tmp_path):
@@ -383,6 +399,59 @@ def test_results_come_back_as_they_were(tmp_path):
         assert read_results(tmp_path / f"r.{form}", form) == results
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_second_run_into_a_file_that_grows_is_refused(tmp_path, form):
+    path = tmp_path / f"r.{form}"
+    with ResultsFile(path, form) as file:
+        file.add(Result("1", [("A dog.", -1.0)]))
+        for resume in (False, True):
+            with pytest.raises(UserError, match="another process is at work on .*r[.]"):
+                ResultsFile(path, form, resume)
+        file.add(Result("2", [("A cat.", -1.0)]))
+    assert [result.image_id for result in read_results(path, form)] == ["1", "2"] and len(os.listdir(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("form", ["txt", "json", "jsonl", "csv"])
+def test_results_go_through_links_and_pipes(tmp_path, form):
+    whole, link, pipe = (tmp_path / f"{name}.{form}" for name in ("whole", "link", "pipe"))
+    link.symlink_to(tmp_path / "target")
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    for path in (whole, link, pipe):
+        with ResultsFile(path, form) as file:
+            file.add(Result(1, [("A dog.", -1.0)]))
+    reader.join()
+    assert link.is_symlink() and read == [whole.read_text()] == [(tmp_path / "target").read_text()]
+    assert stat.S_ISFIFO(os.stat(pipe).st_mode) and len(os.listdir(tmp_path)) == 4
+    with pytest.raises(UserError, match="--resume: .*pipe.* is not a plain file"):
+        ResultsFile(pipe, form, resume=True)
+
+
+@pytest.mark.parametrize("form", ["txt", "json", "jsonl", "csv"])
+def test_a_full_disk_is_one_line_and_keeps_the_old_results(tmp_path, form):
+    path = tmp_path / f"r.{form}"
+    path.write_text("old")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limit[1]))
+
+    def write() -> None:
+        with ResultsFile(path, form) as file:
+            for n in range(100):
+                file.add(Result(str(n), [("A dog.", -1.0)]))
+
+    try:
+        with pytest.raises(UserError, match=f"cannot write .*r.{form}: File too large"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    growing = form in ("jsonl", "csv")
+    assert path.read_text() == "old" and len(os.listdir(tmp_path)) == 1 + growing
+    if growing:
+        assert len(ResultsFile(path, form, resume=True).earlier) > 4
+
+
 def test_a_failed_run_leaves_the_old_file(tmp_path):
     path = tmp_path / "r.json"
     path.write_text("old")
@@ -409,7 +478,35 @@ def test_gallery(world, script, tmp_path):
     Parser().feed(out.read_text())
     pictures = [attributes for tag, attributes in seen if tag == "img"]
     assert len(pictures) == 2 and all(p["src"].startswith("data:image/jpeg;base64,") and p["alt"] for p in pictures)
-    assert "b" not in [tag for tag, _ in seen] and "http" not in out.read_text()
+    text = out.read_text()
+    assert "b" not in [tag for tag, _ in seen] and "http:" not in text and "https:" not in text
+    assert "2 images of in<" in text and str(tmp_path) not in text and str(world) not in text  # no one else's folders
+
+
+def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
+    hostile = [
+        Result("/home/me/a&b.jpg", [('A "dog" <img src=x onerror=alert(1)>.', -1.0)]),
+        Result("javascript:alert(1)#%?'\n.jpg", [("A \u202ecat\x1b[31m.", -1.0)], None, ["<script>1</script>"]),
+    ]
+    write_gallery(tmp_path / "g.html", hostile, "<b>", "x", ["</pre><script>2</script>"])
+    text = (tmp_path / "g.html").read_text()
+    assert [text.count(tag) for tag in ("<script", "<style", "<img", "<b>", " on", "\x1b", "\u202e")] == [
+        1,
+        1,
+        0,
+        0,
+        1,
+        0,
+        0,
+    ]
+    assert "/home/me" not in text and "<small" in text and ">a&amp;b.jpg " in text
+    assert "javascript:alert(1)#%?&#x27;\\n.jpg" in text
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    for kind in ("script", "style"):
+        (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
 
 
 # ---- mistakes ----
@@ -427,6 +524,13 @@ def test_gallery(world, script, tmp_path):
         (["--dataset", "c:nothing"], "maps.lmdb"),
         (["--dataset", "c:with", "{photo}"], "exclude"),
         (["--dataset", "c:bare", "--resize", "128"], "--resize"),
+        (["{photo}", "--length_penalty", "1e30"], "--length_penalty 1e+30: must be at most 50"),
+        (["{photo}", "--length_penalty=-51"], "--length_penalty -51.0: must be at least -50"),
+        (["{photo}", "--sample", "--temperature", "1e-300"], "--temperature 1e-300: must be at least 0.001"),
+        (["{photo}", "--sample", "--top_p", "1e-300"], "--top_p 1e-300: must be at least 1e-06"),
+        (["{photo}", "--sample", "--top_p", "1.5"], "--top_p 1.5: must be at most 1"),
+        (["{photo}", "--max_seq_length", "10001"], "--max_seq_length 10001: must be at most 10,000"),
+        (["{photo}", "--num_workers", "9999"], "--num_workers 9999: must be at most 1,000"),
         (["{photo}", "--scoring", "cider"], "--scoring"),
         (["--dataset", "c:bare", "--scoring", "nonsense"], "nonsense"),
         (["{photo}", "--model", "{root}/gone.model"], "gone.model"),

@@ -2,13 +2,19 @@
 
 import hashlib
 import json
+import shlex
 
 import pytest
 import torch
 from deepcaption_toy import WORDS, OldModel, save
+from hypothesis import given
+from hypothesis import strategies as st
 
+from captioning.checkpoint import command_history
 from captioning.config import FeatureSpec, ModelConfig
+from captioning.errors import shown
 from model import Captioner, build_model, save_captioner
+from model_info import lines
 from vocabulary import Vocabulary
 
 
@@ -53,6 +59,17 @@ def test_our_file(ours, script):
     ):
         assert done.out.count(text) >= 2, text
     assert "attention size" not in done.out and "decoder.embed.weight" not in done.out
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), min_size=1, max_size=6))
+def test_a_command_is_one_line_that_a_shell_splits_into_the_same_words(words):
+    (line,) = command_history({"command": words})
+    assert shlex.split(line) == words
+    info = {"file": "x", "bytes": 1, "sha256": "ab", "made_by": "x", "weights": {"total": 0}, "settings": {}}
+    info |= {"training_state": False, "history": [line], "tensors": {}}
+    assert [text for text in lines(info, False) if text.startswith("command")] == [f"command         {shown(line)}"]
+    if line.isprintable():
+        assert shown(line) == line
 
 
 def test_a_file_of_deepcaption(tmp_path, script):

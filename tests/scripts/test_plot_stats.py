@@ -1,18 +1,25 @@
 """plot_stats.py through its command line: what it reads, what it draws, what it says, and watching."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
 import plot_stats
+from captioning.errors import UserError
 from plot_stats import History, best, chosen_scores, draw, read_stats, smoothed, watched
+from training.run_folder import RunFolder
+from training.run_folder import read_stats as read_figures
 
 EPOCHS = {
     "1": {"training_loss": 4.0, "validation_loss": 3.9, "validation_cider": 0.1, "validation_bleu_4": 0.05},
@@ -142,6 +149,76 @@ def test_odd_files_draw(script, tmp_path, epochs):
     assert result.out.startswith("x: epoch") and (tmp_path / "x.train_stats.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "not valid JSON"),
+        ('{"1": {"training_loss": null, "validation_loss": NaN}}', "no numbers yet"),
+        ('{"one": {"training_loss": 3}}', '"one" is not an epoch'),
+        ('{"1": 3}', '"1" is not an epoch'),
+        ('{"1e400": {"training_loss": 3}}', '"1e400" is not an epoch'),
+        ('{"1": {"training_loss": 1}, "1": {"training_loss": 2}}', "has the key '1' twice"),
+        ('{"1": {"training_loss": 1}, "1.0": {"training_loss": 2}}', "has the epoch 1 twice"),
+        ('{"1": {"training_loss": 1%s}}' % ("0" * 400), "no numbers yet"),  # beyond the largest float
+        ('{"1": {"training_loss": 1e308, "validation_loss": -1e308}}', "no numbers yet"),
+        (json.dumps({"1": {"a": 0}}).replace("0", "[" * 900 + "]" * 900), "no numbers yet"),
+        (json.dumps({"1": {f"loss_{n}": n for n in range(500)}}), "more than 200 numbers"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_one_line(script, tmp_path, content, told):
+    result = script("plot_stats.py", write(tmp_path / "x.json", content))
+    assert (result.status, result.err.count("\n")) == (2, 1) and told in result.err, result.err
+
+
+def test_very_many_epochs(script, tmp_path):
+    epochs = {str(n): {"training_loss": 1 / n, "validation_cider": n / 30_000} for n in range(1, 30_001)}
+    path = write(tmp_path / "x.json", epochs)
+    result = script("plot_stats.py", path, "--smooth_cider", 10_000)
+    assert (result.status, result.err) == (0, "") and "best epoch 30000 (CIDEr 1.000)" in result.out
+
+
+@given(
+    st.dictionaries(
+        st.integers(1, 10**6),
+        st.dictionaries(
+            st.sampled_from(["training_loss", "validation_loss", "validation_cider", "x"]),
+            st.none() | st.floats(allow_nan=True, allow_infinity=True),
+        ),
+    )
+)
+def test_what_training_writes_is_what_is_read(epochs):
+    """train_stats.json as a run writes it, read for resuming and for drawing."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = RunFolder(name, [])
+        for epoch, row in epochs.items():
+            folder.add_epoch(epoch, {key: math.nan if value is None else value for key, value in row.items()})
+        if not epochs:
+            return
+        path = folder.path / "train_stats.json"
+        assert read_figures(path, "--resume") == folder.stats
+        kept = {
+            epoch: {k: v for k, v in row.items() if v is not None and abs(v) < 1e100}
+            for epoch, row in folder.stats.items()
+        }
+        if any(kept.values()):
+            drawn = read_stats(path)
+            assert {e: sorted(row.values()) for e, row in drawn.items()} == {
+                e: sorted(r.values()) for e, r in kept.items()
+            }
+        else:
+            with pytest.raises(UserError, match="no numbers yet"):
+                read_stats(path)
+
+
+def test_a_folder_that_cannot_be_written_names_the_flag(script, model, monkeypatch):
+    def no_space(*arguments, **options):
+        raise UserError("cannot write train_stats.png: No space left on device")
+
+    monkeypatch.setattr(plot_stats, "atomic_write", no_space)
+    result = script("plot_stats.py", model)
+    assert result.status == 2 and result.err.endswith("No space left on device; name another place with --output\n")
+
+
 def test_mistakes_are_one_line(script, model, tmp_path):
     cases = [
         ([tmp_path / "none.json"], "no such file"),
@@ -154,7 +231,8 @@ def test_mistakes_are_one_line(script, model, tmp_path):
         ([model, "--labels", "a,b"], "2 labels for 1 files"),
         ([model, "--metrics", "cider,spice"], "no file has spice; they have cider, bleu_4, learning_rate"),
         ([model, "--output", tmp_path / "a.jpg"], "must end in"),
-        ([model, "--output", model / "a.png"], "cannot write"),
+        ([model, "--output", model / "a.png"], "--output: cannot make the folder"),
+        ([model, "--output", write(tmp_path / "folder.png" / "x", "").parent], "folder.png is a folder"),
         ([model, "--interval", 0, "--watch"], "--interval"),
         ([model, "--smooth_cider", -1], "--smooth_cider"),
     ]
@@ -174,15 +252,19 @@ def test_watching_survives_missing_and_half_written_files(model, tmp_path, capsy
         lambda: model.unlink(),
         lambda: model.write_text(json.dumps(more)),
         lambda: write(other / "train_stats.json", EPOCHS),  # a folder that was not there at first
+        lambda: write(model.with_name("new"), {"12": {"training_loss": 1.0}}).replace(
+            model
+        ),  # renamed over, as by train.py
+        lambda: (model.unlink(), os.mkfifo(model)),
     ]
 
     def pause():
         return bool(steps) and (steps.pop(0)(), True)[1]
 
     seen = [[(run.position, max(run.epochs)) for run in runs] for runs in watched([model, other], ["a", "b"], pause)]
-    assert seen == [[(0, 10)], [(0, 11)], [(0, 11), (1, 10)]]
+    assert seen == [[(0, 10)], [(0, 11)], [(0, 11), (1, 10)], [(0, 12), (1, 10)]]
     waiting = capsys.readouterr().err.splitlines()
-    assert len(waiting) == 3 and all(line.startswith("waiting: ") for line in waiting)  # each trouble once
+    assert len(waiting) == 4 and all(line.startswith("waiting: ") for line in waiting)  # each trouble once
 
 
 def test_watching_as_a_program(model):

@@ -1,8 +1,12 @@
 """resize.py through its command line: names, sizes, restarts, broken files, zips."""
 
 import csv
+import io
 import os
+import re
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -109,6 +113,50 @@ def test_broken_images_are_named_counted_and_reported(script, folder, tmp_path):
     assert [row["file"] for row in rows] == ["bad.jpg", "more/page, saved.jpg"]
     assert "not a JPEG" in rows[1]["reason"]
     assert "bad.jpg" not in outputs(tmp_path / "out")
+
+
+def test_odd_files_of_a_folder(script, tmp_path):
+    """What is no image fails by name; what is one, of whatever kind, becomes small; nothing is waited for."""
+    folder = tmp_path / "in"
+    (folder / "folder.jpg" / "deep.png").mkdir(parents=True)
+    small = photo(90, 60)
+    small.convert("CMYK").save(folder / "cmyk.jpg")
+    small.convert("L").save(folder / "grey.jpg")
+    Image.fromarray(np.arange(5400, dtype=np.uint16).reshape(60, 90) * 12).save(folder / "deep.png.png")
+    small.save(folder / "moving.gif", save_all=True, append_images=[photo(90, 60, 2)])
+    small.save(folder / "moving.webp", save_all=True, append_images=[photo(90, 60, 2)])
+    small.convert("RGBA").save(folder / "clear.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    small.save(folder / "turned.jpg", exif=turned)
+    small.save(folder / "folder.jpg" / "inner.jpg")
+    small.save(folder / "a.JPG")
+    small.save(folder / "A.jpg")
+    (folder / "again").symlink_to(folder)  # a loop of folders
+    good = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.is_file())
+
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "zero.jpg").touch()
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "device.png").symlink_to("/dev/zero")
+    bomb = io.BytesIO()
+    Image.new("1", (8, 8)).save(bomb, "PNG")
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + bomb.getvalue()[24:29]
+    bomb = bomb.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + bomb.getvalue()[33:]
+    (folder / "bomb.png").write_bytes(bomb)
+
+    arguments = ["--image_dir", folder, "--output_dir", tmp_path / "out", "--image_size", 32, "--keep_aspect"]
+    result = script("resize.py", *arguments, "--num_workers", 0)
+    assert result.status == 1, result.err
+    assert outputs(tmp_path / "out") == good and len(good) == 10
+    failed = dict(re.findall(r"/in/(\w+\.\w+): (.*)", result.err))
+    assert sorted(failed) == ["bomb.png", "device.png", "gone.jpg", "loop.jpg", "pipe.jpg", "zero.jpg"]
+    assert failed["pipe.jpg"] == failed["device.png"] == "it is not a plain file"
+    assert failed["zero.jpg"] == "the file is empty"
+    assert "2 names differ in capitals alone" in result.err
+    assert Image.open(tmp_path / "out/turned.jpg").size == (32, 48)
+    assert all(getattr(Image.open(tmp_path / "out" / name), "n_frames", 1) == 1 for name in good)
 
 
 def test_subset(script, folder, tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,10 +17,13 @@ from captioning.batches.inputs import plan_inputs
 from captioning.datasets.factory import open_dataset
 from data_loader import LoaderSettings, get_loader
 from model import load_captioner
+from training import validation
 from training.losses import CrossEntropy
-from training.optimizers import learning_rate
+from training.optimizers import learning_rate, self_critical_settings
+from training.report import epoch_line
+from training.run_folder import RunFolder
 from training.self_critical import SelfCritical
-from training.settings import TrainSettings
+from training.settings import DataSettings, TrainSettings
 from training.trainer import Trainer
 from training.validation import stats_file
 
@@ -61,6 +65,21 @@ def test_cosine_is_torchs():
     assert [learning_rate(settings, n, 20, 5) for n in range(100)] == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("typed", "optimizer", "rate"),
+    [
+        ({}, "adam", 5e-5),
+        ({"optimizer": "sgd"}, "sgd", 5e-5),
+        ({"learning_rate": 0.02}, "adam", 0.02),
+        ({"self_critical_learning_rate": 1e-4}, "adam", 1e-4),
+        ({"learning_rate": 0.02, "self_critical_learning_rate": 1e-4}, "adam", 1e-4),
+    ],
+)
+def test_self_critical_training_is_by_adam_unless_typed(typed, optimizer, rate):
+    settings = self_critical_settings(TrainSettings(**typed), typed)
+    assert (settings.optimizer, settings.learning_rate) == (optimizer, rate)
+
+
 @pytest.fixture(scope="module")
 def model(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
@@ -93,6 +112,57 @@ def test_plateau_waits_three_epochs(model):
     trainer.restart(SelfCritical(settings, reward=None), 4, 6)
     rising = [{"validation_loss": 5, "validation_cider": x} for x in (0.5, 0.6, 0.7, 0.8, 0.9)]
     assert factors(rising) == [1] * 5  # the loss is worse and worse, the captions better
+
+
+def test_plateau_hears_of_validated_epochs_alone(model):
+    """With --validation_step 2 the training loss of the epochs between must not count as an improvement."""
+    settings = TrainSettings(lr_scheduler="ReduceLROnPlateau")
+    trainer = Trainer(load_captioner(model, photos=False), settings, CrossEntropy(settings), 10, 9)
+    torchs_own = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), factor=0.1, patience=2
+    )
+    for epoch in range(1, 17):
+        row = {"training_loss": 3 - 0.1 * epoch}
+        if epoch % 2 == 0:
+            row["validation_loss"] = 3 + 0.1 * epoch
+            torchs_own.step(row["validation_loss"])
+        trainer.epoch_ended(row)
+        assert trainer.plateau.optimizer.param_groups[0]["lr"] == torchs_own.optimizer.param_groups[0]["lr"]
+    assert torchs_own.optimizer.param_groups[0]["lr"] < 0.1
+    unvalidated = Trainer(trainer.captioner, settings, CrossEntropy(settings), 10, 9)
+    for _ in range(4):
+        unvalidated.epoch_ended({"training_loss": 1.0}, validated=False)
+    assert unvalidated.plateau.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_num_batches_cuts_validation_too(data, model, monkeypatch):
+    monkeypatch.setattr(validation, "BATCH_SIZE", 5)
+    settings = DataSettings(validate="toy:val", dataset_config_file=str(data / "datasets.conf"), num_batches=2)
+    captioner = load_captioner(model, photos=False)
+    cut = validation.validation_loader(captioner, settings)
+    whole = validation.validation_loader(captioner, replace(settings, num_batches=0))
+    assert [len(batch.items) for batch in cut] == [5, 5] and len(whole.items) == 12
+    first, other = next(iter(cut)), next(iter(whole))
+    assert torch.equal(first.inputs[0], other.inputs[0]) and torch.equal(first.captions, other.captions)
+
+
+# ---- which epoch is best ----
+
+
+def test_a_score_that_is_noise_does_not_choose_the_best_epoch(tmp_path):
+    folder = RunFolder(tmp_path, [])
+    for epoch, (loss, cider) in enumerate([(4.0, 0.002), (3.0, 0.0), (3.5, 0.009)], 1):
+        folder.add_epoch(epoch, {"training_loss": 5.0, "validation_loss": loss, "validation_cider": cider})
+    assert folder.best_epoch() == 2 and folder.criterion() == "validation_loss"
+    assert folder.criterion_text() == "validation_loss, as validation_cider is under 0.01"
+    line = epoch_line(2, 3, folder.stats[2], 9.0, folder.criterion_text())
+    assert line.endswith("best by validation_loss, as validation_cider is under 0.01")
+    folder.add_epoch(4, {"training_loss": 5.0, "validation_loss": 9.0, "validation_cider": 0.011})
+    assert folder.best_epoch() == 4 and folder.criterion_text() == "validation_cider"
+    assert epoch_line(4, 4, folder.stats[4], 9.0, folder.criterion_text()).endswith("captions/s)  best")
+    unscored = RunFolder(tmp_path, [])
+    unscored.add_epoch(1, {"training_loss": 5.0})
+    assert unscored.criterion_text() == "training_loss"
 
 
 def test_grad_clip_clips_values(data, model):
@@ -236,15 +306,15 @@ def test_processes_decide_alike(data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
     command += [ROOT / "train.py", "--dataset", "toy:train", "--features", "pooled.npy", "--num_epochs", 40, "--cpu"]
     command += ["--dataset_config_file", data / "datasets.conf", "--model_path", tmp_path, "--model_name", "run"]
-    command += ["--vocab_root", tmp_path / "vocab", "--validate", "toy:val", *FAST, "--early_stopping", 2]
-    command += ["--self_critical_from_epoch", 3, "--lr_scheduler", "ReduceLROnPlateau", "--learning_rate", 0.05]
+    command += ["--vocab_root", tmp_path / "vocab", "--validate", "toy:val", *FAST, "--early_stopping", 3]
+    command += ["--self_critical_from_epoch", 8, "--lr_scheduler", "ReduceLROnPlateau", "--learning_rate", 0.05]
     command += ["--self_critical_learning_rate", 1e-9, "--self_critical_loss", "mixed_with_face"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("stopped early") == 1 and done.stdout.count("goes on from epoch") == 1
     rows = stats(tmp_path / "run")
-    assert 4 <= len(rows) < 40 and list(rows) == [str(n + 1) for n in range(len(rows))]
+    assert 9 <= len(rows) < 40 and list(rows) == [str(n + 1) for n in range(len(rows))]
     assert done.stdout.count("epoch 2/40") == 1
     state = checkpoint.load(tmp_path / "run" / "last.model")["training"]["trainer"]
-    assert state["turned"] == 3 and state["word_counts"].sum() > 0
+    assert state["turned"] == 8 and state["word_counts"].sum() > 0

@@ -16,7 +16,7 @@ from toy_decoders import Keys, TableDecoder
 from captioning import checkpoint
 from captioning.decoder.search import Search, generate, generate_rows
 from captioning.rows import Packing
-from captioning.text.tokens import END, PAD, START
+from captioning.text.tokens import END, PAD, START, UNK
 from training.cider_reward import CiderReward
 from training.self_critical import SelfCritical, policy_logits, self_critical_loss
 from training.self_critical_terms import WordCounts, extra_term, face_loss, sentence_bleu
@@ -196,7 +196,7 @@ def test_policy_has_the_penalty_of_the_sampler():
     """The log-probabilities that are differentiated are those that the sampler added up."""
     torch.manual_seed(1)
     decoder, keys = TableDecoder(3, seed=3, end_bias=-2.0, rows=7), Keys(torch.arange(40))
-    decoder.table[:, [PAD, START, 3]] = -40.0  # never drawn, or sampling would renormalise
+    decoder.table[:, [PAD, START, UNK]] = -40.0  # never drawn, or sampling would renormalise
     decoder.log_probs = decoder.table.log_softmax(1)
     drawn = generate_rows(decoder, keys, Search(sample=True, max_length=15, trigram_penalty_alpha=ALPHA))
     tokens = drawn.tokens[:, 0]
@@ -206,11 +206,13 @@ def test_policy_has_the_penalty_of_the_sampler():
     rows = [tokens[row, :time].tolist() for row, time in zip(packing.row.tolist(), packing.time.tolist())]
     logits = torch.tensor([decoder.after(row, words) for row, words in zip(packing.row.tolist(), rows)])
     changed = policy_logits(logits, captions, lengths, ALPHA)
-    assert not torch.equal(changed, logits)
+    assert not torch.equal(changed[:, 4:], logits[:, 4:])
     targets = tokens[packing.row, packing.time].unsqueeze(1)
     totals = torch.zeros(40).index_add(0, packing.row, changed.gather(1, targets).squeeze(1))
     assert torch.allclose(totals, drawn.log_prob[:, 0], atol=1e-4)
-    assert policy_logits(logits, captions, lengths, 0.0) is logits
+    free = policy_logits(logits, captions, lengths, 0.0)
+    assert (free[:, [PAD, START, UNK]] == -math.inf).all()  # never drawn, so they have no part in the policy
+    assert torch.equal(free[:, [END, 4, 5, 6]], logits[:, [END, 4, 5, 6]])
 
 
 # ---- through train.py ----
@@ -304,6 +306,29 @@ def test_turning_midway_goes_back_to_the_best_epoch(trained):
     resumed = trained.run("train.py", *trained.common, *more[:4], "--num_epochs", 7, *more[6:], "--resume")
     assert resumed.status == 0 and "goes on from epoch" not in resumed.out, resumed.err
     assert "training_reward" in rows_of(trained, "midway")["7"]
+
+
+def test_a_loaded_model_is_trained_by_adam_at_a_low_rate(trained):
+    """Self-critical from the first epoch on. The optimizer's state of another objective stays behind."""
+    at, flags = trained.common.index("--optimizer"), list(trained.common)
+    flags[at : at + 2] = []
+    flags[flags.index("--learning_rate") :] = []
+    last = trained.start.parent / "last.model"
+    more = ["--load_model", last, "--self_critical_from_epoch", 0, "--num_epochs", 6, "--model_name", "loaded"]
+    done = trained.run("train.py", *flags, *more)
+    assert done.status == 0, done.err
+    assert "self-critical training by adam at a learning rate of 5e-05" in done.out
+    state = checkpoint.load(trained.root / "models" / "loaded" / "last.model")["training"]["trainer"]
+    assert (state["optimizer_name"], state["optimizer"]["param_groups"][0]["lr"]) == ("adam", 5e-5)
+    assert max(int(one["step"]) for one in state["optimizer"]["state"].values()) == 3  # of this epoch
+    resumed = trained.run("train.py", *flags, *more[:-4], "--num_epochs", 7, *more[-2:], "--resume")
+    assert resumed.status == 0 and list(rows_of(trained, "loaded")) == ["6", "7"], resumed.err
+
+
+def test_mixed_precision(trained):
+    more = ["--load_model", trained.start, "--self_critical_from_epoch", 0, "--num_epochs", 6, "--amp", "bf16"]
+    done = trained.run("train.py", *trained.common, *more, "--model_name", "bf16", "--self_critical_samples", 1)
+    assert done.status == 0 and rows_of(trained, "bf16")["6"]["training_reward"] > 0, done.err
 
 
 def test_turning_midway_without_validation_says_so(trained):

@@ -1,0 +1,118 @@
+"""Results files of every format: what is written is read back, whatever names and captions hold."""
+
+import csv
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import score
+from captioning.errors import UserError
+from captioning.text.cleaning import clean_text
+from inference.results import Result, ResultsFile, read_results
+
+TEXT = st.text(
+    st.sampled_from("a'\"=+-@,;\t\r\n .\u2028\x1b\x00<>") | st.characters(exclude_categories=["Cs"]), max_size=12
+)
+LOG_PROB = st.floats(-1000, 0).map(lambda value: round(value, 4) + 0.0)
+STEP = st.lists(st.tuples(TEXT, st.floats(0, 1).map(lambda p: float(f"{p:.6g}"))), min_size=1, max_size=3)
+
+
+@st.composite
+def results(draw, words: bool = False):
+    """A list of results with different ids, one to three captions each."""
+    ids = draw(st.lists(st.integers(-10, 10**12) | TEXT.filter(bool), min_size=1, max_size=4, unique_by=str))
+    made = []
+    for image_id in ids:
+        captions = draw(st.lists(st.tuples(TEXT, LOG_PROB), min_size=1, max_size=3))
+        steps = [draw(st.lists(STEP, min_size=1, max_size=3)) for _ in captions] if words else []
+        made.append(Result(image_id, captions, words=steps))
+    return made
+
+
+def written(found: list[Result], form: str, words: bool = False) -> tuple[str, list[Result]]:
+    """The text of the file that `found` makes, and what is read of it (of jsonl and csv)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"r.{form}"
+        with ResultsFile(path, form, words=words) as file:
+            for result in found:
+                file.add(result)
+        return path.read_bytes().decode(), read_results(path, form, words=words) if form in ("jsonl", "csv") else []
+
+
+@given(results())
+def test_jsonl_comes_back(found):
+    _, read = written(found, "jsonl")
+    assert [(r.image_id, r.captions) for r in read] == [(r.image_id, r.captions) for r in found]
+
+
+@given(results(words=True))
+def test_jsonl_with_words_comes_back(found):
+    _, read = written(found, "jsonl", words=True)
+    assert [(r.image_id, r.captions, r.words) for r in read] == [(r.image_id, r.captions, r.words) for r in found]
+
+
+@given(results())
+def test_csv_comes_back_and_holds_no_formula(found):
+    text, read = written(found, "csv")
+    assert [(r.image_id, r.captions) for r in read] == [(str(r.image_id), r.captions) for r in found]
+    cells = [cell for row in csv.reader(text.splitlines(keepends=True)) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in tuple("=+@\t\r\n") and cell]
+
+
+@given(results())
+def test_json_is_what_score_reads(found):
+    text, _ = written(found, "json")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.json"
+        path.write_text(text, encoding="utf-8")
+        captions = score.read_results(str(path))
+    assert list(captions.values()) == [clean_text(result.captions[0][0]) for result in found]
+
+
+@given(results())
+def test_txt_has_a_line_for_each_caption(found):
+    text, _ = written(found, "txt")
+    assert text.count("\n") == sum(len(result.captions) for result in found) and "\r" not in text
+
+
+@given(results(), st.sampled_from(["jsonl", "csv"]), st.integers(0, 400))
+def test_a_file_that_was_cut_off_gives_its_first_results(found, form, kept):
+    text, whole = written(found, form)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r"
+        path.write_bytes(text.encode()[:kept])
+        read = read_results(path, form, unfinished=True)
+    assert [(r.image_id, r.captions) for r in read] == [(r.image_id, r.captions) for r in whole][: len(read)]
+
+
+LINE = {"image_id": 1, "caption": "A.", "log_prob": -1.5}
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "told"),
+    [
+        ("jsonl", json.dumps({**LINE, "caption": 3}), "line 1: caption is a number, not a text"),
+        ("jsonl", json.dumps(LINE) + "\n" + json.dumps({**LINE, "log_prob": math.nan}), "line 2: log_prob is nan"),
+        ("jsonl", json.dumps({**LINE, "n_best": [LINE, {"caption": "B"}]}), r"line 1: n_best\[1\] has no 'log_prob'"),
+        ("jsonl", json.dumps({**LINE, "n_best": []}), "line 1 has no caption"),
+        ("jsonl", "[" * 100_000, "lists within lists"),
+        ("jsonl", '{"image_id": 1, "image_id": 2}', "has the key 'image_id' twice"),
+        ("csv", "1,1,A dog.,-1.5", "its columns are"),
+        ("csv", "HEAD\n1,1,A dog.", "line 2 has 3 cells, not 4"),
+        ("csv", "HEAD\n1,2,A dog.,-1.5", "line 2: the caption of rank '2' does not follow"),
+        ("csv", "HEAD\n1,1,A,-1.5\n2,2,B,-1.5", "line 3: the caption of rank '2' does not follow"),
+        ("csv", "HEAD\n1,1,A dog.,1e400", "line 2: log_prob is '1e400'"),
+        ("csv", "HEAD\n1,1,A dog.,x", "line 2: log_prob is 'x'"),
+        ("csv", 'HEAD\n1,1,"A dog.,x', "unexpected end of data"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_line(tmp_path, form, text, told):
+    path = tmp_path / f"r.{form}"
+    path.write_text(text.replace("HEAD", "image_id,rank,caption,log_prob"))
+    with pytest.raises(UserError, match=f"--resume: {path} is no {form} results file of infer.py .*{told}"):
+        read_results(path, form)

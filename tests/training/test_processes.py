@@ -1,0 +1,138 @@
+"""Training by several processes on gloo against one process that has the batches of all."""
+
+import multiprocessing
+from dataclasses import replace
+
+import pytest
+import torch
+from toy_decoders import REGION, R, config_of
+
+from captioning.datasets.base import ImageItem
+from captioning.devices import partners_may_fail, process, summed
+from captioning.errors import UserError
+from captioning.text.tokens import END, PAD, SPECIALS, START
+from data_loader import Batch
+from model import Captioner, build_model
+from training.losses import CrossEntropy
+from training.settings import TrainSettings
+from training.trainer import Progress, Trainer
+from vocabulary import Vocabulary
+
+IMAGES, CAPTIONS, STEPS = 8, 2, 20
+VOCABULARY = Vocabulary([*SPECIALS, *(f"word{n}" for n in range(9))])
+SETTINGS = TrainSettings(optimizer="sgd", learning_rate=0.2, weight_decay=0, regularize_attn=1.0, ema=0.9)
+
+
+def captioner_of(seed: int = 0) -> Captioner:
+    """One that reads a pooled image, which is batch-normalised, and attends to a map."""
+    torch.manual_seed(seed)
+    return Captioner(build_model(config_of(image=4, attention="soft"), VOCABULARY), VOCABULARY)
+
+
+def batch_of(step: int) -> Batch:
+    """IMAGES random images with CAPTIONS random captions each, of one to six words."""
+    random = torch.Generator().manual_seed(step)
+    lengths = torch.randint(3, 9, (IMAGES * CAPTIONS,), generator=random)
+    captions = torch.randint(4, len(VOCABULARY), (len(lengths), 8), generator=random)
+    captions[:, 0] = START
+    captions[torch.arange(len(lengths)), lengths - 1] = END
+    captions[torch.arange(8) >= lengths.unsqueeze(1)] = PAD
+    return Batch(
+        [ImageItem(n, str(n), None) for n in range(IMAGES)],
+        inputs=[torch.randn(IMAGES, 4, generator=random) + 1, torch.randn(IMAGES, R, REGION, generator=random)],
+        captions=captions,
+        lengths=lengths,
+        row_image=torch.arange(IMAGES).repeat_interleave(CAPTIONS),
+    )
+
+
+def part_of(batch: Batch, first: int, last: int) -> Batch:
+    """The images `first` to `last` of a batch, with their captions."""
+    rows = slice(first * CAPTIONS, last * CAPTIONS)
+    return replace(
+        batch,
+        items=batch.items[first:last],
+        inputs=[x[first:last] for x in batch.inputs],
+        captions=batch.captions[rows],
+        lengths=batch.lengths[rows],
+        row_image=batch.row_image[rows] - first,
+    )
+
+
+def trained(batches) -> dict:
+    """Weights, averages and the loss after a step for each of `batches`."""
+    captioner = captioner_of()
+    trainer = Trainer(captioner, SETTINGS, CrossEntropy(SETTINGS))
+    captioner.model.train()
+    progress = Progress(captioner.device)
+    for batch in batches:
+        progress.add(trainer.train_step(batch))
+    return {**captioner.model.state_dict(), "average": trainer.average[0], "loss": torch.tensor(progress.loss)}
+
+
+def in_processes(work, folder, count: int = 2) -> list:
+    """What `work()` returns in each of `count` processes that gloo joins."""
+
+    def run(rank: int) -> None:
+        torch.set_num_threads(1)
+        torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=count)
+        torch.save(work(), folder / f"{rank}.pt")
+        torch.distributed.destroy_process_group()
+
+    children = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(count)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+        assert child.exitcode == 0
+    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+
+
+def test_a_process_whose_partner_ends_says_so_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def work() -> str:
+        if process()[0] == 0:
+            return "ends, as after a mistake"
+        with pytest.raises(UserError, match="another process has ended") as caught, partners_may_fail():
+            while True:  # the first collective, or one soon after
+                summed(torch.ones(1))
+        return str(caught.value)
+
+    assert "\n" not in in_processes(work, tmp_path)[1]
+
+
+def assert_same(found: dict, wanted: dict) -> None:
+    for name, value in wanted.items():
+        error = (found[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-12)
+        assert error < (1e-6 if "running" in name else 1e-4), f"{name}: {error}"
+
+
+@pytest.mark.parametrize("first", [IMAGES // 2, 1], ids=["halves", "one_image_and_the_rest"])
+def test_two_processes_are_one(tmp_path, first):
+    """Every weight after twenty steps, the statistics of batch norm and the mean loss over all tokens."""
+    before = captioner_of().model.state_dict()
+    alone = trained(batch_of(step) for step in range(STEPS))
+
+    def work() -> dict:
+        bounds = (0, first) if process()[0] == 0 else (first, IMAGES)
+        return trained(part_of(batch_of(step), *bounds) for step in range(STEPS))
+
+    for found in in_processes(work, tmp_path):
+        assert_same(found, alone)
+    assert (alone["decoder.image.bn.running_mean"] - before["decoder.image.bn.running_mean"]).norm() > 0.1
+    assert (alone["decoder.embed.weight"] - before["decoder.embed.weight"]).norm() > 0.1
+
+
+def test_a_process_without_images_takes_part(tmp_path):
+    """The second process has nothing but a stand-in at every other step: that weighs nothing, also in batch norm."""
+    alone = trained(batch_of(s) if s % 2 == 0 else part_of(batch_of(s), 0, 5) for s in range(STEPS))
+
+    def work() -> dict:
+        if process()[0] == 0:
+            return trained(part_of(batch_of(step), 0, 5) for step in range(STEPS))
+        batches = (part_of(batch_of(step), 5, IMAGES) for step in range(STEPS))
+        return trained(replace(batch, counted=step % 2 == 0) for step, batch in enumerate(batches))
+
+    for found in in_processes(work, tmp_path):
+        assert_same(found, alone)
