@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from captioning.command_line import text_or_nothing
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig, Settings, setting
 from captioning.datasets.config import CONFIG_HELP
 
@@ -47,7 +48,12 @@ class DataSettings(Settings):
 class ModelSettings(Settings):
     """Which model to train, besides the sizes of `ModelConfig`; meanings are those of train.py's flags."""
 
-    features: str = setting("resnet152", "encoders or feature files read before the first word", "NAMES")
+    features: str = setting(
+        "resnet152",
+        "encoders or feature files read before the first word",
+        "NAMES",
+        type=text_or_nothing,  # nothing: a model of persistent features alone
+    )
     persist_features: str = setting("", "encoders or feature files read at every word (default: none)", "NAMES")
     weights: str | None = setting(None, "local file with the encoder's weights, instead of a download", "FILE")
     load_model: list[str] | None = setting(None, "start from this model; of several one run after the other", "FILE")
