@@ -47,7 +47,7 @@ from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search
 from captioning.devices import (
     choose_device,
-    end_processes,
+    ended_processes,
     from_main,
     is_main,
     largest,
@@ -141,7 +141,7 @@ class TrainRun:
             if not loaded:
                 raise UserError(f"--vocab {data.vocab}: it {what}: --vocab AUTO makes one of its captions")
             warn(f"{loaded[0]}: its vocabulary {what}")
-        if data.validate and is_main():
+        if data.validate:
             self.validation_loader = validation_loader(captioner, data, cached)
         if config.paragraphs is not None:
             return ParagraphObjective(self.training)
@@ -440,21 +440,27 @@ class TrainRun:
         s = self.settings
         if not self.data.validate or (epoch % s.validation_step and epoch != s.num_epochs):
             return {}
-        return from_main(lambda: self.measure(epoch))
-
-    def measure(self, epoch: int) -> dict[str, float] | None:
-        """The figures of --validate, or None where a signal came, which is not waited with."""
-        bar = Bar(len(self.validation_loader.items), "validation", "image")
-        try:
-            with interrupting():
-                row = None if self.stop.signal else self.validation.measure(self.captioner, self.validation_loader, bar)
-        except Interrupted as signal:
-            self.stop.signal, row = signal.number, None
-        bar.close()
+        bar = Bar(len(self.validation_loader.items), "validation", "image") if is_main() else None
+        what = self.captioner, self.validation_loader, bar
+        if process()[1] == 1:
+            row = self.unless_stopped(lambda: self.validation.measure(*what))
+        else:  # what the processes tell each other must not be interrupted
+            row = self.validation.measure(*what, self.unless_stopped)
+        if bar is not None:
+            bar.close()
         if row and not math.isfinite(row["validation_loss"]):
             state = f"{self.folder.last} holds the epoch"
             raise UserError(f"epoch {epoch}: the loss on --validate is not a finite number: look at its data; {state}")
         return row
+
+    def unless_stopped(self, work):
+        """work(), or None where a signal came, which is not waited with."""
+        try:
+            with interrupting():
+                return None if self.stop.signal else work()
+        except Interrupted as signal:
+            self.stop.signal = signal.number
+            return None
 
     def patience_is_over(self, epoch: int) -> bool:
         """Whether --early_stopping ends the run after `epoch`."""
@@ -483,13 +489,12 @@ def main(args) -> int:
     data, model, training, settings = (kind.of(flags) for kind in kinds)
     validation = make_validation(settings, training)
     if settings.validate_only:
-        device = choose_device(settings.device, settings.cpu)
-        return validate_models(model, data, validation, device, settings.skip_existing_validations)
-    try:
+        with partners_may_fail(), ended_processes():
+            device = start_processes(choose_device(settings.device, settings.cpu))
+            return validate_models(model, data, validation, device, settings.skip_existing_validations)
+    with ended_processes():
         every = train_flags.runs(args)
         return train(args, validation) if len(every) == 1 else train_in_turn(every, validation)
-    finally:
-        end_processes()
 
 
 def train(args, validation: Validation) -> int:
