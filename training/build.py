@@ -55,7 +55,9 @@ class CaptionerBuilder:
     def new(self, dataset: CaptionDataset) -> Captioner:
         """A captioner with fresh weights."""
         vocabulary = get_vocabulary(self.data, dataset)
-        features = {name: self.specs(getattr(self.wanted, name), dataset) for name in ("features", "persist_features")}
+        features = {
+            name: self.specs(name, getattr(self.wanted, name), dataset) for name in ("features", "persist_features")
+        }
         config = replace(self.config, **features)
         if not config.specs:
             raise UserError("--features names nothing: the decoder would see no image")
@@ -71,7 +73,7 @@ class CaptionerBuilder:
         changes["finetune_encoder"] = self.config.finetune_encoder
         for name in ("features", "persist_features"):
             names = self.typed_flags.get(name, ",".join(spec.name for spec in getattr(flat.config, name)))
-            changes[name] = self.specs(names, dataset)
+            changes[name] = self.specs(name, names, dataset)
         for name in ("dropout", "encoder_dropout", "encoder_non_lin", "crop_size"):
             changes[name] = self.typed_flags.get(name, getattr(flat.config, name))
         captioner = self._captioner(replace(flat.config, **changes), flat.vocabulary)
@@ -80,13 +82,13 @@ class CaptionerBuilder:
         print(f"the word decoder begins with the weights of {file}, whose vocabulary it has")
         return captioner
 
-    def specs(self, names: str, dataset: CaptionDataset) -> list[FeatureSpec]:
-        """What --features or --persist_features name; encoders are built and kept in `encoders`."""
+    def specs(self, group: str, names: str, dataset: CaptionDataset) -> list[FeatureSpec]:
+        """What --features or --persist_features (`group`) name; encoders are built and kept in `encoders`."""
         transform = {"size": self.config.crop_size} if self.config.crop_size else None
         specs = []
         for name in [name.strip() for name in names.split(",") if name.strip()]:
             if is_feature_file(name):
-                specs.append(file_spec(dataset, name))
+                specs.append(file_spec(dataset, name, f"--{group}"))
                 continue
             if name not in self.encoders:
                 self.encoders[name] = build_encoder(name, weights=self.wanted.weights, transform=transform)
