@@ -56,7 +56,9 @@ class ModelSettings(Settings):
     )
     persist_features: str = setting("", "encoders or feature files read at every word (default: none)", "NAMES")
     weights: str | None = setting(None, "local file with the encoder's weights, instead of a download", "FILE")
-    load_model: list[str] | None = setting(None, "start from this model; of several one run after the other", "FILE")
+    load_model: list[str] | None = setting(
+        None, "start from this model; several are trained one after the other", "FILE"
+    )
     hierarchical_model: bool = setting(
         False, "write paragraphs; a model of sentences given with --load_model becomes the word RNN"
     )

@@ -81,7 +81,8 @@ def get_datasets(spec: str, config_file: str | None = None, option: str = "--dat
         if name != GENERIC and not parser.has_section(name):
             known = [section for section in parser.sections() if section != configparser.DEFAULTSECT]
             known = ", ".join(dict.fromkeys([*known, GENERIC]))
-            raise UserError(f"{option}: unknown dataset {name[:80]!r}; {path} has: {known}")
+            other = "" if config_file else "; --dataset_config_file names another file"
+            raise UserError(f"{option}: unknown dataset {name[:80]!r}; {path} has: {known}{other}")
     return [_section(parser, name, path) for name in names]
 
 
