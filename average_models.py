@@ -18,8 +18,9 @@ from contextlib import closing
 from pathlib import Path
 
 from captioning.command_line import Parser
+from captioning.datasets.config import get_datasets
 from captioning.errors import UserError, run
-from captioning.files import check_writable, require_model_file
+from captioning.files import check_writable, require_file, require_model_file
 from inference.flags import MOST_PENALTY
 
 
@@ -29,7 +30,9 @@ def parse_args(argv=None) -> Namespace:
     add("models", nargs="+", metavar="MODEL", help="model files of train.py")
     add("--output", required=True, metavar="FILE", help="model file to write")
     add("--force", action="store_true", help="write over --output where it exists")
-    add("--weights", nargs="+", type=float, metavar="W", help="weight of each model in the mean (default: all alike)")
+    add(
+        "--weights", nargs="+", type=float, metavar="W", help="numbers: how much each model counts (default: all alike)"
+    )
     add("--half", action="store_true", help="write float16, half the size; models are still loaded as float32")
     add("--image_size", type=int, metavar="PIXELS", help="caption photos of this size with the result")
     add("--length_penalty", type=float, metavar="A", help="default of infer.py --length_penalty for the result")
@@ -83,6 +86,10 @@ def main(args) -> int:
     check_writable("--output", output)
     for path in args.models:
         require_model_file(path)
+    if args.encoder_weights:
+        require_file("--encoder_weights", args.encoder_weights)
+    if args.greedy:
+        get_datasets(args.dataset, args.dataset_config_file)
 
     # torch is imported only now, so that the mistakes above are answered at once
     from captioning.devices import choose_device

@@ -28,10 +28,10 @@ from captioning.batches.captions import CaptionIds
 from captioning.batches.inputs import Input
 from captioning.batches.pixels import PhotoLoader, StoryPixels, stacked, with_files
 from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler, LoaderSettings
-from captioning.cores import core_count
+from captioning.cores import own_cores
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
-from captioning.errors import UserError, warn
+from captioning.errors import WORKER_DIED, UserError, warn
 from captioning.signals import serve
 
 __all__ = ["Batch", "Loader", "LoaderSettings", "get_eval_loader", "get_loader", "open_dataset"]
@@ -177,7 +177,7 @@ class Loader:
         self.sampler = (GroupedBatchSampler if training else ImageBatchSampler)(counts, settings)
         workers = settings.num_workers
         if workers is None:
-            workers = 0 if transform is None else core_count()
+            workers = 0 if transform is None else own_cores()
         seed, stand_ins = (settings.seed, settings.world_size > 1) if training else (None, False)
         self._data = DataLoader(
             _Batches(items, captions, self.inputs, transform, seed, stand_ins),
@@ -204,7 +204,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._data) if self._data.num_workers else _ahead(iter(self._data))
         with contextlib.closing(batches) if hasattr(batches, "close") else contextlib.nullcontext():
-            for batch in batches:
+            for batch in self._received(batches):
                 if isinstance(batch, str):
                     raise UserError(batch)
                 for message in batch.bad:
@@ -213,6 +213,15 @@ class Loader:
                         warn(message)
                 if batch.items:
                     yield batch
+
+    def _received(self, batches: Iterator) -> Iterator:
+        """`batches`. Raises UserError where the process that made one is not there any more to hand it over."""
+        try:
+            yield from batches
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            if not self._data.num_workers:
+                raise
+            raise UserError(WORKER_DIED) from error
 
     def close(self) -> None:
         """End the workers."""

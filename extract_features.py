@@ -14,7 +14,6 @@ status is then 1.
 """
 
 import contextlib
-import os
 import sys
 import time
 from pathlib import Path
@@ -31,7 +30,7 @@ NORMALIZE = {  # how pixels 0..1 are normalised; None: as the encoder was traine
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, processes=True)
     add = parser.add_argument
     add("--dataset", metavar="NAME", help="sections of datasets.conf, several joined by +")
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
@@ -66,11 +65,12 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
+from captioning.cores import process_count
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
 from captioning.features.partial import discard_partial, is_unfinished, refuse_unfinished
-from captioning.files import check_writable
+from captioning.files import check_writable, require_file
 
 
 def items_by_key(dataset: CaptionDataset) -> dict[str, ImageItem]:
@@ -92,14 +92,14 @@ class ExtractRun:
 
     def __init__(self, **flags):
         self.flags = SimpleNamespace(**flags)
-        self.alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+        self.alone = process_count() == 1
         self.joined = False
         self.writer = None  # the first process has one
 
     def prepare(self) -> None:
         flags = self.flags
-        if flags.weights and not Path(flags.weights).is_file():
-            raise UserError(f"--weights: no such file: {flags.weights}")
+        if flags.weights:
+            require_file("--weights", flags.weights)
         if flags.image_dir:
             self.dataset = GenericDataset(image_dir=flags.image_dir)
         else:

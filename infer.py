@@ -6,6 +6,7 @@
     ./infer.py --model models/mymodel/ep5.model --dataset coco:val2014 --scoring bleu,cider
     ./infer.py --model models/mymodel/ep5.model --image_dir photos --output_file captions.jsonl --resume
     ./infer.py --model models/mymodel/ep5.model --probabilities --alternatives 3 photo.jpg
+    torchrun --nproc_per_node 4 infer.py ...                              # several GPUs or machines
 
 The model file holds its vocabulary, its encoder and the size of its images. A dataset whose feature files exist is
 captioned from them, without the encoder. Captions are printed unless they are written to a file; those of a dataset
@@ -29,21 +30,23 @@ import contextlib
 import copy
 import re
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+from captioning.cores import process_count, process_number
 from captioning.datasets.base import CaptionDataset, ImageItem, image_key, shared_ids
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
 from captioning.errors import first_few, script_name, shown, warn
-from captioning.files import check_writable, require_model_file
+from captioning.files import check_writable, require_file, require_model_file
 from captioning.images.image_file import image_exists
 from captioning.images.zip_file import is_zip
 from captioning.text.cleaning import id_text, printable
 from inference.gallery import write_gallery
 from inference.lemmas import LemmaRules
-from inference.results import GROWING, Result, ResultsFile, Style, format_of, shown_texts
+from inference.results import GROWING, PartFile, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
 
 
@@ -56,11 +59,13 @@ class InferRun:
     """One run of this script. settings: the flags of inference.flags, by name.
 
     prepare() opens the images and checks all that can be checked without torch; run() captions them, writes what was
-    asked for and gives the exit status.
+    asked for and gives the exit status. Of several processes each captions its share, and the first one has the rest
+    of the work; only it knows what the results file of an interrupted run holds.
     """
 
     def __init__(self, **settings):
         self.settings = s = SimpleNamespace(**settings)
+        self.alone, self.first = process_count() == 1, process_number() == 0
         self.file: ResultsFile | None = None  # None where captions are only printed
         self.style = Style(not s.no_capitalize, None, s.probabilities, s.alternatives, s.store_image_paths)
 
@@ -75,11 +80,26 @@ class InferRun:
         self.file = self.open_results()
         self.results = self.file.results if self.file else []
         self.rest = self.skip_captioned() if self.file else self.dataset
-        if self.rest.items:  # otherwise all is done, and no model is needed
+        if self.rest.items and self.first:  # otherwise all is done, and no model is needed
             require_model_file(self.model)
+        if s.weights:
+            require_file("--weights", s.weights)
+        self.check_feature_files()
         if s.lemma_pos_rules:
             self.style = replace(self.style, rules=LemmaRules.load(s.lemma_pos_rules))
         self.vocabulary = Vocabulary.load(s.vocab) if s.vocab else None
+
+    def check_feature_files(self) -> None:
+        """Raises UserError where a file of --ext_features or --ext_persist_features is not there."""
+        files = [text for text in (self.settings.ext_features, self.settings.ext_persist_features) if text]
+        if not files:
+            return
+        from captioning.features.factory import is_feature_file
+        from captioning.features.places import own_place, require_feature_file
+
+        for name in (name.strip() for text in files for name in text.split(",")):
+            for part in self.dataset.parts if is_feature_file(name) else ():
+                require_feature_file(part, own_place(self.dataset.parts, name))
 
     def open_images(self) -> CaptionDataset:
         """The images to caption. Raises UserError where there are none."""
@@ -110,7 +130,7 @@ class InferRun:
             advice = "caption them one by one, or name images by their paths with --store_image_paths"
             raise UserError(f"--dataset {dataset.name}: {what}; {advice}")
 
-    def open_results(self) -> ResultsFile | None:
+    def open_results(self) -> ResultsFile | PartFile | None:
         """The results file, None where captions are only printed. All outputs are checked here."""
         s = self.settings
         path, form = self.results_path()
@@ -126,13 +146,19 @@ class InferRun:
             from captioning.scoring.metrics import parse_metrics
 
             self.metrics = parse_metrics(s.scoring)
-        return ResultsFile(path, form, s.resume, self.style.wants_words, s.force) if path else None
+        if s.output_file and not (s.output_format or format_of(s.output_file)):
+            note(f"--output_file {s.output_file}: its ending names no format, so it is a txt file (--output_format)")
+        words = self.style.wants_words
+        if path is None or self.first:
+            return ResultsFile(path, form, s.resume, words, s.force, not self.alone) if path else None
+        return PartFile(path, form, process_number(), words)
 
     def results_path(self) -> tuple[Path | None, str]:
         """The results file and its format; None where captions are only printed."""
         s = self.settings
         if s.output_file:
-            return Path(s.results_path or ".") / s.output_file, format_of(s.output_file, s.output_format)
+            form = s.output_format or format_of(s.output_file) or "txt"
+            return Path(s.results_path or ".") / s.output_file, form
         if not (s.dataset or s.results_path or s.output_format):
             return None, ""
         run = "" if self.model == flags.BUNDLED else f"{self.model.resolve().parent.name}-"  # "best" says little alone
@@ -158,8 +184,12 @@ class InferRun:
         if not done:
             return self.dataset
         note(f"{len(done)} of {len(self.dataset)} images are captioned already")
+        return self.without([item for item in self.dataset.items if id_text(self.style.id_of(item)) not in done])
+
+    def without(self, left: list[ImageItem]) -> CaptionDataset:
+        """The dataset with the items `left` only."""
         rest = copy.copy(self.dataset)  # its parts stay whole: rows of a feature file may follow their order
-        rest.items = [item for item in self.dataset.items if id_text(self.style.id_of(item)) not in done]
+        rest.items = left
         return rest
 
     def close(self) -> None:
@@ -169,10 +199,77 @@ class InferRun:
     # ---- captioning ----
 
     def run(self) -> int:
-        bad: list[str] = []
-        with self.file or contextlib.nullcontext():
-            if self.rest.items:
-                bad = self.caption_rest()
+        if self.alone and not self.rest.items:
+            with self.file or contextlib.nullcontext():
+                pass
+            return self.finish([])
+        # torch is imported only now, so that mistakes are answered at once
+        import torch
+
+        from captioning.devices import end_processes, from_main, partners_may_fail, start_processes
+        from inference.sharing import work_of_all
+
+        start_processes(torch.device("cpu"))  # over the CPU: what they exchange are finished captions
+        try:
+            with partners_may_fail(), contextlib.ExitStack() as stack:
+                self.open_file(stack)
+                shares = work_of_all(self.caption_share) if self.rest.items else []
+                bad = from_main(lambda: self.take_all(shares))
+                from_main(stack.close)  # the parts of the others go when the file is complete
+                return from_main(lambda: self.finish(bad))
+        finally:
+            end_processes()
+
+    def open_file(self, stack: contextlib.ExitStack) -> None:
+        """Begin the results file, the first process before the others, which learn from it what is left to caption."""
+        from captioning.devices import from_main
+
+        def begin() -> list[int]:
+            if self.file:
+                stack.enter_context(self.file)
+            left = {id(item) for item in self.rest.items}
+            return [number for number, item in enumerate(self.dataset.items) if id(item) in left]
+
+        left = from_main(begin)
+        if not self.first:
+            self.rest = self.without([self.dataset.items[number] for number in left])
+            if self.file:
+                stack.enter_context(self.file)
+
+    def take_all(self, shares: list) -> list[str]:
+        """All results in the order of the images, in the file and, where that was put off, printed.
+
+        shares: the inference.sharing.Share of every process. Gives why images were left out.
+        """
+        from inference.sharing import in_order, joined
+
+        if not shares:
+            return []
+        by_id = {id_text(self.style.id_of(item)): item for item in self.dataset.items}
+        order = {image_id: number for number, image_id in enumerate(by_id)}
+        share = joined(shares, order)
+        if not share.results and not (self.file and self.file.earlier):
+            raise UserError(f"none of the {len(self.rest)} images could be captioned")
+        if self.file:
+            self.file.arrange(in_order([*self.file.earlier, *share.results], order))
+        self.results = self.file.results if self.file else share.results
+        if self.printed and not self.alone:
+            for result in share.results:
+                print_captions(by_id[id_text(result.image_id)], result)
+        if share.attention is not None:
+            share.attention.write(self.settings.attention_output)
+            note(f"{self.settings.attention_output}: attention weights of {len(share.attention.ids)} images")
+        if self.style.rules:
+            self.style.rules.unknown = share.unknown
+            if line := self.style.rules.report():
+                note(f"{self.settings.lemma_pos_rules}: {line}")
+        if self.settings.verbose:
+            count, seconds = len(self.rest) - len(share.bad), time.monotonic() - self.began
+            note(f"{count} images in {seconds:.1f} s, {count / max(seconds, 1e-9):.1f} a second")
+        return share.bad
+
+    def finish(self, bad: list[str]) -> int:
+        """Say what was written, score it, draw the gallery. Gives the exit status."""
         if self.file:
             note(f"{self.file.path}: captions of {len(self.results)} images")
         lines, left_out = report_scores(self.metrics, self.results) if self.metrics else ([], False)
@@ -185,55 +282,63 @@ class InferRun:
             note(f"{script_name()}: {len(bad)} of {len(self.rest)} images could not be read")
         return 1 if bad or left_out else 0
 
-    def caption_rest(self) -> list[str]:
-        """Caption the images that are left, into the results; gives why images were left out."""
-        # torch is imported only now, so that mistakes are answered at once
+    def caption_share(self):
+        """The inference.sharing.Share of this process: captions of its part of the images that are left."""
+        from captioning.devices import first_speaks
         from data_loader import LoaderSettings
         from inference.attention_maps import AttentionLog
         from inference.captions import ImageCaptions, open_loader
+        from inference.sharing import Share, my_share
 
         s, attention = self.settings, None
-        captioner = self.open_model()
-        replaced = {"features": s.ext_features, "persist_features": s.ext_persist_features}
-        settings = LoaderSettings(s.batch_size, num_workers=s.num_workers)
-        photos = "instead" if s.dataset else "always"
-        loader = open_loader(captioner, self.rest, settings, replaced, photos, s.resize)
-        if s.verbose:
-            self.describe(captioner, loader.inputs)
+        with first_speaks():
+            captioner = self.open_model()
+            replaced = {"features": s.ext_features, "persist_features": s.ext_persist_features}
+            settings = my_share(LoaderSettings(s.batch_size, num_workers=s.num_workers))
+            photos = "instead" if s.dataset else "always"
+            loader = open_loader(captioner, self.rest, settings, replaced, photos, s.resize)
+            if s.verbose:
+                self.describe(captioner, loader.inputs)
         if s.attention_output:
             attention = AttentionLog(captioner.config.specs[captioner.model.attended].shape[1:])
-        began = time.monotonic()
-        captions = ImageCaptions(captioner, self.search(captioner), self.style, s.amp, attention)
+        self.began = time.monotonic()
+        captions = ImageCaptions(captioner, self.search(captioner), self.style, s.amp, attention, self.sampling_seed)
         try:
-            self.take(captions.of(loader))
+            results = self.take(captions.of(loader))
         except KeyboardInterrupt:
-            if self.file and self.file.form in GROWING:
+            if self.file and self.file.form in GROWING and self.first:
                 note(f"\n{self.file.part} has the captions so far: add --resume to go on")
             raise
-        if not self.results:
-            raise UserError(f"none of the {len(self.rest)} images could be captioned")
-        if s.verbose:
-            count, seconds = len(self.rest) - len(loader.bad_items), time.monotonic() - began
-            note(f"{count} images in {seconds:.1f} s, {count / max(seconds, 1e-9):.1f} a second")
-        if attention is not None:
-            attention.write(s.attention_output)
-            note(f"{s.attention_output}: attention weights of {len(attention.ids)} images")
-        if self.style.rules and (line := self.style.rules.report()):
-            note(f"{s.lemma_pos_rules}: {line}")
-        return loader.bad_items
+        return Share(results, loader.bad_items, attention, self.style.rules.unknown if self.style.rules else Counter())
 
-    def take(self, results) -> None:
-        """Keep each of (item, result), in the results file if there is one; print it where that is asked for."""
+    @property
+    def printed(self) -> bool:
+        return self.settings.print_results or self.file is None
+
+    @property
+    def sampling_seed(self) -> int | None:
+        """None where nothing is drawn at random."""
+        s = self.settings
+        return (42 if s.seed is None else s.seed) if s.sample else None
+
+    def take(self, results) -> list[Result]:
+        """Keep each of (item, result), in the results file if there is one; print it where that is asked for.
+
+        Several processes print when all have ended, to keep the order.
+        """
         from tqdm import tqdm
 
-        printed = self.settings.print_results or self.file is None
-        add = self.file.add if self.file else self.results.append
-        with tqdm(total=len(self.rest), unit="image", desc="caption", disable=True if printed else None) as bar:
+        hidden = not self.first or (self.printed and self.alone)
+        kept = []
+        with tqdm(total=len(self.rest), unit="image", desc="caption", disable=True if hidden else None) as bar:
             for item, result in results:
-                add(result)
-                if printed:
+                kept.append(result)
+                if self.file:
+                    self.file.add(result)
+                if self.printed and self.alone:
                     print_captions(item, result)
-                bar.update()
+                bar.update(process_count())
+        return kept
 
     def open_model(self):
         """The model.Captioner, without the encoders that feature files may stand in for.
@@ -276,13 +381,9 @@ class InferRun:
 
     def search(self, captioner):
         """The Search that the flags ask for."""
-        import torch
-
         from captioning.decoder.search import Search
 
         s, old = self.settings, self.as_deepcaption(captioner)
-        if s.sample:
-            torch.manual_seed(42 if s.seed is None else s.seed)
         return Search(
             beam_size=1 if s.sample or old else s.beam_size or max(3, s.n_best),
             max_length=s.max_seq_length,

@@ -19,7 +19,11 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="train_stats.json, or the folder that holds it (models/NAME)")
-    add("--labels", metavar="A,B", help="names for the legend, one for each file (default: of the folders or files)")
+    add(
+        "--labels",
+        metavar="A,B",
+        help="names for the legend, of the first files where fewer (default: folders or files)",
+    )
     add("--smooth_cider", default=1, metavar="W", help="draw the mean of CIDEr over W epochs")
     add("--watch", action="store_true", help="draw again whenever a file changes, until Ctrl-C")
     add("--interval", default=2.0, metavar="S", help="--watch: look at the files every S seconds")
@@ -121,15 +125,13 @@ def stats_file(name: str) -> Path:
 
 
 def labels_of(files: list[str], typed: str | None) -> list[str]:
-    """A label for each file. Raises UserError where --labels has another number of them."""
-    if typed is None:
-        paths = map(stats_file, files)
-        return [
-            p.resolve().parent.name if p.name == "train_stats.json" else p.name.split(".")[0] or p.name for p in paths
-        ]
-    labels = [label.strip() for label in typed.split(",")]
-    if len(labels) != len(files):
-        raise UserError(f"--labels: {len(labels)} labels for {len(files)} files; give one for each")
+    """A label for each file: those of --labels, then names of folders or files. Raises UserError for too many."""
+    labels = [] if typed is None else [label.strip() for label in typed.split(",")]
+    if len(labels) > len(files):
+        raise UserError(f"--labels: {len(labels)} labels for {len(files)} files; give at most one for each")
+    for path in map(stats_file, files[len(labels) :]):
+        name = path.resolve().parent.name if path.name == "train_stats.json" else path.name.split(".")[0] or path.name
+        labels.append(name)
     return labels
 
 

@@ -3,7 +3,7 @@
 
     ./resize.py --image_dir coco/images/train2014 --output_dir coco/images/train2014_256x256
     ./resize.py --image_dir photos --output_dir photos_256 --keep_aspect      # shorter side 256
-    ./resize.py --image_dir photos --output_dir small --subset ids.txt --create_zip      # writes small.zip
+    ./resize.py --image_dir photos --output_dir small --subset ids.txt --create_zip      # small/ and small.zip
 
 Every image below --image_dir is written under the same name, subfolder and extension, so that the `file_name`s of an
 annotation file stay valid. A GIF stays a GIF, first frame only, in 256 colours. A second run skips images that are
@@ -25,7 +25,7 @@ def parse_args(argv=None):
     add("--image_size", default=256, help="width and height of the result, in pixels")
     add("--keep_aspect", action="store_true", help="keep the proportions: the shorter side gets --image_size pixels")
     add("--subset", metavar="FILE", help="resize only these images: a file name a line, with or without extension")
-    add("--create_zip", action="store_true", help="write one file OUTPUT_DIR.zip instead of a folder")
+    add("--create_zip", action="store_true", help="also write the images into one file, OUTPUT_DIR.zip")
     add("--num_workers", type=int, help="parallel processes (default: one per core; 0 or 1: no other process)")
     add("--quality", default=95, help="JPEG and WebP quality, 1 to 100")
     add("--report", metavar="FILE", help="CSV file to write: the images that failed, and why")
@@ -76,10 +76,10 @@ OTHER_FORMATS = {".jpg": "JPEG", ".tif": "TIFF"}  # extensions that are not the 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker needs to know. `output_dir` None: the file's bytes are handed back, for the zip."""
+    """What a worker needs to know."""
 
     image_dir: Path
-    output_dir: Path | None
+    output_dir: Path
     image_size: int
     keep_aspect: bool
     quality: int
@@ -91,15 +91,13 @@ class Outcome:
     name: str  # relative to image_dir
     status: str  # "resized", "kept" or "failed"
     reason: str = ""
-    data: bytes = b""
 
 
 def resize_one(name: str, settings: Settings) -> Outcome:
     """Resize image `name` (runs in a worker). A bad image is an Outcome; a disk that cannot be written a UserError."""
-    source = settings.image_dir / name
-    target = settings.output_dir / name if settings.output_dir else None
+    source, target = settings.image_dir / name, settings.output_dir / name
     try:
-        if target and is_done(source, target, settings):
+        if is_done(source, target, settings):
             return Outcome(name, "kept")
         image = open_image(source, size_hint=int(settings.image_size * OVERSAMPLING))
         width, height = target_size(image.size, settings.image_size, settings.keep_aspect)
@@ -108,8 +106,6 @@ def resize_one(name: str, settings: Settings) -> Outcome:
         data = encoded(shrunk(image, settings), source, settings.quality)
     except ImageError as error:
         return Outcome(name, "failed", error.reason)
-    if target is None:
-        return Outcome(name, "resized", data=data)
     try:
         # Waiting for the disk at each image would take as long as resizing it: main() does so once at the end. What a
         # power failure before that leaves damaged is_done() finds, when the command is run again.
@@ -231,16 +227,24 @@ def find_images(image_dir: Path, output_dir: Path) -> list[str]:
     return names
 
 
+@contextmanager
+def open_zip(path: Path):
+    """A zipfile.ZipFile to write `path` with; the file is there when all of it is written."""
+    # JPEGs do not deflate; a zip knows no time before 1980
+    options = {"compression": zipfile.ZIP_STORED, "strict_timestamps": False}
+    with atomic_write(path, "wb") as file, zipfile.ZipFile(file, "w", **options) as members:
+        yield members
+
+
 def resize_all(names: list[str], settings: Settings, workers: int, archive: Path | None) -> tuple[Counter, list]:
     """How many images were "resized", "kept" and "failed", and (name, reason) of each that failed, which is printed.
 
-    archive: the zip file that they go to, None where they go to the folder of `settings`.
+    archive: a zip file that they go to as well.
     """
     counts, failures = Counter(), []
     with ExitStack() as stack:
         if archive:
-            file = stack.enter_context(atomic_write(archive, "wb"))
-            members = stack.enter_context(zipfile.ZipFile(file, "w", zipfile.ZIP_STORED))  # JPEGs do not deflate
+            members = stack.enter_context(open_zip(archive))
         outcomes = stack.enter_context(resized(names, settings, workers))
         for outcome in tqdm(outcomes, total=len(names), unit="image", desc="resize", disable=None):
             counts[outcome.status] += 1
@@ -248,14 +252,16 @@ def resize_all(names: list[str], settings: Settings, workers: int, archive: Path
                 failures.append((outcome.name, outcome.reason))
                 tqdm.write(shown(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}"), file=sys.stderr)
             elif archive:
-                members.writestr(Path(outcome.name).as_posix(), outcome.data)
-    if counts["resized"] and not archive and hasattr(os, "sync"):
+                members.write(settings.output_dir / outcome.name, Path(outcome.name).as_posix())
+    if counts["resized"] and hasattr(os, "sync"):
         os.sync()  # what is said to be done is on the disk
     return counts, failures
 
 
 def main(args) -> int:
     image_dir, output_dir = Path(args.image_dir), Path(args.output_dir)
+    if args.create_zip and output_dir.suffix.lower() == ".zip":  # the zip was named, not the folder
+        output_dir = output_dir.with_suffix("")
     names, failures = find_images(image_dir, output_dir), []
     if args.subset:
         names, lines = select(names, args.subset)
@@ -263,20 +269,16 @@ def main(args) -> int:
     for line, reason in failures:
         print(shown(f"resize.py: {line}: {reason}"), file=sys.stderr)
 
-    archive = None
-    if args.create_zip:
-        archive = output_dir if output_dir.suffix == ".zip" else output_dir.with_name(output_dir.name + ".zip")
-    else:
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output_dir: cannot make {output_dir}: {error.strerror or error}") from error
+    archive = output_dir.with_name(output_dir.name + ".zip") if args.create_zip else None
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir: cannot make {output_dir}: {error.strerror or error}") from error
     workers = core_count() if args.num_workers is None else args.num_workers
     with_torch = len(names) >= TORCH_FROM * max(1, workers)
-    folder = None if archive else output_dir
-    for place in {output_dir / Path(name).parent for name in names} if folder else ():
+    for place in {output_dir / Path(name).parent for name in names}:
         remove_leftovers(place)
-    settings = Settings(image_dir, folder, args.image_size, args.keep_aspect, args.quality, with_torch)
+    settings = Settings(image_dir, output_dir, args.image_size, args.keep_aspect, args.quality, with_torch)
     counts, failed = resize_all(names, settings, workers, archive)
     failures += failed
     if args.report:
@@ -284,7 +286,9 @@ def main(args) -> int:
             file.write(csv_lines([("file", "reason"), *failures]))
     shape = f"shorter side {args.image_size}" if args.keep_aspect else f"{args.image_size}x{args.image_size}"
     kept = f", {counts['kept']} already there" if counts["kept"] else ""
-    print(f"{archive or output_dir}: {counts['resized']} images resized ({shape}){kept}, {len(failures)} failed")
+    print(f"{output_dir}: {counts['resized']} images resized ({shape}){kept}, {len(failures)} failed")
+    if archive:
+        print(f"{archive}: {counts['resized'] + counts['kept']} images")
     return 1 if failures else 0
 
 

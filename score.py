@@ -87,7 +87,7 @@ from pathlib import Path
 
 from captioning.datasets.references import read_references
 from captioning.errors import UserError, run, warn
-from captioning.files import atomic_write, check_writable
+from captioning.files import atomic_write, check_writable, require_file
 from inference.caption_files import read_results, read_training_captions, with_references
 
 ENDINGS = {".csv": "csv", ".md": "markdown", ".tex": "latex", ".txt": "text"}
@@ -215,6 +215,8 @@ def main(args) -> int:
     for option, path in (("--output", args.output), ("--per_image", args.per_image)):
         if path:
             check_writable(option, path)
+    if args.cached_words and args.scoring:
+        require_file("--cached_words", args.cached_words)
     groups = read_groups(args.results, args.group or [])
     paths = list(dict.fromkeys(path for _, several in groups for path in several)) if args.group else args.results
     references = read_references(args.ground_truth)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from captioning.command_line import Parser
 from captioning.errors import UserError, run
-from captioning.files import check_writable, require_model_file
+from captioning.files import check_writable, require_file, require_model_file
 from inference.flags import MOST_PENALTY, model_path
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -84,6 +84,8 @@ def main(args) -> int:
         check_writable("--output", path)
     model = model_path(args.model)
     require_model_file(model)
+    if args.weights:
+        require_file("--weights", args.weights)
 
     # torch is imported only now, so that the mistakes above are answered at once
     from captioning.decoder.search import Search

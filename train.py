@@ -6,6 +6,8 @@
     ./train.py --dataset coco:train2014 --features conv.lmdb --attention soft --dropout 0.5 --model_name attentive
     ./train.py --dataset visualgenome:im2p:train --hierarchical_model --features conv.lmdb --model_name paragraphs
     ./train.py --dataset coco:train2014 --model_name mymodel --resume            # after an interruption, exactly
+    ./train.py --dataset coco:train2014 --model_name mymodel --resume --resume   # also where last.model is damaged
+    ./train.py --dataset flickr8k:train --load_model models/a/best.model models/b/best.model --model_name on   # in turn
     ./train.py --validate coco:val2014 --validate_only --load_model models/mymodel/ep*.model
     torchrun --nproc_per_node 4 train.py ...                                     # several GPUs or machines
 
@@ -35,17 +37,20 @@ if __name__ == "__main__":
 
 import torch
 
-from captioning.batches.features import CachedFeatures
+from captioning.batches.features import CachedFeatures, FeatureFiles
 from captioning.batches.inputs import Input, keep_sizes, plan_inputs
 from captioning.checkpoint import command_history
 from captioning.config import ModelConfig, ParagraphConfig
+from captioning.cores import process_count
 from captioning.datasets.base import CaptionDataset, image_key
 from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search
 from captioning.devices import (
     choose_device,
-    end_processes,
+    ended_processes,
+    from_main,
     is_main,
+    largest,
     partners_may_fail,
     process,
     share,
@@ -56,7 +61,7 @@ from captioning.encoder.transforms import ImageTransform
 from captioning.progress import Bar
 from captioning.scoring.document_frequencies import CachedWords, kept_words
 from captioning.scoring.metrics import parse_metrics
-from captioning.signals import Stop
+from captioning.signals import Interrupted, Stop, interrupting
 from data_loader import Loader, LoaderSettings, get_loader
 from training.build import CaptionerBuilder, compile_encoders
 from training.cider_reward import CiderReward
@@ -69,7 +74,15 @@ from training.paragraph_losses import ParagraphObjective
 from training.report import describe, epoch_line, report_end, show_tokens
 from training.run_folder import RunFolder, run_name
 from training.self_critical import SelfCritical
-from training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings
+from training.settings import (
+    DataSettings,
+    ModelSettings,
+    RunSettings,
+    TrainSettings,
+    data_checksum,
+    file_checksum,
+    lasting_settings,
+)
 from training.trainer import Progress, Trainer
 from training.validation import Validation, validate_models, validation_loader
 from vocabulary import MOST_UNKNOWN
@@ -84,7 +97,7 @@ class TrainRun:
     training: TrainSettings
     builder: CaptionerBuilder  # makes the captioner
     validation: Validation  # what is measured after an epoch
-    log = loader = validation_loader = None
+    folder = log = loader = validation_loader = None
 
     # ---- before the first step ----
 
@@ -99,8 +112,8 @@ class TrainRun:
         dataset = open_dataset(self.data.dataset, self.data.dataset_config_file)
         dataset.require_captions()
         name = s.model_name or run_name(s.model_basename, self.builder.wanted, self.builder.config)
-        self.folder = RunFolder(Path(s.output_root) / s.model_path / name, sys.argv)
-        saved = self.folder.prepare(s.resume, s.replace, is_main())
+        self.folder = RunFolder(Path(s.output_root) / s.model_path / name, sys.argv, s.keep)
+        saved = self.folder.prepare(int(s.resume or s.resume_changed), s.replace, is_main())
         self.log = TrainingLog(self.folder.path, s.tensorboard and is_main(), s.profiler and is_main())
         self.captioner = self.builder.build(dataset)
         self.captioner.model.to(device)
@@ -128,7 +141,7 @@ class TrainRun:
             if not loaded:
                 raise UserError(f"--vocab {data.vocab}: it {what}: --vocab AUTO makes one of its captions")
             warn(f"{loaded[0]}: its vocabulary {what}")
-        if data.validate and is_main():
+        if data.validate:
             self.validation_loader = validation_loader(captioner, data, cached)
         if config.paragraphs is not None:
             return ParagraphObjective(self.training)
@@ -166,13 +179,22 @@ class TrainRun:
     def start(self, saved: dict | None, objective: Objective) -> None:
         """Make the trainer, with the state of last.model or of --load_model. saved: the contents of last.model."""
         s = self.settings
-        self.first, state, self.position = 1, None, None
+        self.first, state, self.position, self.over, changed = 1, None, None, None, {}
+        self.folder.settings = from_main(self.lasting)
+        steps = self.data.num_batches or len(self.loader)
+        if saved is not None and (ended := self.ended_schedule(saved["training"])):
+            self.over = f"the {self.training.lr_scheduler} schedule of --num_epochs {ended} has come to the rate 0"
+            self.over += f"; --resume_changed goes on, over --num_epochs {s.num_epochs}"
+            self.first = saved["training"]["epoch"]
+            return
         if saved is not None:
+            changed = from_main(lambda: self.folder.check_settings(saved, self.captioner, s.resume_changed))
             self.folder.load_last(saved, self.captioner)
             position = saved["training"]
-            self.first, state = position["epoch"], position["trainer"]
+            self.first, state = position["epoch"], self.resumed_state(position, steps, changed)
             self.position = position if position["batch"] else None
-            print(f"resumed at epoch {self.first}, batch {position['batch']}")
+            if is_main():
+                print(f"resumed at epoch {self.first}, batch {position['batch']}")
         elif self.builder.wanted.load_model:
             self.first = int(self.captioner.info.get("epoch", 0)) + 1
             position = self.captioner.info.get("training")
@@ -191,10 +213,47 @@ class TrainRun:
                 state = None  # an optimizer's state of another objective
             if state is None or not state["turned"]:
                 training = self_critical_settings(training, self.builder.typed_flags)
-        steps = self.data.num_batches or len(self.loader)
         self.trainer = Trainer(self.captioner, training, objective, steps, epochs)
         if state is not None:
-            self.trainer.load_state_dict(state)
+            self.trainer.load_state_dict(state, bool(changed))
+
+    def lasting(self) -> dict:
+        """What must be the same when the run goes on: settings by flag, and checksums of what they name."""
+        s, words = self.settings, self.settings.cached_words
+        kept = lasting_settings(self.data, self.training, s)
+        kept["number of processes"] = process()[1]
+        loaders = {"--dataset": self.loader, "--validate": self.validation_loader}
+        for flag, loader in loaders.items():
+            sources = () if loader is None else (one.source for one in loader.inputs)
+            files = [source for source in sources if isinstance(source, FeatureFiles)]
+            checksum = None if loader is None else data_checksum(loader.items, files)
+            kept[f"{flag} (a checksum of images, captions and features)"] = checksum
+        kept["--distill (a checksum)"] = " ".join(file_checksum(path) for path in s.distill or ())
+        kept["--cached_words (a checksum)"] = file_checksum(words) if words and Path(words).is_file() else words
+        return kept
+
+    def ended_schedule(self, position: dict) -> int | None:
+        """The --num_epochs after which the learning rate was 0, where training at `position` would go on with that."""
+        epochs = (position.get("settings") or {}).get("--num_epochs")
+        over = self.training.lr_scheduler == "cosine" and epochs is not None and position["epoch"] > epochs
+        return epochs if over and not self.settings.resume_changed else None
+
+    def resumed_state(self, position: dict, steps: int, changed: dict) -> dict:
+        """The trainer's state at `position`, which is moved where a batch, or an epoch, has another size than before.
+
+        steps: of an epoch now; changed: as `RunFolder.check_settings` returns it.
+        """
+        done = {"step": (position["epoch"] - 1) * steps, "num_epochs": self.settings.num_epochs, "turned": 0}
+        state = dict(position["trainer"] or done)  # an epN.model of an older version has none
+        was = position.get("settings") or {}
+        if changed:
+            state["num_epochs"] += self.settings.num_epochs - was.get("--num_epochs", self.settings.num_epochs)
+        if changed and position["batch"] and (before := state.get("steps_per_epoch", steps)) != steps:
+            position["batch"] = position["batch"] * steps // before
+            if is_main():
+                which = f"batch {position['batch']} of {steps}"
+                print(f"the epoch goes on at {which}: some captions come twice, or not at all")
+        return state
 
     # ---- self-critical training ----
 
@@ -227,8 +286,11 @@ class TrainRun:
     def run(self) -> int:
         """Train to --num_epochs. Returns the exit status."""
         s = self.settings
-        if self.first > s.num_epochs:
-            print(f"nothing to do: epoch {self.first - 1} of --num_epochs {s.num_epochs} is done already")
+        if is_main():
+            self.folder.remove_epochs(self.first - 1)  # a run that was killed may not have come to it
+        if done := self.nothing_to_do():
+            if is_main():
+                print(f"nothing to do: {done}")
             return 0
         if is_main():
             describe(self.captioner, self.loader, self.validation_loader)
@@ -246,54 +308,91 @@ class TrainRun:
             wait_for_all()  # gloo may abort a process that leaves while another still works
         return status or int(bool(self.loader.bad_items))
 
+    def nothing_to_do(self) -> str | None:
+        """Why there is no epoch to train, or None."""
+        if self.over:
+            return self.over
+        s, last = self.settings, self.first - 1
+        if last >= s.num_epochs:
+            return f"epoch {last} of --num_epochs {s.num_epochs} is done already"
+        if self.folder.stats and self.position is None and self.patience_is_over(last):
+            return f"epoch {last} was no better than those before: --early_stopping {s.early_stopping} ended the run"
+        return None
+
     def run_epochs(self) -> int:
         """All epochs from the first on. Returns 0, or 128 and the number of the signal that stopped them."""
-        s = self.settings
+        s, last = self.settings, self.folder.last
         for epoch in range(self.first, s.num_epochs + 1):
             if self.is_self_critical(epoch) and not self.trainer.objective.has_reward:
                 self.turn_self_critical(epoch)
-            progress = self.train_epoch(epoch)
-            if progress is None:
-                last = self.folder.path / "last.model"
-                print(f"stopped in epoch {epoch}; {last} holds the state: go on with --resume")
-                return 128 + self.stop.signal
-            self.end_epoch(epoch, progress)
-            if self.stops_early(epoch):
+            if self.position is None and self.trainer.finished:
+                print(
+                    f"nothing to do in epoch {epoch}: the {self.training.lr_scheduler} schedule has come to the rate 0"
+                )
                 return 0
-            if self.stop.signal:
+            progress = self.train_epoch(epoch)
+            if progress is None or not self.end_epoch(epoch, progress):
+                print(f"stopped in epoch {epoch}; {last} holds the state: go on with --resume")
+                return 128 + self.signalled()
+            if self.patience_is_over(epoch):
+                if is_main():
+                    print(f"no better {self.folder.criterion_text()} for {s.early_stopping} epochs: stopped early")
+                return 0
+            if number := self.signalled():
                 print(f"stopped after epoch {epoch}; go on with --resume")
-                return 128 + self.stop.signal
+                return 128 + number
         return 0
+
+    def signalled(self) -> int:
+        """The number of the signal that a process of the run was sent, or 0. All processes ask together."""
+        return largest(self.stop.signal or 0)
+
+    @property
+    def batches(self) -> int:
+        """Those of an epoch, of this process."""
+        return min(len(self.loader), self.data.num_batches or len(self.loader))
 
     def train_epoch(self, epoch: int) -> Progress | None:
         """The epoch's Progress, or None where the run was stopped within it; last.model says where."""
         position, self.position = self.position, None
-        start = position["batch"] if position else 0
-        batches = min(len(self.loader), self.data.num_batches or len(self.loader))
+        start, sums = (position["batch"], position["progress"]) if position else (0, None)
+        batches = self.batches
+        if start >= batches:  # only its validation is missing
+            return Progress(self.captioner.device, sums)
         self.loader.set_position(epoch, start)
         bar = Bar(batches, f"epoch {epoch}", "batch", start)
+        stopped = False
 
         def on_step(progress: Progress, index: int) -> bool:
+            nonlocal stopped
             bar.move_to(index + 1)
             self.log.step()
-            if self.trainer.step % self.settings.log_step == 0 or self.stop.signal:
+            asks = self.trainer.waits_for_nothing or self.trainer.step % 8 == 0
+            signalled, last = self.signalled() if asks else 0, bar.done >= batches
+            if self.trainer.step % self.settings.log_step == 0 or signalled:
                 self.show_loss(progress, bar)
-            last = bar.done >= batches
             due = self.settings.save_every and self.trainer.step % self.settings.save_every == 0
-            if is_main() and not last and (due or self.stop.signal):
-                self.check_loss(progress)  # before it takes the place of a good one
-                self.folder.save_last(self.captioner, self.trainer, epoch, bar.done, progress.state())
-            return last or self.stop.signal is not None
+            stopped = bool(signalled) and not last
+            if not last and (due or stopped):
+                self.save_position(epoch, bar.done, progress)
+            return last or stopped
 
-        progress = self.trainer.train_epoch(self.loader, on_step, position and position["progress"])
+        progress = self.trainer.train_epoch(self.loader, on_step, sums)
         bar.close()
-        return progress if self.stop.signal is None or bar.done >= batches else None
+        return None if stopped else progress
+
+    def save_position(self, epoch: int, batch: int, progress: Progress) -> None:
+        """Write last.model after `batch` batches of `epoch`. Raises UserError where the loss was not finite."""
+        self.check_loss(progress)  # before it takes the place of a good one
+        if is_main():
+            self.folder.save_last(self.captioner, self.trainer, epoch, batch, progress.state())
 
     def check_loss(self, progress: Progress) -> float:
-        """The mean loss of the epoch so far. Raises UserError where it is not a number."""
+        """The mean loss of the epoch so far. Raises UserError where it, or a gradient, is not a finite number."""
+        self.trainer.require_finite()
         if not math.isfinite(loss := progress.loss):
             advice = "lower --learning_rate or set --grad_clip"
-            raise UserError(f"the loss is not a number at step {self.trainer.step}: {advice}")
+            raise UserError(f"the loss is not a finite number at step {self.trainer.step}: {advice}")
         return loss
 
     def show_loss(self, progress: Progress, bar: Bar) -> None:
@@ -310,39 +409,69 @@ class TrainRun:
         row |= progress.other_means
         return {**row, "training_reward": progress.reward} if self.trainer.objective.has_reward else row
 
-    def end_epoch(self, epoch: int, progress: Progress) -> None:
-        """Validate, save, and print the epoch's line."""
-        s, row = self.settings, self.figures(progress)
+    def end_epoch(self, epoch: int, progress: Progress) -> bool:
+        """Validate, save, and print the epoch's line. False where a signal stopped the validation.
+
+        last.model stands before: whatever happens to the validation, the epoch's steps are not lost.
+        """
+        s = self.settings
+        if not int(progress.captions):
+            raise UserError(f"no image could be read in epoch {epoch}: nothing was learnt, nothing is saved of it")
+        row = self.figures(progress)
+        self.save_position(epoch, self.batches, progress)
         with self.trainer.averaged_weights():
-            if self.validation_loader is not None and (epoch % s.validation_step == 0 or epoch == s.num_epochs):
-                bar = Bar(len(self.validation_loader.items), "validation", "image")
-                row |= self.validation.measure(self.captioner, self.validation_loader, bar)
-                bar.close()
-            row = share(row)  # all processes decide by the same figures
+            if (measured := self.validate(epoch)) is None:
+                return False
+            row = share(row | measured)  # all processes decide by the same figures
             self.trainer.epoch_ended(row, validated=bool(self.data.validate))
             self.folder.add_epoch(epoch, row, write=is_main())
             if is_main():
-                self.folder.save_epoch(self.captioner, epoch)
+                self.folder.save_epoch(self.captioner, self.trainer, epoch)
                 self.log.epoch(epoch, row, self.captioner.model)
         if is_main():
             self.folder.save_last(self.captioner, self.trainer, epoch + 1, 0, None)
+            self.folder.remove_epochs(epoch)
             best = self.folder.criterion_text() if self.folder.best_epoch() == epoch else None
             print(epoch_line(epoch, s.num_epochs, row, progress.speed, best), flush=True)
+        return True
 
-    def stops_early(self, epoch: int) -> bool:
+    def validate(self, epoch: int) -> dict[str, float] | None:
+        """What is measured after `epoch`, in every process: nothing where none is due, None where a signal came."""
+        s = self.settings
+        if not self.data.validate or (epoch % s.validation_step and epoch != s.num_epochs):
+            return {}
+        bar = Bar(len(self.validation_loader.items), "validation", "image") if is_main() else None
+        what = self.captioner, self.validation_loader, bar
+        if process()[1] == 1:
+            row = self.unless_stopped(lambda: self.validation.measure(*what))
+        else:  # what the processes tell each other must not be interrupted
+            row = self.validation.measure(*what, self.unless_stopped)
+        if bar is not None:
+            bar.close()
+        if row and not math.isfinite(row["validation_loss"]):
+            state = f"{self.folder.last} holds the epoch"
+            raise UserError(f"epoch {epoch}: the loss on --validate is not a finite number: look at its data; {state}")
+        return row
+
+    def unless_stopped(self, work):
+        """work(), or None where a signal came, which is not waited with."""
+        try:
+            with interrupting():
+                return None if self.stop.signal else work()
+        except Interrupted as signal:
+            self.stop.signal = signal.number
+            return None
+
+    def patience_is_over(self, epoch: int) -> bool:
         """Whether --early_stopping ends the run after `epoch`."""
         patience = self.settings.early_stopping
         best = max(self.folder.best_epoch() or epoch, self.trainer.turned - 1)  # a new objective has its own patience
-        over = patience > 0 and epoch - best >= patience
-        if over and is_main():
-            print(f"no better {self.folder.criterion_text()} for {patience} epochs: stopped early")
-        return over
+        return patience > 0 and epoch - best >= patience
 
     def close(self) -> None:
-        for part in (self.log, self.loader, self.validation_loader):
+        for part in (self.log, self.loader, self.validation_loader, self.folder):
             if part is not None:
                 part.close()
-        end_processes()
 
 
 def make_validation(settings: RunSettings, training: TrainSettings) -> Validation:
@@ -360,8 +489,19 @@ def main(args) -> int:
     data, model, training, settings = (kind.of(flags) for kind in kinds)
     validation = make_validation(settings, training)
     if settings.validate_only:
-        device = choose_device(settings.device, settings.cpu)
-        return validate_models(model, data, validation, device, settings.skip_existing_validations)
+        with partners_may_fail(), ended_processes():
+            device = start_processes(choose_device(settings.device, settings.cpu))
+            return validate_models(model, data, validation, device, settings.skip_existing_validations)
+    with ended_processes():
+        every = train_flags.runs(args)
+        return train(args, validation) if len(every) == 1 else train_in_turn(every, validation)
+
+
+def train(args, validation: Validation) -> int:
+    """One run of training. Returns the exit status."""
+    flags = vars(args)
+    kinds = DataSettings, ModelSettings, TrainSettings, RunSettings
+    data, model, training, settings = (kind.of(flags) for kind in kinds)
     paragraphs = ParagraphConfig.of(flags) if model.hierarchical_model else None
     projection = args.share_embedding_weights and training.regularize_projection > 0
     config = ModelConfig.of(flags, features=[], persist_features=[], paragraphs=paragraphs, projection=projection)
@@ -369,6 +509,31 @@ def main(args) -> int:
     with partners_may_fail(), closing(TrainRun(settings, data, training, builder, validation)) as run:
         run.prepare()
         return run.run()
+
+
+def train_in_turn(every: list, validation: Validation) -> int:
+    """One run after the other, those of several models. Returns the exit status.
+
+    A model that cannot be trained is named and left out; with several processes, which could not agree on it, it ends
+    all. A signal ends all.
+    """
+    statuses = []
+    for args in every:
+        if is_main():
+            folder = Path(args.output_root) / args.model_path / args.model_name
+            print(f"from {args.load_model[0]}: {folder}", flush=True)
+        try:
+            statuses.append(train(args, validation))
+        except UserError as error:
+            if process_count() > 1:
+                raise
+            print(f"{args.load_model[0]}: left out: {error}")
+            statuses.append(2)
+        if statuses[-1] > 128:
+            return statuses[-1]
+    if failed := statuses.count(2):
+        print(f"{failed} of {len(every)} models could not be trained on")
+    return min(statuses) if min(statuses) == max(statuses) else 1
 
 
 if __name__ == "__main__":

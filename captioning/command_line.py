@@ -19,6 +19,7 @@ import typing
 from collections.abc import Callable
 from functools import partial
 
+from captioning.cores import process_count, process_number
 from captioning.errors import message_line  # also: from here on a signal ends the script without a traceback
 
 
@@ -28,14 +29,16 @@ class Parser(argparse.ArgumentParser):
     description: what --help begins with. settings: dataclasses; a flag with the name of one of their fields has its
     default, its type and what its metadata has for argparse under "flag". The help shows defaults, unless its text
     speaks of one. first_use: names of the flags that --help lists, while --help_all lists all; without it --help does.
+    processes: whether several processes that torchrun started can share the work of the script; others are refused.
     options: further arguments of argparse.ArgumentParser.
     """
 
-    def __init__(self, description: str, settings: tuple = (), first_use: tuple[str, ...] = (), **options):
+    def __init__(self, description: str, settings=(), first_use: tuple[str, ...] = (), processes=False, **options):
         fields = [field for part in settings for field in dataclasses.fields(part)]
         self.fields = {field.name: field for field in fields if field.default is not dataclasses.MISSING}
         self.defaults: dict[str, object] = {}
         self.first_use = first_use
+        self.processes = processes
         options = {"formatter_class": argparse.RawDescriptionHelpFormatter, **options}
         super().__init__(description=description, allow_abbrev=False, **options)
         if first_use:
@@ -75,6 +78,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         """The flags by name, defaults filled in; `typed_flags` of it is a dict of those that were typed."""
         words = list(sys.argv[1:] if args is None else args)
+        if process_count() > 1 and not self.processes:
+            self._refuse_processes()
         self._refuse_unknown_flags(words)
         found, unknown = self.parse_known_args(words, namespace)
         if unknown:
@@ -88,6 +93,12 @@ class Parser(argparse.ArgumentParser):
             value = getattr(values, name)
             if value is not None and value < least:
                 self.error(f"--{name} {value}: must be at least {least}")
+
+    def _refuse_processes(self) -> None:
+        """End the script, which each process would run from beginning to end. The first process says so."""
+        if process_number() > 0:
+            self.exit(2)
+        self.error(f"it runs as one process, but torchrun started {process_count()} (WORLD_SIZE): run it by itself")
 
     def at_most(self, most: float, values: argparse.Namespace, *names: str) -> None:
         """End the script where a flag of `names` has a value above `most`."""

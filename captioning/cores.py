@@ -1,4 +1,4 @@
-"""How many processor cores there are."""
+"""How many processor cores there are, and how many processes torchrun started, as the environment tells it."""
 
 import os
 
@@ -6,3 +6,23 @@ import os
 def core_count() -> int:
     """The cores that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_cores() -> int:
+    """This process' part of the cores: the others that torchrun started on the machine have theirs."""
+    return max(1, core_count() // _number("LOCAL_WORLD_SIZE", 1))
+
+
+def process_count() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return _number("WORLD_SIZE", 1)
+
+
+def process_number() -> int:
+    """Which of them this one is, from 0 on."""
+    return _number("RANK", 0)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return max(default, int(text)) if text.isdecimal() else default

@@ -1,6 +1,7 @@
 """The device to compute on, and the processes that torchrun starts."""
 
 import contextlib
+import io
 import os
 import signal
 from datetime import timedelta
@@ -8,6 +9,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
+from captioning.cores import process_count
 from captioning.errors import UserError
 from captioning.signals import end_with_parent
 
@@ -31,9 +33,9 @@ def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
 
 def start_processes(device: torch.device) -> torch.device:
     """Join the other processes where torchrun started this one; otherwise nothing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+    if process_count() > 1 and not torch.distributed.is_initialized():
         end_with_parent(signal.SIGTERM, os.getppid())  # torchrun leaves its processes behind where it is killed
-        # the others wait while the first one validates, which can take longer than the default of ten minutes
+        # the others wait while the first one scores captions, which can take longer than the default of ten minutes
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))
         if device.type == "cuda":
@@ -76,9 +78,28 @@ def to_main(value) -> list:
     return values or []
 
 
+def largest(value: int) -> int:
+    """The largest `value` of all processes, in each of them. All must call it."""
+    if not torch.distributed.is_initialized():
+        return value
+    gpu = torch.distributed.get_backend() == "nccl"
+    found = torch.tensor(value, device="cuda" if gpu else "cpu")
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
 def end_processes() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def ended_processes():
+    """At its end the process parts from the others."""
+    try:
+        yield
+    finally:
+        end_processes()
 
 
 @contextlib.contextmanager
@@ -88,7 +109,7 @@ def partners_may_fail():
         yield
     except RuntimeError as error:
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not lost:
+        if process_count() == 1 or not lost:
             raise
         rank = os.environ.get("RANK")
         raise UserError(f"process {rank}: another process has ended; its message says why") from error
@@ -104,6 +125,13 @@ def process() -> tuple[int, int]:
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return process()[0] == 0
+
+
+@contextlib.contextmanager
+def first_speaks():
+    """Within it only the first process writes to stderr: what all of them would say is said once."""
+    with contextlib.nullcontext() if is_main() else contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def wait_for_all() -> None:

@@ -127,6 +127,13 @@ def known_ending(path, what: str, known: Sequence[str]) -> str:
     return ending
 
 
+def require_file(option: str, path) -> None:
+    """Raises UserError where `path`, the value of the flag `option`, is no file."""
+    if not Path(path).is_file():
+        found = "is a folder, not a file" if Path(path).is_dir() else "no such file"
+        raise UserError(f"{option}: {found}: {path}")
+
+
 def require_model_file(path) -> None:
     """Raises UserError where there is no file `path`; whether it is a model file is for checkpoint.load to say."""
     path = Path(path)

@@ -16,7 +16,6 @@ and describes it in sentences of a small grammar. It writes
 sixth sentences, and how many captions name the main object, its colour and more. Status 1: below the targets.
 """
 
-import argparse
 import os
 import re
 import sys
@@ -25,6 +24,8 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the toolkit's folder
+from captioning.command_line import Parser
+from captioning.cores import core_count
 from captioning.errors import UserError, run
 from captioning.files import atomic_write, expect, member, read_json
 from captioning.signals import serve
@@ -33,42 +34,40 @@ SPLITS = ("train", "val", "test")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description="Make a small captioned picture set, or judge captions of its test pictures.",
-        epilog="Example: %(prog)s make demo/data",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{make,check}")
-    make = commands.add_parser("make", help="write pictures, captions, datasets.conf and scenes.json")
-    make.add_argument("folder", metavar="FOLDER", help="where to write; made if need be")
+    words = sys.argv[1:] if argv is None else list(argv)
+    commands = {"make": parse_make, "check": parse_check}
+    if words and words[0] in commands:
+        args = commands[words[0]](words[1:])
+        args.command = words[0]
+        return args
+    parser = Parser(__doc__, usage="%(prog)s {make,check} ...")
+    parser.add_argument("command", choices=tuple(commands), help="make the pictures, or check captions of them")
+    return parser.parse_args(words)
+
+
+def parse_make(words: list[str]):
+    parser = Parser("Write pictures, captions, datasets.conf and scenes.json.", prog="demo_scenes.py make")
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="where to write; made if need be")
     for split, number in zip(SPLITS, (720, 80, 100)):
-        make.add_argument(
-            f"--{split}", type=int, default=number, metavar="N", help=f"pictures in demo:{split} (default: {number})"
-        )
-    make.add_argument("--seed", type=int, default=42, help="same seed, same set (default: 42)")
-    make.add_argument(
-        "--num_workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: all cores)"
-    )
-    check = commands.add_parser("check", help="judge captions of the test pictures; status 1 below the targets")
-    check.add_argument("results", metavar="RESULTS.json", help='[{"image_id": ..., "caption": ...}, ...]')
-    check.add_argument("folder", metavar="FOLDER", help="the folder that `make` wrote")
-    check.add_argument(
-        "--cider_target", type=float, default=0.6, metavar="X", help="of the sixth sentences' CIDEr (default: 0.6)"
-    )
-    check.add_argument(
-        "--object_target",
-        type=float,
-        default=0.8,
-        metavar="X",
-        help="share with object and colour right (default: 0.8)",
-    )
-    args = parser.parse_args(argv)
-    if args.command == "make":
-        for option in (*SPLITS, "num_workers"):
-            if getattr(args, option) < 1:
-                parser.error(f"--{option} must be at least 1, not {getattr(args, option)}")
-        if args.seed < 0:
-            parser.error(f"--seed must be 0 or more, not {args.seed}")
+        add(f"--{split}", default=number, metavar="N", help=f"pictures in demo:{split}")
+    add("--seed", default=42, help="same seed, same set")
+    add("--num_workers", type=int, metavar="N", help="processes (default: all cores)")
+    args = parser.parse_args(words)
+    parser.at_least(1, args, *SPLITS, "num_workers")
+    parser.at_least(0, args, "seed")
+    args.num_workers = args.num_workers or core_count()
     return args
+
+
+def parse_check(words: list[str]):
+    parser = Parser("Judge captions of the test pictures; status 1 below the targets.", prog="demo_scenes.py check")
+    add = parser.add_argument
+    add("results", metavar="RESULTS.json", help='[{"image_id": ..., "caption": ...}, ...]')
+    add("folder", metavar="FOLDER", help="the folder that `make` wrote")
+    add("--cider_target", default=0.6, metavar="X", help="share of the sixth sentences' CIDEr")
+    add("--object_target", default=0.8, metavar="X", help="share with object and colour right")
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

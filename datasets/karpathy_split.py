@@ -7,20 +7,21 @@ Writes annotations/captions_train.json, captions_val.json and captions_test.json
 (the usual training set is train + restval). The dataset class CocoDataset reads these files.
 """
 
-import argparse
 import json
 import re
 import sys
+from argparse import Namespace
 from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from captioning.command_line import Parser
 from captioning.errors import UserError, run
 from captioning.files import atomic_write, expect, member, read_json
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv=None) -> Namespace:
+    parser = Parser(__doc__)
     parser.add_argument("split_file", type=Path, help="the JSON file of the split")
     parser.add_argument("output_dir", type=Path, help="folder for the annotations")
     return parser.parse_args(argv)

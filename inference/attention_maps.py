@@ -9,7 +9,7 @@ Shapes: T words, (h, w) grid of attention weights, (H, W) photo in pixels.
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +183,15 @@ class AttentionLog:
         self.words.append(words)
         self.weights.append(weights)
         self.log_probs.append(log_probs)
+
+    def joined(self, others: list["AttentionLog"], order: Mapping[str, int]) -> "AttentionLog":
+        """A log of what this one and `others` have, in the order of the images. order: the place of an image id."""
+        whole = AttentionLog(self.grid)
+        logs = [self, *others]
+        rows = [row for log in logs for row in zip(log.ids, log.words, log.weights, log.log_probs)]
+        for row in sorted(rows, key=lambda row: order[row[0]]):
+            whole.add(*row)
+        return whole
 
     def write(self, path) -> None:
         """A compressed npz of the n images, padded to the longest sentence, T words:

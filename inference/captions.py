@@ -22,6 +22,7 @@ from captioning.text.detokenizers import as_sentence, detokenize
 from data_loader import Loader, LoaderSettings, get_eval_loader
 from inference.attention_maps import AttentionLog
 from inference.results import Result, Style
+from inference.sharing import seeded
 from inference.words import word_probabilities
 from model import Caption, Captioner, caption_loader
 
@@ -68,7 +69,8 @@ def give_images_at(captioner: Captioner, size: int) -> None:
 class ImageCaptions:
     """The results of a loader's images.
 
-    amp: "bf16" for mixed precision; attention: gathers where the model looked for the words of each best caption.
+    amp: "bf16" for mixed precision; attention: gathers where the model looked for the words of each best caption;
+    seed: of the samples that `search` draws.
     """
 
     captioner: Captioner
@@ -76,11 +78,13 @@ class ImageCaptions:
     style: Style
     amp: str = "off"
     attention: AttentionLog | None = None
+    seed: int | None = None
 
     def of(self, loader: Loader) -> Iterator[tuple[ImageItem, Result]]:
         """Each image with its result, in the order of the loader, which is closed at the end."""
         with contextlib.closing(loader):
-            for batch, memory, captions in caption_loader(self.captioner, loader, self.search, self.amp):
+            batches = loader if self.seed is None else seeded(loader, self.seed)
+            for batch, memory, captions in caption_loader(self.captioner, batches, self.search, self.amp):
                 words = self._words(memory, captions)
                 if self.attention is not None:
                     self._log_attention(batch.items, memory, captions)

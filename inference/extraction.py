@@ -3,22 +3,18 @@
 Shapes: B images in a batch, S size of an image in pixels, D feature size, h x w size of a map.
 """
 
-import contextlib
-import io
-import os
-
 import numpy as np
 import torch
 
-from captioning.cores import core_count
 from captioning.datasets.base import CaptionDataset
-from captioning.devices import from_main, process, to_main
+from captioning.devices import first_speaks, from_main, to_main
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.ten_crops import pooled_crops
 from captioning.encoder.transforms import ImageTransform, TenCrops
 from captioning.features.writer import FeatureWriter
 from captioning.progress import Bar
 from data_loader import Loader, LoaderSettings, get_eval_loader
+from inference.sharing import my_share
 
 
 class PhotoEncoder:
@@ -56,12 +52,8 @@ class PhotoEncoder:
 
 def share_of(dataset: CaptionDataset, transform, batch_size: int, workers: int | None) -> Loader:
     """The loader of this process' share of the images; only the first process names images that are missing."""
-    rank, count = process()
-    if workers is None and count > 1:  # the machine's cores are for all processes on it
-        workers = max(1, core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", count)))
-    silence = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(io.StringIO())
-    settings = LoaderSettings(batch_size, num_workers=workers, rank=rank, world_size=count)
-    with silence:
+    settings = my_share(LoaderSettings(batch_size, num_workers=workers))
+    with first_speaks():
         return get_eval_loader(dataset, settings=settings, transform=transform)
 
 

@@ -66,7 +66,7 @@ def add_words(add) -> None:
 def add_output(add) -> None:
     add("--print_results", action="store_true", help="print the captions too when they are written to a file")
     add("--output_file", metavar="FILE", help="results file")
-    add("--output_format", choices=("txt", "json", "jsonl", "csv"), help="default: by the file's extension, else json")
+    add("--output_format", choices=("txt", "json", "jsonl", "csv"), help="default: by the file's ending, else txt")
     add("--results_path", metavar="DIR", help="folder of results (default: this one with --output_file, else results)")
     add("--store_image_paths", action="store_true", help="write paths of images in place of their ids")
     add("--resume", action="store_true", help="continue an interrupted jsonl or csv file: skip the images that it has")
@@ -82,7 +82,7 @@ def parse_args(doc: str, argv=None) -> Namespace:
 
     Ends the script for values out of range and for flags that exclude each other.
     """
-    parser = Parser(doc)
+    parser = Parser(doc, processes=True)
     add_images(parser.group("images"))
     add_model(parser.group("model"))
     add_search(parser.group("search"))

@@ -5,7 +5,8 @@
         file.add(Result(42, [("A dog runs.", -7.31)]))
 
 txt: `image_id caption` a line. json: the COCO results list. jsonl: a JSON object a line. csv: a row per caption. The
-last two carry natural log-probabilities and grow in FILE.part, which is renamed to FILE when all is written.
+last two carry natural log-probabilities and grow in FILE.part, which is renamed to FILE when all is written. Of several
+processes that torchrun started the second grows FILE.part.1, and so on; the first one writes FILE from all of them.
 
 Where the words of the captions are shown one by one (Result.words), txt and json have them in place of the caption, as
 DeepCaption does: `A=0.69/two=0.08 man=0.15/young=0.10`; json keeps the caption as `text`. jsonl has them under `words`
@@ -17,6 +18,7 @@ import csv
 import io
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from captioning.errors import LINE_ENDS, UserError
 from captioning.files import atomic_write, expect, is_plain, member, naming_file, open_through, parse_json, read_bytes
 from captioning.locks import FileLock
 from captioning.tables import csv_lines, plain_cell
-from captioning.text.cleaning import printable
+from captioning.text.cleaning import id_text, printable
 from inference.lemmas import LemmaRules
 
 FORMATS = ("txt", "json", "jsonl", "csv")
@@ -75,31 +77,31 @@ class Result:
     shown: list[str] = field(default_factory=list)
 
 
-def format_of(path, given: str | None = None) -> str:
-    """The format `given`, or else that of the extension of `path`. Raises UserError where that tells none."""
-    form = given or Path(path).suffix.lower().removeprefix(".")
-    if form not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise UserError(f"--output_file {path}: end it in one of {known}, or give --output_format")
-    return form
+def format_of(path) -> str | None:
+    """The format that the ending of `path` names, None where it names none."""
+    ending = Path(path).suffix.lower().removeprefix(".")
+    return ending if ending in FORMATS else None
 
 
 class ResultsFile:
     """Writes results; complete or not there at all, but for FILE.part of the formats that can be resumed.
 
-    resume: keep what FILE.part, or else FILE, holds; `earlier` has it. Its image ids are texts where the file is a csv.
-    words: whether the results have words. force: begin anew where an interrupted run left results in FILE.part.
+    resume: keep what FILE.part and the parts of other processes, or else FILE, hold; `earlier` has it. Its image ids
+    are texts where the file is a csv. words: whether the results have words. force: begin anew where an interrupted run
+    left results in parts. shared: other processes have PartFiles; `arrange` then gives the results of all.
     A link stays a link; what is no plain file (`/dev/stdout`, a pipe) is written to directly. From the beginning until
     `close`, or the end of the `with` block, no other process can write a file that grows.
     Raises UserError for a file that is no such results file, and where another run is at work on it or left results.
     """
 
-    def __init__(self, path, form: str, resume: bool = False, words: bool = False, force: bool = False):
+    def __init__(self, path, form: str, resume=False, words=False, force=False, shared=False):
         self.path, self.form, self.words = Path(path), form, words
         self.target = Path(os.path.realpath(path))
         self.direct = not is_plain(path)
-        self.part = self.target.with_name(self.target.name + ".part")
+        self.part = part_path(self.target, 0)
+        self.grows = form in GROWING and not (self.direct and shared)  # a pipe must wait for the results of all
         self.earlier: list[Result] = []
+        self.anew = False  # whether FILE.part has other lines than `results`
         self.lock = None
         if resume and self.direct:
             raise UserError(f"--resume: {path} is not a plain file")
@@ -114,15 +116,26 @@ class ResultsFile:
         self.results = list(self.earlier)
 
     def _earlier(self, resume: bool, force: bool) -> list[Result]:
-        unfinished = self.part.exists()
+        parts = [path for path in (self.part, *self._other_parts()) if path.exists()]
+        if resume and not parts:
+            return read_results(self.target, self.form, False, self.words) if self.target.exists() else []
         if resume:
-            there = unfinished or self.target.exists()
-            file = self.part if unfinished else self.target
-            return read_results(file, self.form, unfinished, self.words) if there else []
-        if unfinished and not force and _has_results(self.part, self.form):
-            advice = "add --resume to go on, or --force to begin anew"
-            raise UserError(f"{self.part} has captions of an interrupted run: {advice}")
+            results = [result for path in parts for result in read_results(path, self.form, True, self.words)]
+            return list({id_text(result.image_id): result for result in results}.values())
+        for part in parts:
+            if not force and _has_results(part, self.form):
+                advice = "add --resume to go on, or --force to begin anew"
+                raise UserError(f"{part} has captions of an interrupted run: {advice}")
         return []
+
+    def _other_parts(self) -> list[Path]:
+        """FILE.part.1, ... that are there."""
+        name, folder = re.compile(re.escape(self.part.name) + r"\.\d+"), self.part.parent
+        return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
+
+    def _remove_other_parts(self) -> None:
+        for path in self._other_parts():
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let others write the file."""
@@ -130,33 +143,34 @@ class ResultsFile:
             self.lock.release(remove=True)
 
     def __enter__(self) -> "ResultsFile":
-        if self.form in GROWING:
-            columns = COLUMNS + ["words"] * self.words
-            # without the half line that an interruption may have left
-            lines = [",".join(columns) + "\n"] if self.form == "csv" else []
-            lines += [_lines(self.form, result) for result in self.earlier]
+        if self.grows:
             with naming_file(self.path):
-                if not self.direct:
-                    with atomic_write(self.part) as file:
-                        file.writelines(lines)
-                    lines = []
-                self._file = (
-                    open_through(self.path) if self.direct else open(self.part, "a", encoding="utf-8", newline="")
-                )
-                self._file.writelines(lines)
+                if self.direct:
+                    self._file = open_through(self.path)
+                    self._file.writelines(_all_lines(self.form, self.earlier, self.words))
+                    return self
+                # without the half line that an interruption may have left
+                write_part(self.part, self.form, self.earlier, self.words)
+                self._remove_other_parts()
+                self._file = open(self.part, "a", encoding="utf-8", newline="")
         return self
 
     def add(self, result: Result) -> None:
         self.results.append(result)
-        if self.form in GROWING:
+        if self.grows:
             with naming_file(self.path):
                 self._file.write(_lines(self.form, result))
                 self._file.flush()
 
+    def arrange(self, results: list[Result]) -> None:
+        """`results` are all that FILE shall have, in this order: those of the other processes too."""
+        self.anew |= len(results) != len(self.results) or any(a is not b for a, b in zip(results, self.results))
+        self.results = results
+
     def __exit__(self, kind, error, traceback) -> None:
         """Completes the file; after an error leaves FILE.part for resuming, or removes it where it holds nothing."""
         try:
-            if self.form in GROWING:
+            if self.grows:
                 self._end_growing(well=kind is None)
             elif kind is None:
                 self._write_whole()
@@ -175,6 +189,9 @@ class ResultsFile:
                 os.fsync(self._file.fileno())
             self._file.close()
             if not self.direct:
+                if self.anew:
+                    write_part(self.part, self.form, self.results, self.words)  # before what it is made of goes
+                self._remove_other_parts()
                 os.replace(self.part, self.target)
 
     def _write_whole(self) -> None:
@@ -183,7 +200,56 @@ class ResultsFile:
                 entries = [json.dumps(_coco(result, "json"), ensure_ascii=False) for result in self.results]
                 file.write("[\n" + ",\n".join(entries) + "\n]\n")
             else:
-                file.writelines(_lines(self.form, result) for result in self.results)
+                file.writelines(_all_lines(self.form, self.results, self.words))
+
+
+class PartFile:
+    """The part of a results file that another process than the first one writes: FILE.part.N of process N.
+
+    It has what infer.py asks of a ResultsFile. At a good end it goes: the first process has written FILE by then.
+    """
+
+    def __init__(self, path, form: str, process: int, words: bool = False):
+        self.path, self.form, self.words = Path(path), form, words
+        self.part = part_path(Path(os.path.realpath(path)), process)
+        self.grows = form in GROWING and is_plain(path)
+        self.earlier: list[Result] = []
+        self.results: list[Result] = []
+
+    def __enter__(self) -> "PartFile":
+        if self.grows:
+            with naming_file(self.part):
+                write_part(self.part, self.form, [], self.words)
+                self._file = open(self.part, "a", encoding="utf-8", newline="")
+        return self
+
+    add = ResultsFile.add
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self.grows:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            if kind is None or not self.results:
+                self.part.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Nothing: the lock is with the first process."""
+
+
+def part_path(target: Path, process: int) -> Path:
+    """Where the results of a process grow."""
+    return target.with_name(f"{target.name}.part" + (f".{process}" if process else ""))
+
+
+def write_part(path: Path, form: str, results: list[Result], words: bool) -> None:
+    with atomic_write(path) as file:
+        file.writelines(_all_lines(form, results, words))
+
+
+def _all_lines(form: str, results: list[Result], words: bool) -> list[str]:
+    """The lines of a txt, jsonl or csv file of `results`."""
+    head = [",".join(COLUMNS + ["words"] * words) + "\n"] if form == "csv" else []
+    return head + [_lines(form, result) for result in results]
 
 
 def _has_results(part: Path, form: str) -> bool:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from captioning.errors import shown
 from captioning.scoring.metrics import LABELS
 from captioning.tables import csv_lines
 
@@ -73,7 +74,7 @@ def render(rows: Sequence[Row], form: str) -> str:
     if form == "csv":
         return to_csv([_numbers(row) for row in rows])
     columns = list(dict.fromkeys(column for row in rows for column in row.figures))
-    cells = [[row.name] + ([str(row.files)] if row.files else []) + _texts(row, columns) for row in rows]
+    cells = [[shown(row.name)] + ([str(row.files)] if row.files else []) + _texts(row, columns) for row in rows]
     head = ["", *(["files"] if rows[0].files else []), *(_heading(column) for column in columns)]
     if form == "text":
         return _aligned([head, *cells])
@@ -115,6 +116,8 @@ def _aligned(table: Sequence[Sequence[str]]) -> str:
 
 def _markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     rows = [[re.sub(r"([|<>*_\\])", r"\\\1", cell) for cell in row] for row in (head, *cells)]
+    for row in rows[1:]:  # names of files come from strangers: no link and no code of theirs
+        row[0] = re.sub(r"([`\[\]])", r"\\\1", row[0])
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], rule, *rows[1:]))
 

@@ -20,6 +20,8 @@ MAY_IMPORT = {
     "captioning.batches": "captioning.datasets captioning.features captioning.images captioning.text captioning.config",
     "captioning.features": "captioning.config",
     "captioning.datasets": "captioning.features captioning.images captioning.text",
+    "captioning.command_line": "captioning.cores",
+    "captioning.devices": "captioning.cores",
     "captioning.checkpoint": "captioning.tensor_files",
     "captioning.tensor_files": "captioning.pickles",
     "captioning.deepcaption": "captioning.encoder captioning.checkpoint captioning.config captioning.text "

@@ -10,7 +10,6 @@ from odd_json import odd_texts
 from running import ROOT
 
 import plot_stats
-import score
 from captioning import checkpoint
 from captioning.datasets.references import read_references
 from captioning.errors import UserError
@@ -18,7 +17,7 @@ from captioning.features.factory import open_features
 from captioning.features.writer import FeatureWriter
 from captioning.files import expect, member, read_json
 from captioning.scoring.document_frequencies import CachedWords, count_documents
-from inference import results
+from inference import caption_files, results
 from training.run_folder import RunFolder, read_stats
 from vocabulary import Vocabulary, build_vocabulary
 
@@ -86,7 +85,7 @@ KINDS = {
     "train_stats.json, drawn": ("train_stats.json", EPOCHS, draw),
     "train_stats.json, resumed": ("train_stats.json", EPOCHS, resume),
     "validation figures": ("v.json", EPOCHS, lambda path: read_stats(path, "--validate_only")),
-    "results": ("r.json", RESULTS, lambda path: score.read_results(str(path))),
+    "results": ("r.json", RESULTS, lambda path: caption_files.read_results(str(path))),
     "references": ("t.json", TRUTH, read_references),
     "jsonl": ("r.jsonl", LINE, lambda path: results.read_results(path, "jsonl", words=True)),
     "vocabulary": ("v.json", build_vocabulary(["a dog", "a cat"], 1).to_dict(), encode),

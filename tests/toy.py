@@ -117,6 +117,36 @@ def stats(folder) -> dict:
     return json.loads((folder / "train_stats.json").read_text())
 
 
+def differences(folder, other) -> str:
+    """What tells two folders of runs apart: files, statistics, and every number of every model; "" for nothing."""
+    import torch
+
+    from captioning import checkpoint
+
+    names, others = (sorted(path.name for path in one.iterdir()) for one in (folder, other))
+    if names != others:
+        return f"files {names}, not {others}"
+    if stats(folder) != stats(other):
+        return f"train_stats.json: {stats(folder)}, not {stats(other)}"
+
+    def differs(one, two, place: str) -> str:
+        if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+            return next(filter(None, (differs(one[key], two[key], f"{place}[{key!r}]") for key in one)), "")
+        if isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+            return next(filter(None, (differs(*pair, f"{place}[{i}]") for i, pair in enumerate(zip(one, two)))), "")
+        same = torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+        return "" if same else f"{place} is {str(one)[:200]}, not {str(two)[:200]}"
+
+    for name in names:
+        if name.endswith(".model"):
+            both = [checkpoint.load(path / name) for path in (folder, other)]
+            for contents in both:
+                del contents["command"]
+            if found := differs(*both, name):
+                return found
+    return ""
+
+
 # ---- captions to score ----
 
 REFERENCES = {

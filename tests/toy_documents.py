@@ -92,7 +92,7 @@ def make_world(root: Path) -> None:
 def as_run(script: str, flags: list[str]) -> list[str]:
     """The flags with the names of the toy data put in, and with flags added that make the work small."""
     flags = [PUT_IN.get(flag, flag).replace("/new/place", f"{Path.cwd()}/features") for flag in flags]
-    flags = [name for flag in flags for name in (sorted(glob.glob(flag)) if "*" in flag else [flag])]
+    flags = [name for flag in flags for name in (("*" in flag and sorted(glob.glob(flag))) or [flag])]
     if script in ("extract_features.py", "build_vocab.py", "build_cached_words.py", "average_models.py"):
         flags += ["--force"]
     if script in ("train.py", "infer.py", "extract_features.py"):

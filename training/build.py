@@ -17,6 +17,7 @@ from captioning.encoder.factory import build_encoder
 from captioning.encoder.provenance import internal_spec
 from captioning.errors import UserError, one_line
 from captioning.features.factory import is_feature_file
+from captioning.files import remove_leftovers
 from model import Captioner, build_model, load_captioner
 from training.settings import DataSettings, ModelSettings
 from vocabulary import Vocabulary, auto_name, count_words, require_known_words, vocabulary_from_counts
@@ -115,6 +116,7 @@ def get_vocabulary(data: DataSettings, dataset: CaptionDataset) -> Vocabulary:
     vocabulary = vocabulary_from_counts(counter, data.vocab_threshold, tokenizer, dataset=data.dataset)
     require_known_words(counter, vocabulary, data.dataset)
     if is_main():
+        remove_leftovers(path.parent)
         vocabulary.save(path)
         print(f"vocabulary written to {path}")
     return vocabulary

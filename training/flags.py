@@ -9,8 +9,9 @@ from pathlib import Path
 
 from captioning.command_line import Parser
 from captioning.config import ModelConfig, ParagraphConfig
-from captioning.datasets.config import get_datasets
-from captioning.files import check_writable, require_model_file
+from captioning.datasets.config import DatasetParams, get_datasets
+from captioning.errors import UserError
+from captioning.files import check_writable, require_file, require_model_file
 from training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings
 from vocabulary import Vocabulary
 
@@ -38,8 +39,8 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
     "distillation": "distill distill_weight distill_temperature",
     "run": "model_name model_basename output_root model_path load_model optimizer_reset force_epoch replace/force "
-    "resume num_epochs save_every early_stopping log_step verbose seed deterministic amp compile tensorboard profiler "
-    "cpu device",
+    "resume resume_changed num_epochs save_every keep early_stopping log_step verbose seed deterministic amp compile "
+    "tensorboard profiler cpu device",
 }
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
@@ -56,13 +57,13 @@ RANGES = {
     "from 0.001 to 1,000": (lambda value: 0.001 <= value <= 1000, "self_critical_temperature distill_temperature"),
     "above 0": (lambda value: value > 0, POSITIVE),
     "from 0 to 1,000": (lambda value: 0 <= value <= 1000, "num_workers"),
-    "0 or more": (lambda value: value >= 0, WEIGHTS),
+    "0 or more": (lambda value: value >= 0, WEIGHTS + " keep"),
 }
 
 
 def parse_args(doc: str, argv=None) -> Namespace:
     """The flags of `argv` (default: the command line's), checked; `doc` is what --help begins with."""
-    parser = Parser(doc, SETTINGS, FIRST_USE, usage="%(prog)s --dataset NAME [--flag VALUE ...]")
+    parser = Parser(doc, SETTINGS, FIRST_USE, True, usage="%(prog)s --dataset NAME [--flag VALUE ...]")
     for title, names in GROUPS.items():
         add = parser.group(title)
         for name in names.split():
@@ -81,20 +82,64 @@ def parse_args(doc: str, argv=None) -> Namespace:
 
 def check_paths(args) -> None:
     """Raises UserError where a dataset, a file or an output folder of the flags cannot be used. Needs no torch."""
-    for dataset in (None if args.validate_only else args.dataset, args.validate):
-        if dataset:
-            get_datasets(dataset, args.dataset_config_file)
+    for option in ("--validate",) if args.validate_only else ("--dataset", "--validate"):
+        if name := getattr(args, option[2:]):
+            parts = get_datasets(name, args.dataset_config_file, option)
+            if not args.validate_only:
+                check_feature_files(args.typed_flags, parts)
+    for option in ("--weights", "--cached_words"):
+        if path := getattr(args, option[2:]):
+            require_file(option, path)
     models = args.load_model or []
-    if len(models) > 1 or args.skip_existing_validations:  # a model that fails is passed over, or not even read
-        models = []
+    if args.validate_only and (len(models) > 1 or args.skip_existing_validations):
+        models = []  # a model that fails is passed over, or not even read
     for path in models + (args.distill or []):
         require_model_file(path)
     vocabulary = DataSettings.of(vars(args)).vocabulary_file
     if vocabulary:
         Vocabulary.load(vocabulary)
     if not args.validate_only:
-        folder = Path(args.output_root) / args.model_path / (args.model_name or "")
-        check_writable("--model_path", folder / "last.model")
+        for one in runs(args):
+            folder = Path(args.output_root) / args.model_path / (one.model_name or "")
+            if len(models) > 1 and any(folder.glob("*.model")) and not (args.resume or args.replace):
+                raise UserError(
+                    f"{folder} holds a run already: give --model_name NAME, which trains {one.load_model[0]} in "
+                    f"NAME-{one.model_name}, --resume to go on, or --replace"
+                )
+            check_writable("--model_path", folder / "last.model")
+
+
+def runs(args) -> list[Namespace]:
+    """The flags of each run that `args` ask for: one, or one for each of several models of --load_model.
+
+    Each of several has a folder of its own, named as the one of its model, after --model_name where that is given.
+    Raises UserError where two would have the same.
+    """
+    models = args.load_model or []
+    if len(models) < 2:
+        return [args]
+    paths = [Path(model).resolve() for model in models]
+    names = [path.parent.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.parent.name}-{path.stem}" for path in paths]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            other = models[names.index(name)]
+            raise UserError(f"--load_model {other} and {models[number]} would both be trained in {name}: rename one")
+    names = [f"{args.model_name}-{name}" if args.model_name else name for name in names]
+    return [Namespace(**{**vars(args), "load_model": [m], "model_name": name}) for m, name in zip(models, names)]
+
+
+def check_feature_files(typed_flags: dict, parts: list[DatasetParams]) -> None:
+    """Raises UserError where a feature file that the flags name is not there for one of `parts`."""
+    from captioning.features.factory import is_feature_file
+    from captioning.features.places import require_feature_file
+
+    for flag in ("features", "persist_features"):
+        for name in filter(None, map(str.strip, typed_flags.get(flag, "").split(","))):
+            if is_feature_file(name):
+                for part in parts:
+                    require_feature_file(part, name)
 
 
 def contradictions(args) -> dict[str, object]:
@@ -110,7 +155,6 @@ def contradictions(args) -> dict[str, object]:
         "--dataset is required: sections of datasets.conf, such as coco:train2014": trained and not args.dataset,
         "--cache_features needs a frozen encoder: leave out --finetune_encoder": cached and args.finetune_encoder,
         "--cache_features is for training: --validate_only encodes every image once anyway": cached and not trained,
-        "--load_model takes several models with --validate_only alone": len(models) > 1 and trained,
         "--skip_existing_validations is for --validate_only": args.skip_existing_validations and trained,
         "--cached_words is for --self_critical_from_epoch and for --validation_scoring ciderd": idle_words,
         "--coupling_alpha and --coupling_beta: one of them above 0": args.coupling_alpha + args.coupling_beta == 0,

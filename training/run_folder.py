@@ -4,20 +4,27 @@ models/NAME/ep1.model ...   the captioner after each epoch, for inference
 models/NAME/best.model      the one that validation liked best
 models/NAME/last.model      weights, optimizer and position, for --resume
 models/NAME/train_stats.json
+models/NAME/.lock           while a process trains there
 """
 
 import json
 import math
+import re
 from pathlib import Path
+
+import torch
 
 from captioning import checkpoint
 from captioning.config import ModelConfig
+from captioning.devices import is_main
 from captioning.errors import UserError
 from captioning.features.factory import is_feature_file
 from captioning.files import atomic_write, check_writable, expect, read_json, remove_leftovers
+from captioning.locks import FileLock
 from model import Captioner, save_captioner
-from training.settings import ModelSettings
+from training.settings import FIXED, ModelSettings, changes, model_settings
 from training.trainer import Trainer
+from vocabulary import Vocabulary
 
 # The first of these that was measured decides which epoch is best; losses are better when lower.
 CRITERIA = ("cider", "ciderd", "spice", "meteor", "bleu_4", "rouge_l", "loss")
@@ -47,68 +54,129 @@ def read_stats(path: Path, what: str) -> dict[int, dict[str, float | None]]:
 class RunFolder:
     """path: the folder; stats: {epoch: {name: value}} as in train_stats.json.
 
-    command: what was typed, kept in the models.
+    command: what was typed, kept in the models. keep: how many epN.model stay, besides that of the best epoch; 0: all.
+    settings: those that must be the same when the run goes on, kept in the models too.
     """
 
-    def __init__(self, path, command: list[str]):
-        self.path, self.command = Path(path), command
+    def __init__(self, path, command: list[str], keep: int = 0):
+        self.path, self.command, self.keep = Path(path), command, keep
+        self.last = self.path / "last.model"
         self.stats: dict[int, dict[str, float]] = {}
+        self.settings: dict = {}
         self.older: list[Path] = []  # files of a run that this one replaces
         self.history: list[str] = []  # the commands that made the model of --load_model
+        self.lock: FileLock | None = None
 
-    def prepare(self, resume: bool, replace: bool, writes: bool = True) -> dict | None:
-        """Make the folder; with `resume` return the contents of last.model if there is one.
+    def prepare(self, resume: int, replace: bool, writes: bool = True) -> dict | None:
+        """Make the folder and lock it; with `resume` return the contents of last.model if there is one.
 
-        An older run stays until `remove_older`. writes False: only read, as the other processes of a run do.
-        Raises UserError where a run of this name exists and neither was asked for, and where there are models but no
-        last.model to resume.
+        resume 2: else those of the newest sound epN.model. An older run stays until `remove_older`. writes False: only
+        read, as the other processes of a run do. Raises UserError where another process trains there, where a run of
+        this name exists and neither was asked for, and where there are models but no sound last.model to resume.
         """
         if writes:
+            check_writable("--model_path", self.last)  # makes the folder
+            advice = "wait until it has ended, or give another --model_name"
+            self.lock = FileLock(self.path / ".lock", f"the run in {self.path}", advice)
             remove_leftovers(self.path)
-        last = self.path / "last.model"
-        if resume and last.exists():
-            contents = checkpoint.load(last)
-            if "training" not in contents:
-                raise UserError(f"--resume: {last} has no training state")
-            if (file := self.path / "train_stats.json").exists():
-                rows = read_stats(file, "--resume")
-                self.stats = {epoch: row for epoch, row in rows.items() if epoch < contents["training"]["epoch"]}
+        models = sorted(self.path.glob("*.model"), key=lambda file: file.stat().st_mtime)
+        if resume and models and (self.last.exists() or not replace):
+            contents = self._read_last(resume)
+            self._read_stats(contents["training"]["epoch"])
             return contents
         if not writes:
             return None
-        models = sorted(self.path.glob("*.model"), key=lambda file: file.stat().st_mtime)
-        if models and resume and not replace:
-            raise UserError(
-                f"--resume: there is no {last}, but there are other models: go on from one with "
-                f"--load_model {models[-1]} and another --model_name, or begin anew with --replace"
-            )
         self.older = [*models, *self.path.glob("train_stats*.json")]
         if self.older and not (replace or resume):
             raise UserError(
                 f"{self.path} holds a run already ({self.older[0].name}): "
                 "give another --model_name, --resume to go on, or --replace"
             )
-        check_writable("--model_path", last)  # makes the folder
         return None
+
+    def close(self) -> None:
+        """Let other processes in."""
+        if self.lock is not None:
+            self.lock.release(remove=True)
 
     def remove_older(self) -> None:
         """Remove the run that --replace writes over: the new one stands."""
         for file in self.older:
             file.unlink(missing_ok=True)
 
-    def load_last(self, contents: dict, captioner: Captioner) -> None:
-        """Give `captioner` the weights of last.model, whose `contents` `prepare` returned.
+    # ---- going on ----
 
-        Raises UserError where the run was started with another architecture or vocabulary.
+    def _read_last(self, resume: int) -> dict:
+        """What training goes on from: last.model, or with `resume` 2 the newest sound epN.model in its place."""
+        try:
+            if not self.last.exists():
+                raise UserError(f"there is no {self.last}, but there are other models")
+            contents = checkpoint.load(self.last)
+            if "training" not in contents:
+                raise UserError(f"{self.last} has no training state")
+            return contents
+        except UserError as error:
+            problem = f"--resume: {error}"
+        epoch, contents = self._newest_sound_epoch()
+        anew = "another --model_name, or begin anew with --replace"
+        if contents is None:
+            raise UserError(
+                f"{problem}; no epN.model there is sound either: start from a model with --load_model and {anew}"
+            )
+        if resume < 2:
+            file = self.path / f"ep{epoch}.model"
+            way = f"give --resume twice (--resume --resume) to go on from {file}, the newest sound epoch"
+            raise UserError(f"{problem}; {way}; or start from it with --load_model {file} and {anew}")
+        if is_main():
+            print(f"{problem}; the run goes on after epoch {epoch}, whose model is sound; the optimizer begins anew")
+        position = {"epoch": epoch + 1, "batch": 0, "progress": None, "trainer": contents.get("counters")}
+        return {**contents, "training": {**position, "settings": contents.get("settings")}}
+
+    def _newest_sound_epoch(self) -> tuple[int, dict | None]:
+        """The number and the contents of the newest epN.model that can be read; 0 and None where none can."""
+        for epoch in sorted(self.epochs(), reverse=True):
+            try:
+                contents = checkpoint.load(self.path / f"ep{epoch}.model")
+            except UserError:
+                continue
+            if contents.get("epoch") == epoch and {"state", "config", "vocabulary"} <= contents.keys():
+                return epoch, contents
+        return 0, None
+
+    def _read_stats(self, before: int) -> None:
+        """The figures of the epochs before `before`; later ones will be measured again."""
+        if (file := self.path / "train_stats.json").exists():
+            self.stats = {epoch: row for epoch, row in read_stats(file, "--resume").items() if epoch < before}
+
+    def check_settings(self, contents: dict, captioner: Captioner, changed: bool) -> dict[str, str]:
+        """What differs between the run whose model `prepare` returned and this one, {flag: "--seed was 42, now 5"}.
+
+        Raises UserError where that makes other numbers and `changed` does not allow it, and where no run can go on so.
         """
-        saved, own = ModelConfig.from_dict(contents["config"]).to_dict(), captioner.config.to_dict()
-        for name in own:
-            if saved.get(name) != own[name]:
-                was = f"the run was started with {name} {saved.get(name)!r}"
-                raise UserError(f"--resume: {was}, now it is {own[name]!r}")
-        if contents["vocabulary"] != captioner.vocabulary.to_dict():
-            raise UserError("--resume: the run was started with another vocabulary")
-        captioner.model.load_trained_state(contents["state"], self.path / "last.model")
+        position = contents["training"]
+        begun = position["epoch"] - (0 if position["batch"] else 1)
+        now, kept = model_settings(captioner.config) | self.settings, position.get("settings")
+        was = model_settings(ModelConfig.from_dict(contents["config"])) | (kept or {})
+        counters = position["trainer"] or {}
+        found = changes(was, now, begun, bool(counters.get("self_critical")))
+        words, own = Vocabulary.from_dict(contents["vocabulary"]), captioner.vocabulary
+        if (words.words, words.tokenizer, words.lowercase) != (own.words, own.tokenizer, own.lowercase):
+            found["--vocab"] = "--vocab gives another vocabulary than before"
+        if kept is None:
+            print(f"note: {self.last} was written by an older version, which kept no settings: none are compared")
+        if not found:
+            return {}
+        told = f"--resume: {'; '.join(found.values())}"
+        if fixed := sorted(FIXED & found.keys()):
+            raise UserError(f"{told}: {', '.join(fixed)} cannot change in a run: train another one (--model_name)")
+        if not changed:
+            raise UserError(f"{told}: the numbers would not be those of one run: give the same, or --resume_changed")
+        print(told.replace("--resume:", "--resume_changed:"))
+        return found
+
+    def load_last(self, contents: dict, captioner: Captioner) -> None:
+        """Give `captioner` the weights of the model whose `contents` `prepare` returned."""
+        captioner.model.load_trained_state(contents["state"], self.last)
 
     def load_best(self, captioner: Captioner, epoch: int) -> str:
         """Give `captioner` the weights of the best epoch before `epoch`; a line about what it has now."""
@@ -155,15 +223,38 @@ class RunFolder:
         rows = {epoch: row[name] for epoch, row in self.stats.items() if row.get(name) is not None}
         return max(rows, key=lambda epoch: (sign * rows[epoch], -epoch)) if rows else None
 
-    def save_epoch(self, captioner: Captioner, epoch: int) -> None:
+    def save_epoch(self, captioner: Captioner, trainer: Trainer, epoch: int) -> None:
         """Write epN.model, and best.model where this epoch is the best so far; the model holds what shall be saved."""
+        info = {"stats": self.stats.get(epoch, {}), "counters": trainer.counters(), "settings": self.settings}
         for name in (f"ep{epoch}", "best") if self.best_epoch() == epoch else (f"ep{epoch}",):
-            self._save(captioner, f"{name}.model", epoch, stats=self.stats.get(epoch, {}))
+            self._save(captioner, f"{name}.model", epoch, **info)
 
     def save_last(self, captioner: Captioner, trainer: Trainer, epoch: int, batch: int, progress: dict | None) -> None:
         """Write last.model: training goes on at batch `batch` of `epoch`, with the epoch's sums so far."""
+        for average in trainer.average or ():
+            require_finite("the average of weights", average)
         position = {"epoch": epoch, "batch": batch, "progress": progress, "trainer": trainer.state_dict()}
-        self._save(captioner, "last.model", epoch, training=position)
+        self._save(captioner, "last.model", epoch, training={**position, "settings": self.settings})
 
     def _save(self, captioner: Captioner, name: str, epoch: int, **info) -> None:
+        for part, value in captioner.model.trained_state().items():
+            require_finite(part, value)
         save_captioner(captioner, self.path / name, epoch=epoch, command=self.command, history=self.history, **info)
+
+    def epochs(self) -> list[int]:
+        """The numbers of the epN.model that are there."""
+        found = (re.fullmatch(r"ep(\d+)\.model", path.name) for path in self.path.glob("ep*.model"))
+        return [int(match[1]) for match in found if match]
+
+    def remove_epochs(self, newest: int) -> None:
+        """Remove each epN.model up to epoch `newest` but the `keep` last ones and that of the best epoch."""
+        for epoch in self.epochs() if self.keep else ():
+            if epoch <= newest - self.keep and epoch != self.best_epoch():
+                (self.path / f"ep{epoch}.model").unlink(missing_ok=True)
+
+
+def require_finite(name: str, value: torch.Tensor) -> None:
+    """Raises UserError where `value`, the part `name` of a model, has a number that is not finite."""
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        advice = "what was saved before stays; lower --learning_rate or set --grad_clip"
+        raise UserError(f"the model has numbers that are not finite ({name}) and is not saved: {advice}")

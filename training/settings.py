@@ -1,9 +1,14 @@
-"""The settings that train.py's flags fill. Every default of a flag stands here or in captioning/config.py."""
+"""The settings that train.py's flags fill, and which of them may change when a run goes on.
 
-from dataclasses import dataclass
+Every default of a flag stands here or in captioning/config.py.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from captioning.config import Settings, setting
+from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig, Settings, setting
 from captioning.datasets.config import CONFIG_HELP
 
 Optimizer = Literal["rmsprop", "adam", "adamw", "sgd"]
@@ -45,7 +50,7 @@ class ModelSettings(Settings):
     features: str = setting("resnet152", "encoders or feature files read before the first word", "NAMES")
     persist_features: str = setting("", "encoders or feature files read at every word (default: none)", "NAMES")
     weights: str | None = setting(None, "local file with the encoder's weights, instead of a download", "FILE")
-    load_model: list[str] | None = setting(None, "start from this model; several with --validate_only", "FILE")
+    load_model: list[str] | None = setting(None, "start from this model; of several one run after the other", "FILE")
     hierarchical_model: bool = setting(
         False, "write paragraphs; a model of sentences given with --load_model becomes the word RNN"
     )
@@ -128,8 +133,15 @@ class RunSettings(Settings):
     optimizer_reset: bool = setting(False, "--load_model: begin with the optimizer's state anew")
     force_epoch: int | None = setting(None, "--load_model: count on from epoch N")
     replace: bool = setting(False, "write over a run of the same name")
-    resume: bool = setting(False, "go on from the run's last.model, exactly, if there is one")
+    resume: bool | int = setting(
+        False,
+        "go on from the run's last.model, exactly, if there is one; given twice, also from the newest sound epN.model "
+        "where last.model is damaged or missing",
+        action="count",
+    )
+    resume_changed: bool = setting(False, "go on like --resume although settings differ: with the new ones")
     save_every: int = setting(0, "write last.model every STEPS too (default: after each epoch)", "STEPS")
+    keep: int = setting(0, "keep the newest N epN.model and that of the best epoch (default: all)")
     early_stopping: int = setting(0, "epochs without improvement that end the run (default: never)", "EPOCHS")
     log_step: int = setting(10, "steps between updates of the loss shown", "STEPS")
     verbose: bool = setting(False, "also print the model and its parameters")
@@ -140,3 +152,106 @@ class RunSettings(Settings):
     profiler: bool = setting(False, "profile ten steps: profile.txt and trace.json in the run's folder")
     device: str | None = setting(None, "cpu, cuda, cuda:1, mps (default: the best there is)", "NAME")
     cpu: bool = setting(False, "do not use a GPU")
+
+
+# ---- what must be the same when a run goes on ----
+
+# No number of a run depends on these, or what they name is compared in their place: model, vocabulary, data.
+MAY_CHANGE = "dataset dataset_config_file validate num_workers cache_features vocab vocab_root vocab_threshold "
+MAY_CHANGE += "no_tokenize features persist_features weights load_model hierarchical_model cached_words distill "
+MAY_CHANGE += "num_epochs early_stopping model_name model_basename output_root model_path optimizer_reset force_epoch "
+MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard profiler device "
+MAY_CHANGE += "cpu validate_only skip_existing_validations"
+PROJECTION = "--regularize_projection above 0"
+OF_SELF_CRITICAL = ("--self_critical", "--gamma_ml_rl", "--cached_words")  # beginnings of flags that act in it alone
+
+
+def lasting_settings(data: DataSettings, training: TrainSettings, run: RunSettings) -> dict:
+    """The settings that the numbers of a run depend on, by flag. last.model keeps them.
+
+    The number of epochs is among them where the learning rate follows it.
+    """
+    kept = {}
+    for part in (data, training, run):
+        kept |= {f"--{f.name}": getattr(part, f.name) for f in fields(part) if f.name not in MAY_CHANGE.split()}
+    kept["--cache_features"] = data.cache_features is not None
+    plateau = (
+        training.lr_scheduler == "ReduceLROnPlateau" and run.validation_step > 1
+    )  # the last epoch is validated too
+    if training.lr_scheduler == "cosine" or plateau:
+        kept["--num_epochs"] = run.num_epochs
+    return kept
+
+
+def model_settings(config: ModelConfig) -> dict:
+    """The settings of a model by flag; of a feature file its shape and its maker, not where it lies."""
+    idle = {"encoder_in_file", "paragraphs", "projection"} | (
+        set() if config.attention else {"attention_size", "value_size"}
+    )
+    kept = {f"--{f.name}": getattr(config, f.name) for f in fields(config) if f.name not in idle}
+    for flag in ("--features", "--persist_features"):
+        kept[flag] = ", ".join(spec_text(spec) for spec in kept[flag])
+    paragraphs = config.paragraphs
+    kept |= {"--hierarchical_model": paragraphs is not None, PROJECTION: config.projection}
+    return kept | ({f"--{f.name}": getattr(paragraphs, f.name) for f in fields(paragraphs)} if paragraphs else {})
+
+
+def spec_text(spec: FeatureSpec) -> str:
+    """A feature in a few words: "resnet152 2048 (weights 1f0c2a7b)", "file 2048x7x7 (resnet152-conv)"."""
+    provenance = spec.provenance or {}
+    maker = provenance.get("extractor") if spec.from_file else None
+    weights = str(provenance.get("weights_sha256") or "")[:8]
+    notes = ", ".join(filter(None, [maker, weights and f"weights {weights}"]))
+    shape = "x".join(map(str, spec.shape))
+    return f"{'file' if spec.from_file else spec.name} {shape}" + (f" ({notes})" if notes else "")
+
+
+# What a model is made of: weights that were trained with one value mean nothing with another.
+FIXED = {f"--{f.name}" for kind in (ModelConfig, ParagraphConfig) for f in fields(kind) if f.metadata.get("fixed")}
+FIXED |= {"--vocab", "--hierarchical_model", PROJECTION}
+
+
+def changes(was: dict, now: dict, begun: int, self_critical: bool) -> dict[str, str]:
+    """What differs between two tables of settings: {"--seed": "--seed was 42, now 5"}.
+
+    Of a setting that one of them lacks, since its version of the toolkit had no such thing, nothing is said. begun: the
+    last epoch with a step; self_critical: whether it was one of self-critical training, whose settings count then.
+    """
+
+    def turned(epoch: int) -> int:
+        return max(epoch, 1) if 0 <= epoch <= begun else -1
+
+    found = {}
+    for name in was.keys() & now.keys():
+        old, new = was[name], now[name]
+        if name == "--self_critical_from_epoch":
+            if turned(old) == turned(new):
+                continue
+        elif name.startswith(OF_SELF_CRITICAL) and not self_critical:
+            continue
+        if old != new:
+            found[name] = f"{name} was {old}, now {new}"
+    return dict(sorted(found.items()))
+
+
+def data_checksum(items: Sequence, sources: Iterable) -> str:
+    """Eight digits that tell other images, captions or feature records: of all `items`, and of a few records.
+
+    items: ImageItems; sources: FeatureFiles.
+    """
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(repr((item.part, item.image_id, item.captions)).encode("utf-8", "surrogatepass"))
+    some = [items[round(i * (len(items) - 1) / 7)] for i in range(8)] if items else []
+    for source in sources:
+        digest.update(source.get(some).numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def file_checksum(path) -> str:
+    """Eight digits that tell files of other content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:8]

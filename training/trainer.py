@@ -38,6 +38,7 @@ class Trainer:
         self.plateau = make_plateau() if settings.lr_scheduler == "ReduceLROnPlateau" else None
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema else None
         self.step = self.began = self.turned = 0
+        self.bad_step: torch.Tensor | None = None  # on a GPU: the first step that was not finite, or -1
 
     def restart(self, objective: Objective, epoch: int, epochs_left: int) -> None:
         """Go on with another objective from `epoch` on: optimizer, schedules and averaged weights begin anew.
@@ -90,6 +91,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         sum_gradients(self.parameters)
+        self._check(loss)
         if s.grad_clip:
             nn.utils.clip_grad_value_(self.parameters, s.grad_clip)
         self.optimizer.step()
@@ -97,6 +99,42 @@ class Trainer:
         if self.average is not None:
             self._update_average()
         return loss
+
+    @property
+    def waits_for_nothing(self) -> bool:
+        """Whether looking at a number costs no time: on a CPU."""
+        return self.captioner.device.type == "cpu"
+
+    @torch.no_grad()
+    def _check(self, loss: StepLoss) -> None:
+        """Raises UserError where the loss or a gradient is not finite, before the optimizer takes it.
+
+        A GPU would be waited for: there the gradients of such a step and of all later ones become zero, and
+        `require_finite` tells.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        largest = [torch.linalg.vector_norm(gradient, torch.inf).float() for gradient in gradients]  # no sum overflows
+        finite = torch.isfinite(torch.stack([loss.total.detach().float(), *largest])).all()
+        if self.waits_for_nothing:
+            if not finite:
+                raise not_finite(self.step)
+            return
+        if self.bad_step is None:
+            self.bad_step = torch.full_like(finite, -1, dtype=torch.int64)
+        self.bad_step = torch.where(~finite & (self.bad_step < 0), self.step, self.bad_step)
+        for gradient in gradients:
+            gradient.masked_fill_(self.bad_step >= 0, 0.0)
+
+    def require_finite(self) -> None:
+        """Raises UserError where the loss or a gradient of a step so far was not finite. Waits for the device."""
+        if self.bad_step is not None and (step := int(self.bad_step)) >= 0:
+            raise not_finite(step)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the learning rate has come down to 0 for good."""
+        steps = self.num_epochs * self.steps_per_epoch
+        return self.settings.lr_scheduler == "cosine" and self.step - self.began >= steps
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -137,13 +175,17 @@ class Trainer:
             self.plateau.step(row["validation_loss"])
 
     def state_dict(self) -> dict:
+        """What an exact resume needs besides the weights."""
+        return {**self.counters(), "optimizer": self.optimizer.state_dict(), "average": self.average}
+
+    def counters(self) -> dict:
+        """The part of `state_dict` that is small: where training is, without the optimizer's state."""
         return {
             "step": self.step,
             "num_epochs": self.num_epochs,
-            "optimizer": self.optimizer.state_dict(),
+            "steps_per_epoch": self.steps_per_epoch,
             "plateau": self.plateau and {k: v for k, v in self.plateau.state_dict().items() if not callable(v)},
             "plateau_factor": self.plateau and self.plateau.optimizer.param_groups[0]["lr"],
-            "average": self.average,
             "began": self.began,
             "turned": self.turned,
             "self_critical": self.objective.has_reward,
@@ -151,29 +193,51 @@ class Trainer:
             **self.objective.state_dict(),
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        """Go on exactly where `state_dict()` was taken. Raises UserError where the optimizer's state does not fit."""
+    def load_state_dict(self, state: dict, changed: bool = False) -> None:
+        """Go on exactly where `state_dict()` was taken; of `counters()` alone with an optimizer that begins anew.
+
+        Raises UserError where the optimizer's state does not fit; with `changed`, where settings may differ, the
+        optimizer begins anew then, and the schedules go on at the same part of an epoch.
+        """
         self.began, self.turned = state.get("began", 0), state.get("turned", 0)
         self.objective.load_state_dict(state)
         if self.turned:
             self._adam()
-        name = state.get("optimizer_name", self.settings.optimizer)
-        if name != self.settings.optimizer:
-            wanted = f"not --optimizer {self.settings.optimizer}"
-            raise UserError(f"the checkpoint has the state of {name}, {wanted}: use --optimizer_reset")
-        shares = [group["share"] for group in self.optimizer.param_groups]  # the flags', not the checkpoint's
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise UserError(f"the checkpoint's optimizer does not fit ({error}): use --optimizer_reset") from error
-        for group, share in zip(self.optimizer.param_groups, shares):
-            group["share"] = share
+        if "optimizer" in state:
+            try:
+                self._load_optimizer(state)
+            except UserError:
+                if not changed:
+                    raise
+                print("the optimizer's state does not fit the new settings: it begins anew")
         self.step, self.num_epochs = state["step"], state["num_epochs"]
+        if changed and (before := state.get("steps_per_epoch")):
+            self.began = self.step - (self.step - self.began) * self.steps_per_epoch // before
         if self.plateau is not None and state.get("plateau"):
             self.plateau.load_state_dict(state["plateau"])
             self.plateau.optimizer.param_groups[0]["lr"] = state["plateau_factor"]
         if self.average is not None and state.get("average"):
             copy_all(self.average, state["average"])
+
+    def _load_optimizer(self, state: dict) -> None:
+        """Its options are the flags', not the checkpoint's, but for the rate of the last step."""
+        name = state.get("optimizer_name", self.settings.optimizer)
+        if name != self.settings.optimizer:
+            wanted = f"not --optimizer {self.settings.optimizer}"
+            raise UserError(f"the checkpoint has the state of {name}, {wanted}: use --optimizer_reset")
+        groups = self.optimizer.param_groups
+        options = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise UserError(f"the checkpoint's optimizer does not fit ({error}): use --optimizer_reset") from error
+        for group, own in zip(self.optimizer.param_groups, options):
+            group.update(own)
+
+
+def not_finite(step: int) -> UserError:
+    advice = "lower --learning_rate or set --grad_clip"
+    return UserError(f"the loss or its gradient is not a finite number at step {step + 1}: {advice}")
 
 
 def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:

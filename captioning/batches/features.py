@@ -3,7 +3,6 @@
 Shapes: B images, D feature size, R = h * w regions of a map.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,12 +16,7 @@ from captioning.errors import UserError, first_few, note_once, warn
 from captioning.features.base import FeatureReader, RowReader
 from captioning.features.factory import open_features
 from captioning.features.lmdb_file import LmdbReader
-
-
-def feature_path(part: CaptionDataset, name: str) -> str:
-    """Where the feature file `name` of `part` should lie: without a features_path, in the working directory."""
-    path = os.path.expanduser(name)
-    return path if os.path.isabs(path) or not part.features_path else os.path.join(part.features_path, path)
+from captioning.features.places import require_feature_file
 
 
 class FeatureFiles:
@@ -41,14 +35,12 @@ class FeatureFiles:
         self.old_keys = [part.old_key for part in dataset.parts]
         self.renamed: dict[tuple[int, str], str] = {}  # (part, key) -> DeepCaption's key, where that one has the record
         for part in dataset.parts:
-            path = feature_path(part, name)
+            path = require_feature_file(part, name)
             keys = None if part.keys_are_rows else [item.key for item in part.photos()]
             try:
                 reader = open_features(path, keys, part.labels)
             except UserError as error:
-                lost = not (part.features_path or os.path.exists(path))
-                hint = f" (set features_path for [{part.name}], or give the whole path)" if lost else ""
-                raise UserError(f"--dataset {part.name}: {error}{hint}") from None
+                raise UserError(f"--dataset {part.name}: {error}") from None
             if isinstance(reader, RowReader) and reader.row_rule:
                 note_once(f"{reader.path}: its rows have no names: {reader.row_rule}")
             self.readers.append(reader)

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from captioning.batches.features import CachedFeatures, FeatureFiles, feature_path
+from captioning.batches.features import CachedFeatures, FeatureFiles
 from captioning.config import FeatureSpec, ModelConfig, check_provenance
 from captioning.datasets.base import CaptionDataset
 from captioning.errors import UserError, warn
 from captioning.features.factory import is_feature_file
-from captioning.features.joined import is_there
+from captioning.features.places import feature_path, is_there, own_place
 
 GROUPS = ("features", "persist_features")  # of a ModelConfig, in the order of its specs
 
@@ -126,12 +126,7 @@ def with_other_files(specs: list[FeatureSpec], group: str, files: str, dataset: 
     for name in names:
         if not is_feature_file(name):
             raise UserError(f"--ext_{group} {files}: {name!r} is no feature file (.lmdb, .npy, .bin, .h5, .txt)")
-    found = iter(
-        name
-        if any(is_there(Path(feature_path(part, name))) for part in dataset.parts) or not is_there(Path(name))
-        else str(Path(name).absolute())
-        for name in names
-    )
+    found = iter([own_place(dataset.parts, name) for name in names])
     return [replace(spec, name=next(found)) if spec.from_file else spec for spec in specs]
 
 

@@ -17,7 +17,7 @@ class LoaderSettings:
     batch_size: captions of a batch in training, images of a batch in evaluation.
     captions_per_image: the most captions for which an image is loaded once, in training.
     seed: of the order of images and of their augmentation, in training.
-    num_workers: processes that make batches; None: 0 without pixels, the machine's cores with them.
+    num_workers: processes that make batches; None: 0 without pixels, this process' cores with them.
     max_sentences: captions are paragraphs, a row is a sentence, and so many are kept of each; batch_size still counts
     captions. None: a row is a caption.
     rank, world_size: which process of torchrun this is, of how many; each makes its share of the batches.

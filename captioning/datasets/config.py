@@ -65,18 +65,23 @@ class DatasetParams:
                 setattr(self, key, self.path(values[key]))
 
 
-def get_datasets(spec: str, config_file: str | None = None) -> list[DatasetParams]:
+def get_datasets(spec: str, config_file: str | None = None, option: str = "--dataset") -> list[DatasetParams]:
     """The settings of every dataset named in `spec`, "a:x+b:y", in that order.
 
     `config_file` is looked for as it stands, then in ~/.config/image_captioning/, then beside the code; None means
-    datasets/datasets.conf. Raises UserError for an unknown dataset (listing the known ones), a file that is not there
-    or malformed, and a section without `dataset_class`.
+    datasets/datasets.conf. option: the flag that errors name. Raises UserError for an unknown dataset (listing the
+    known ones), a file that is not there or malformed, and a section without `dataset_class`.
     """
     names = [name.strip() for name in spec.split("+")]
     if "" in names:
-        raise UserError(f"--dataset {spec!r}: empty name; write one dataset, or several joined by '+'")
+        raise UserError(f"{option} {spec!r}: empty name; write one dataset, or several joined by '+'")
     path = find_config(config_file, required=set(names) != {GENERIC})
     parser = _parse(path) if path else configparser.RawConfigParser()
+    for name in names:
+        if name != GENERIC and not parser.has_section(name):
+            known = [section for section in parser.sections() if section != configparser.DEFAULTSECT]
+            known = ", ".join(dict.fromkeys([*known, GENERIC]))
+            raise UserError(f"{option}: unknown dataset {name[:80]!r}; {path} has: {known}")
     return [_section(parser, name, path) for name in names]
 
 
@@ -135,9 +140,6 @@ def _unreadable(line: str) -> str | None:
 
 
 def _section(parser: configparser.RawConfigParser, name: str, path: Path | None) -> DatasetParams:
-    if not parser.has_section(name) and name != GENERIC:
-        known = ", ".join(dict.fromkeys([*(s for s in parser.sections() if s != configparser.DEFAULTSECT), GENERIC]))
-        raise UserError(f"--dataset: unknown dataset {name[:80]!r}; {path} has: {known}")
     values = _inherited(parser, name, path)
     if name == GENERIC:
         values.setdefault("dataset_class", "GenericDataset")

@@ -8,17 +8,8 @@ import numpy as np
 from captioning.errors import UserError
 from captioning.features.base import FeatureReader, RowReader
 from captioning.features.picsom_file import BinReader
+from captioning.features.places import is_there, mean_path
 from captioning.files import read_lines
-
-
-def mean_path(path: Path) -> Path:
-    """The mean file that stands in for a feature file that does not exist."""
-    return path.with_name(f"{path.stem}-mean{path.suffix}")
-
-
-def is_there(path: Path) -> bool:
-    """Whether a feature file, or its mean file, exists."""
-    return path.exists() or mean_path(path).exists()
 
 
 def open_or_mean(path: Path, kind: Callable[..., FeatureReader], *arguments) -> FeatureReader:

@@ -23,6 +23,7 @@ from captioning.files import require_plain_file
 LMDB_OWN_KEYS = (b"@vdim", b"@dtype", b"@extractor")
 LMDB_LONGEST_KEY = 511  # bytes, a limit of lmdb's
 LMDB_PAGE = 4096  # bytes
+LMDB_SMALLEST = 2 * LMDB_PAGE  # bytes, of a file without records
 LMDB_LOCK_BYTES = 8192  # of the lock file, with lmdb's usual number of readers
 FLUSH_SECONDS = 5.0  # records not yet on the disk are lost when the process is killed
 SPARE_BYTES = 2**26  # room in the map of a file beyond its records
@@ -156,6 +157,9 @@ def environment(folder: Path, named: Path, doing: str, room: int = 0, shared: bo
         data = folder / "data.mdb"
         forget(data)  # lmdb refuses to open a file twice in a process
         used = data.stat().st_size if data.exists() else 0
+        if 0 < used < LMDB_SMALLEST:  # a full disk, or a kill, as lmdb made it: lmdb would refuse it for ever
+            data.unlink()
+            used = 0
         # others may add as well: the map has room for several times what this process adds
         size = 2 * used + 4 * (room + SPARE_BYTES)
         if shared:
@@ -225,10 +229,11 @@ class LmdbStore:
         self.pending: list[tuple[bytes, bytes]] = []
         self.size, self.flushed = 0, time.monotonic()
         self.rows: list[str] = []
-        if resume and (self.folder / "data.mdb").exists():
-            check_header(self.folder / "data.mdb")
+        data = self.folder / "data.mdb"
+        if resume and data.exists() and data.stat().st_size >= LMDB_SMALLEST:
+            check_header(data)
             with environment(self.folder, writer.path, "read") as opened, opened.begin() as transaction:
-                check_whole(self.folder / "data.mdb", transaction)
+                check_whole(data, transaction)
                 names = transaction.cursor().iternext(values=False)
                 self.rows = [name.decode(errors="surrogateescape") for name in names if name not in LMDB_OWN_KEYS]
 

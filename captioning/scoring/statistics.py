@@ -43,9 +43,10 @@ def diversity(captions: Iterable[Sequence[str]]) -> dict[str, float]:
 
     `div_1`, `div_2`: the different words (pairs of words) of an image's captions divided by its number of words, mean
     over images (Shetty et al. 2017, Vijayakumar et al. 2018). `mbleu_4`: BLEU-4 of a caption against the others of its
-    image; the first captions of all images are scored as one set, then the second ones and so on, and the mean is taken
-    (Wang and Chan 2019). More diverse are larger div and smaller mBLEU. Images with one caption are left out; where
-    all are, there are no figures.
+    image (Shetty et al. 2017, Wang and Chan 2019). BLEU-4 of a single caption is often 0, so the first captions of all
+    images are scored as one set, then the second ones and so on, and the mean of these is taken. More diverse captions
+    have larger div and smaller mBLEU. Images with one caption are left out;
+    where all are, there are no figures.
     """
     several = [[caption.split() for caption in group] for group in captions if len(group) > 1]
     if not several:

@@ -195,5 +195,15 @@ def test_mistakes_are_one_line(made, tmp_path):
         result = run_here("demo_scenes.py", *arguments)
         assert result.status == 2 and result.err.count("\n") == 1, result.err
         assert all(word in result.err for word in words), result.err
-    assert run_here("demo_scenes.py", "make", tmp_path / "c", "--train", 0).status == 2
-    assert run_here("demo_scenes.py").status == 2
+    for arguments, words in (
+        (("make", tmp_path / "c", "--train", 0), "--train 0: must be at least 1"),
+        (("make", tmp_path / "c", "--trian", 9), "demo_scenes.py make: error: unknown flag --trian; did you mean --tr"),
+        (("make", "--seed", "x", tmp_path / "c"), "--seed"),
+        (("check", short), "FOLDER"),
+        ((), "command"),
+        (("draw",), "'draw'"),
+    ):
+        result = run_here("demo_scenes.py", *arguments)
+        assert (result.status, result.err.count("\n")) == (2, 1) and words in result.err, result.err
+    for arguments in (("--help",), ("make", "--help"), ("check", "--help")):
+        assert run_here("demo_scenes.py", *arguments).status == 0

@@ -55,3 +55,9 @@ def test_other_files_are_one_line_errors(tmp_path):
     ):
         done = convert(tmp_path, contents)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path):
+    for arguments, words in ((["--outputdir", "x"], "unknown flag --outputdir"), (["a.json"], "output_dir")):
+        done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and words in done.stderr

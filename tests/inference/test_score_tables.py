@@ -53,3 +53,10 @@ def test_csv():
     assert rows[1] == {
         "name": "b - a", "bleu_4": "-0.01", "bleu_4_low": "-0.02", "bleu_4_high": "0.01", "bleu_4_p": "0.123"
     }  # fmt: skip
+
+
+def test_names_of_files_are_no_more_than_text():
+    hostile = [Row("[a](javascript:1) `b`\nc|d\x1b", None, {"cider": Figure(0.5)})]
+    assert render(hostile, "markdown").splitlines()[2] == r"| \[a\](javascript:1) \`b\`\\nc\|d\\x1b | 0.5000 |"
+    assert render(hostile, "latex").count("\n") == 5 and r"\textbackslash{}nc" in render(hostile, "latex")
+    assert render([Row("=1+1", None, {"cider": Figure(0.5)})], "csv").splitlines()[1] == "'=1+1,0.5"

@@ -215,6 +215,17 @@ def test_photos_stand_in_for_missing_features(infer_dataset, expected, tmp_path)
     assert (tmp_path / "out.txt").read_text() == "".join(lines)
 
 
+@pytest.mark.parametrize("name", ["captions", "captions.results", "v1.2"])
+def test_a_results_file_without_a_known_ending_is_txt(infer_dataset, tmp_path, name):
+    assert infer_dataset("c:bare", "--output_file", tmp_path / "known.txt").status == 0
+    done = infer_dataset("c:bare", "--output_file", tmp_path / name)
+    assert done.status == 0 and f"{name}: its ending names no format, so it is a txt file" in done.err
+    assert (tmp_path / name).read_bytes() == (tmp_path / "known.txt").read_bytes()
+    done = infer_dataset("c:bare", "--output_file", tmp_path / name, "--output_format", "csv")
+    assert done.status == 0 and "ending" not in done.err
+    assert (tmp_path / name).read_text().startswith("image_id,rank,")
+
+
 def test_features_that_are_not_the_models(world, infer_dataset, tmp_path):
     kept = world / "features/maps.lmdb"
     for shape, provenance, words in (
@@ -538,7 +549,7 @@ def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
         (["{photo}", "--model", "{root}/plain.model"], "does not say what made them"),
         (["--dataset", "c:bare", "--model", "{root}/plain.model", "--attention_output", "x.npz"], "no attention"),
         (["{photo}", "--vocab", "gone.json"], "gone.json"),
-        (["{photo}", "--output_file", "x.foo"], "--output_format"),
+        (["{photo}", "--output_file", "x.foo", "--resume"], "--resume goes on with jsonl and csv"),
         (["{photo}", "--output_file", "{root}"], "{root}"),
         (["{photo}", "--output_file", "{photo}/x.json"], "--output_file"),
         (["{photo}", "--output_file", "x.json", "--resume"], "--resume"),

@@ -149,6 +149,14 @@ def test_odd_files_draw(script, tmp_path, epochs):
     assert result.out.startswith("x: epoch") and (tmp_path / "x.train_stats.png").exists()
 
 
+def test_labels_may_be_fewer_than_the_files(script, model, tmp_path):
+    other = write(tmp_path / "other" / "train_stats.json", EPOCHS)
+    for labels, words in (("mine", ["mine", "other"]), ("mine,yours", ["mine", "yours"])):
+        result = script("plot_stats.py", model, other, "--labels", labels, "--output", tmp_path / "a.svg")
+        assert result.status == 0
+        assert [line.split(":")[0] for line in result.out.splitlines()[:2]] == words
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

@@ -174,14 +174,28 @@ def test_subset(script, folder, tmp_path):
 
 
 def test_zip(script, folder, tmp_path):
-    result = script("resize.py", "--image_dir", folder, "--output_dir", tmp_path / "o", "--create_zip")
-    assert result.status == 0 and not (tmp_path / "o").exists()
+    """The folder stays beside it, as with DeepCaption; a second run writes the zip anew from what is there."""
+    arguments = ["--image_dir", folder, "--output_dir", tmp_path / "o", "--create_zip"]
+    result = script("resize.py", *arguments)
+    assert result.status == 0 and outputs(tmp_path / "o") == outputs(folder)
+    assert result.out.endswith(f"8 images resized (256x256), 0 failed\n{tmp_path}/o.zip: 8 images\n")
     with zipfile.ZipFile(tmp_path / "o.zip") as archive:
         assert sorted(archive.namelist()) == outputs(folder)
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
-        with archive.open("more/h.jpg") as file:
-            assert Image.open(file).size == (256, 256)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.zip", "photos"]
+        assert all(archive.read(name) == (tmp_path / "o" / name).read_bytes() for name in outputs(folder))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "o.zip", "photos"]
+    (tmp_path / "o.zip").unlink()
+    assert f"8 already there, 0 failed\n{tmp_path}/o.zip: 8 images" in script("resize.py", *arguments).out
+    assert zipfile.ZipFile(tmp_path / "o.zip").testzip() is None
+
+
+def test_a_zip_that_is_named_has_its_folder_beside_it(script, folder, tmp_path):
+    os.utime(folder / "a.jpg", (0, 0))  # 1970: before a zip's time begins
+    (folder / "bad.jpg").write_text("<html>")
+    arguments = ["--image_dir", folder, "--output_dir", tmp_path / "o.zip", "--create_zip", "--num_workers", 2]
+    assert script("resize.py", *arguments).status == 1
+    assert zipfile.ZipFile(tmp_path / "o.zip").namelist() == outputs(tmp_path / "o")
+    assert "bad.jpg" not in outputs(tmp_path / "o")
 
 
 def test_output_inside_the_source_is_not_resized_again(script, folder):

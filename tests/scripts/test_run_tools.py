@@ -15,9 +15,11 @@ from toy import FAST, stats
 from captioning import checkpoint
 from captioning.batches.inputs import plan_inputs
 from captioning.datasets.factory import open_dataset
+from captioning.errors import UserError
 from data_loader import LoaderSettings, get_loader
 from model import load_captioner
 from training import validation
+from training.flags import check_paths, parse_args
 from training.losses import CrossEntropy
 from training.optimizers import learning_rate, self_critical_settings
 from training.report import epoch_line
@@ -318,3 +320,62 @@ def test_processes_decide_alike(data, tmp_path):
     assert done.stdout.count("epoch 2/40") == 1
     state = checkpoint.load(tmp_path / "run" / "last.model")["training"]["trainer"]
     assert state["turned"] == 8 and state["word_counts"].sum() > 0
+
+
+# ---- several models, one after the other ----
+
+
+def weights_of(path) -> dict:
+    return checkpoint.load(path)["state"]
+
+
+@pytest.fixture
+def two_models(train):
+    """a/ep1.model and b/ep1.model."""
+    for name, seed in (("a", 1), ("b", 2)):
+        assert train("--features", "pooled.npy", "--num_epochs", 1, "--seed", seed, name=name).status == 0
+    return [train.folder / name / "ep1.model" for name in "ab"]
+
+
+def test_several_models_are_trained_one_after_the_other(train, two_models):
+    """The same numbers as of two runs, each in a folder of its own; the line may be repeated with --resume."""
+    flags = ["--num_epochs", 2, "--validate", "toy:val"]
+    for path in two_models:
+        assert train(*flags, "--load_model", path, name=f"alone-{path.parent.name}").status == 0
+    done = train(*flags, "--load_model", *two_models, name="on")
+    assert done.status == 0, done.err
+    for name in "ab":
+        own, alone = train.folder / f"on-{name}", train.folder / f"alone-{name}"
+        assert stats(own) == stats(alone) and list(stats(own)) == ["2"]
+        weights = weights_of(own / "ep2.model")
+        assert all(torch.equal(value, weights[key]) for key, value in weights_of(alone / "ep2.model").items())
+    assert not (train.folder / "on").exists()
+    words = ["--dataset", "generic", "--load_model", *two_models, "--model_path", train.folder, "--model_name", "on"]
+    with pytest.raises(UserError, match="on-a holds a run already"):  # before the first of them is trained
+        check_paths(parse_args("", list(map(str, words))))
+    done = train("--num_epochs", 3, *flags[2:], "--load_model", *two_models, "--resume", name="on")
+    assert done.status == 0 and done.out.count("resumed at epoch 3") == 2
+    assert [list(stats(train.folder / f"on-{name}")) for name in "ab"] == [["2", "3"]] * 2
+
+
+def test_several_models_without_a_name(train, two_models, script, data, tmp_path):
+    """The folder of a model has the name of the one that it comes from, as with DeepCaption; of two epochs, theirs."""
+    common = ["--dataset", "toy:train", "--dataset_config_file", data / "datasets.conf", "--cpu", *FAST]
+    common += ["--num_epochs", 2, "--model_path", tmp_path / "onwards"]
+    assert script("train.py", *common, "--load_model", *two_models).status == 0
+    assert {path.name for path in (tmp_path / "onwards").iterdir()} == {"a", "b"}
+    again = two_models[0].with_name("best.model")
+    assert script("train.py", *common, "--load_model", two_models[0], again).status == 0
+    assert {"a-ep1", "a-best"} < {path.name for path in (tmp_path / "onwards").iterdir()}
+    done = script("train.py", *common, "--load_model", again, again)
+    assert (done.status, done.err.count("\n")) == (2, 1) and "would both be trained in a-best" in done.err
+
+
+def test_a_model_that_cannot_be_trained_is_left_out(train, two_models, tmp_path):
+    bad = tmp_path / "c" / "bad.model"
+    bad.parent.mkdir()
+    bad.write_bytes(b"nothing")
+    done = train("--num_epochs", 2, "--load_model", two_models[0], bad, two_models[1], name="on")
+    assert done.status == 1 and f"{bad}: left out: " in done.out and "1 of 3 models could not be trained on" in done.out
+    assert all((train.folder / f"on-{name}" / "ep2.model").exists() for name in "ab")
+    assert train("--num_epochs", 2, "--load_model", bad, bad.rename(tmp_path / "x.model"), name="all").status == 2
