@@ -441,7 +441,7 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
         note(line)
     if line := few_images_note(len(candidates)):
         warn(line)
-    found = caption_statistics(candidates.values())
+    found = caption_statistics(scores.by_words(list(candidates.values())))
     figures = f"{found['distinct']:.1%} of them distinct, mean length {found['mean_length']:.1f} words"
     lines = [*scores.lines(), f"{len(candidates)} captions, {figures}"]
     if others := len(results) - len(known):

@@ -25,7 +25,7 @@ from captioning.errors import UserError, warn, warn_once
 from captioning.files import atomic_write
 from captioning.locks import FileLock
 from captioning.scoring.bootstrap import few_images_note
-from captioning.scoring.metrics import score_captions
+from captioning.scoring.metrics import fitting, score_captions
 from captioning.scoring.statistics import caption_statistics
 from captioning.text.paragraphs import split_sentences
 from data_loader import Loader, LoaderSettings, get_eval_loader
@@ -89,12 +89,14 @@ class Validation:
         return results | (self._scores(written, references) if self.metrics else {})
 
     def _scores(self, written: dict, references: dict) -> dict[str, float]:
-        scores = score_captions(written, references, self.metrics, tokenizer="python", document_frequencies=self.words)
+        by = fitting("auto", (text for texts in references.values() for text in texts))
+        by = "python" if by == "auto" else by  # the same tokens on every machine
+        scores = score_captions(written, references, self.metrics, by, document_frequencies=self.words)
         for name, reason in scores.left_out.items():
             print(f"validation: {name} left out: {reason}")
         if line := few_images_note(len(written)):
             warn_once(f"validation: {line}")
-        values = scores.values | caption_statistics(list(written.values()))
+        values = scores.values | caption_statistics(scores.by_words(list(written.values())))
         return {f"validation_{name}": value for name, value in values.items()}
 
 
