@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioning.errors import UserError
-from captioning.text.cleaning import clean_text
+from captioning.text.cleaning import can_be_a_name, clean_text
 from inference.caption_files import read_results as read_captions
 from inference.results import Result, ResultsFile, read_results
 
@@ -25,7 +25,8 @@ STEP = st.lists(st.tuples(TEXT, st.floats(0, 1).map(lambda p: float(f"{p:.6g}"))
 @st.composite
 def results(draw, words: bool = False):
     """A list of results with different ids, one to three captions each."""
-    ids = draw(st.lists(st.integers(-10, 10**12) | TEXT.filter(bool), min_size=1, max_size=4, unique_by=str))
+    names = TEXT.filter(lambda text: text and can_be_a_name(text))
+    ids = draw(st.lists(st.integers(-10, 10**12) | names, min_size=1, max_size=4, unique_by=str))
     made = []
     for image_id in ids:
         captions = draw(st.lists(st.tuples(TEXT, LOG_PROB), min_size=1, max_size=3))
