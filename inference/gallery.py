@@ -92,7 +92,7 @@ def _figure(result: Result, data: str | None) -> str:
     name = str(result.image_id)
     name = text_of(os.path.basename(name) if os.path.isabs(name) else name)
     return (
-        f"<figure>{image}<figcaption><p dir="auto">{text_of(caption)}</p>"
+        f'<figure>{image}<figcaption><p dir="auto">{text_of(caption)}</p>'
         f'<small title="natural log-probability">{name} &middot; {log_prob:.2f}</small>{more}</figcaption></figure>\n'
     )
 

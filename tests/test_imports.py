@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "data_loader": "vocabulary captioning",
     "vocabulary": "captioning",
     "captioning.batches": "captioning.datasets captioning.features captioning.images captioning.text captioning.config",
-    "captioning.datasets": "captioning.features captioning.images captioning.text",
+    "captioning.datasets": "captioning.features captioning.images captioning.tables captioning.text",
     "captioning.deepcaption": "captioning.encoder captioning.checkpoint captioning.config captioning.text",
     "captioning.encoder": "captioning.fast captioning.config",
     "captioning.command_line": "captioning.cores",

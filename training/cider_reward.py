@@ -12,7 +12,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from captioning.scoring import document_frequencies
-from captioning.scoring.document_frequencies import END_TOKEN, ORDERS, CachedWords, count_documents, tokenized, tokenizer_of
+from captioning.scoring.document_frequencies import (
+    END_TOKEN,
+    ORDERS,
+    CachedWords,
+    count_documents,
+    tokenized,
+    tokenizer_of,
+)
 from captioning.text.score_tokens import score_tokens
 from vocabulary import Vocabulary
 
@@ -22,9 +29,10 @@ MOST_TABLES = 20_000  # images whose references are kept ready: about 30 kB each
 class CiderReward:
     """CIDEr-D of word ids against the captions of their image, as the COCO scorer computes it.
 
-    references: for each image its captions. Words are compared as the tokens of scores, so that punctuation counts as little as
-    in the scores. words: document frequencies; without them they are counted over these references. Where they are
-    without <end>, as files of other programs are, n-grams with <end> are counted over these references all the same.
+    references: for each image its captions. Words are compared as the tokens of scores, so that punctuation
+    counts as little as there. words: document frequencies; without them they are counted over these references. Where
+    they are without <end>, as files of other programs are, n-grams with <end> are counted over these references all the
+    same.
     """
 
     def __init__(

@@ -17,8 +17,10 @@ import torch
 
 from captioning.batches.features import CachedFeatures
 from captioning.batches.inputs import plan_inputs
-from captioning.datasets.base import image_key
+from captioning.datasets.base import CaptionDataset, image_key
 from captioning.datasets.factory import open_dataset
+from captioning.datasets.names import short_names
+from captioning.datasets.splits import divided
 from captioning.decoder.search import Search
 from captioning.devices import autocast
 from captioning.errors import UserError, warn, warn_once
@@ -149,15 +151,25 @@ class ParagraphFigures:
 # ---- data ----
 
 
+def open_images(data: DataSettings, validation: bool = False) -> CaptionDataset:
+    """The images of --dataset, or of the validation data: those of --validate, or a --val_fraction of --dataset."""
+    if validation and data.validate:
+        return open_dataset(data.validate, data.dataset_config_file, data.images, "--validate")
+    dataset = open_dataset(data.dataset, data.dataset_config_file, data.images)
+    if data.val_fraction:
+        return divided(dataset, data.val_fraction, f"--val_fraction {data.val_fraction:g}")[validation]
+    return dataset
+
+
 def validation_loader(
     captioner: Captioner, data: DataSettings, cached: dict[str, CachedFeatures] | None = None
 ) -> Loader:
-    """The captioned images of `data.validate` with the features, or the pixels, that the captioner reads.
+    """The captioned images of the validation data with the features, or the pixels, that the captioner reads.
 
     All of them, or those of the first `data.num_batches` batches. cached: what `cache_features` gave.
     """
     config = captioner.config
-    images = readable(open_dataset(data.validate, data.dataset_config_file), cached or {})
+    images = readable(open_images(data, validation=True), cached or {})
     if data.num_batches:
         captioned = [item for item in images.items if item.captions]
         images = copied(images, captioned[: data.num_batches * BATCH_SIZE])
@@ -166,14 +178,15 @@ def validation_loader(
     settings = LoaderSettings(batch_size=BATCH_SIZE, num_workers=data.num_workers, max_sentences=most)
     loader = get_eval_loader(images, inputs, settings, captioner.transform, captioner.vocabulary)
     if (share := loader.unknown_share) > MOST_UNKNOWN:
-        warn(f"--validate {data.validate}: the model's vocabulary lacks {share:.0%} of the words of its captions")
+        what = f"--validate {data.validate}" if data.validate else "--val_fraction"
+        warn(f"{what}: the model's vocabulary lacks {share:.0%} of the words of its captions")
     return loader
 
 
 def stats_file(model_path, dataset: str) -> Path:
     """Where the figures of a model on `dataset` are kept: in the model's folder."""
     path = Path(model_path)
-    name = re.sub(r"[^\w.+-]", "-", dataset)
+    name = re.sub(r"[^\w.+-]", "-", short_names(dataset))
     other = "" if ITS_EPOCH.fullmatch(path.stem) else f"-{path.stem}"
     return path.with_name(f"train_stats-{name}{other}.json")
 

@@ -16,6 +16,7 @@ from captioning.images.image_file import image_exists, is_image_name
 from captioning.images.zip_file import is_zip, open_zip
 
 SAMPLE = 50  # names by which the folders of the images are found
+FEW_CAPTIONS = {2_000: 1, 15_000: 2}  # with fewer captions than this: how often a word must occur
 MOST_FOLDERS = 200  # that are looked into
 
 
@@ -60,6 +61,20 @@ class CaptionFile(CaptionDataset):
             looked = first_few(self.finder.looked_in)
             what = f"none of its {len(self.items)} images is in {looked}"
             raise UserError(f"--dataset {self.name}: {what}: say where they are with --images DIR")
+
+
+def suitable_threshold(dataset: CaptionDataset, tell: bool = True) -> int:
+    """How often a word must occur to be kept where nobody says so: 4; with few captions of people's own 1 or 2.
+
+    tell: print a line about the latter.
+    """
+    own = all(isinstance(part, CaptionFile) for part in dataset.parts)
+    count = dataset.num_captions
+    threshold = next((n for most, n in FEW_CAPTIONS.items() if own and count < most), 4)
+    if tell and threshold < 4:
+        kept = "every word is kept" if threshold == 1 else f"words that occur {threshold} times or more are kept"
+        note_once(f"vocabulary: {kept}, because {count:,} captions are few (--vocab_threshold changes it)")
+    return threshold
 
 
 def photos_of_split(layout: Layout, split: str | None, name: str) -> tuple[list[Photo], str]:

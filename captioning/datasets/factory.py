@@ -29,14 +29,16 @@ DATASET_CLASSES = {
 }
 
 
-def open_dataset(spec: str, config_file: str | None = None, images: str | None = None) -> CaptionDataset:
+def open_dataset(
+    spec: str, config_file: str | None = None, images: str | None = None, option: str = "--dataset"
+) -> CaptionDataset:
     """The dataset `spec`, sections of datasets.conf or paths of captions, "a:x+b:y" joined into one.
 
-    images: where the images of paths lie. Raises UserError for whatever is wrong with the configuration or a caption
-    file.
+    images: where the images of paths lie; option: the flag that errors name. Raises UserError for whatever is wrong
+    with the configuration or a caption file.
     """
     parts = []
-    for params in get_datasets(spec, config_file, images=images):
+    for params in get_datasets(spec, config_file, option, images):
         kind = DATASET_CLASSES.get(params.dataset_class)
         if kind is None:
             unknown = f"{params.config_path}: [{params.name}] unknown dataset_class {params.dataset_class!r}"

@@ -31,12 +31,9 @@ def read_layout(path: str, option: str) -> Layout:
             raise UserError(f"{what} has images, but no captions: write x.txt beside x.jpg, or name a file of captions")
         raise UserError(f"{what} is no captions that are known. These are: {KNOWN}")
     if not layout.photos:
-        raise UserError(f"{option}: {path} ({layout.kind}) has no images" + (f": {first(layout)}" * bool(first(layout))))
+        why = f": {layout.unused[0]}" if layout.unused else ""
+        raise UserError(f"{option}: {path} ({layout.kind}) has no images{why}")
     return layout
-
-
-def first(layout: Layout) -> str:
-    return layout.unused[0] if layout.unused else ""
 
 
 def read_file(path: str, option: str = "captions") -> Layout | None:
