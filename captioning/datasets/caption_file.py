@@ -16,6 +16,7 @@ from captioning.images.image_file import image_exists, is_image_name
 from captioning.images.zip_file import is_zip, open_zip
 
 SAMPLE = 50  # names by which the folders of the images are found
+OF_IMAGES = re.compile("image|img|photo|pic|jpe?g|dataset|frames", re.I)  # names of folders of images
 FEW_CAPTIONS = {2_000: 1, 15_000: 2}  # with fewer captions than this: how often a word must occur
 MOST_FOLDERS = 200  # that are looked into
 
@@ -129,12 +130,15 @@ class PhotoFinder:
         self.paths: dict[str, str] = {}
         self.folders: list[str] = []
         self.looked_in: list[str] = []
+        # images of annotations/captions.json may lie in the folder images beside annotations
         beside = layout.folder or (layout.path if os.path.isdir(layout.path) else os.path.dirname(layout.path)) or "."
         roots = [image_dir] if image_dir else [beside] if layout.folder else [beside, os.path.join(beside, os.pardir)]
         for root in map(os.path.normpath, roots):
             if not self.paths:
                 self.looked_in.append(root)
                 places = [Place(root), *map(Place, places_in(root))]
+                if root != self.looked_in[0]:
+                    places = [place for place in places if OF_IMAGES.search(os.path.relpath(place.path, root))]
                 self._look(names, places, loosely=False)
                 if not self.paths:
                     self._look(names, places, loosely=True)
@@ -188,11 +192,17 @@ class Place:
         return found
 
 
-def places_in(root: str) -> list[str]:
-    """The folders and zip files in the folder `root`, in the order of their names."""
+def places_in(root: str, within: bool = False) -> list[str]:
+    """The folders and zip files in the folder `root` in the order of their names, also those in folders of images."""
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError:
         return []
-    good = [e.path for e in entries if not e.name.startswith(".") and (e.is_dir() or is_zip(e.path))]
-    return good[:MOST_FOLDERS]
+    found = []
+    for entry in entries:
+        if not entry.name.startswith(".") and (entry.is_dir() or is_zip(entry.path)):
+            found.append(entry.path)
+            found += (
+                places_in(entry.path, True) if OF_IMAGES.search(entry.name) and entry.is_dir() and not within else []
+            )
+    return found[:MOST_FOLDERS]

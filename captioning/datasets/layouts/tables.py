@@ -132,14 +132,18 @@ def columns_of_table(rows: list[list[str]]) -> Columns | None:
         image, caption, split = (None if name is None else header.index(name) for name in known)
         numbered = [i for i, name in enumerate(header) if SEVERAL.fullmatch(plain(name)) and i != image]
         return Columns(True, image, numbered if caption in numbered else [caption], split)
-    width = max(map(len, rows))
-    for begin in (0, 1):  # without a header; with one of other names
-        body = rows[begin:]
-        for column in range(width if width > 1 and body else 0):
-            values = [unquoted(row[column]) for row in body if len(row) > column]
-            if len(values) > 0.8 * len(body) and all(is_image(value) for value in values):
-                return Columns(begin == 1, column, [longest_column(body, width, column)])
+    width, body = max(map(len, rows)), rows[1:] or rows
+    for column in range(width if width > 1 else 0):
+        values = [unquoted(row[column]) for row in body if len(row) > column]
+        if sum(map(is_image, values)) > 0.8 * len(body):  # the others may be rows with mistakes
+            named = len(rows) > 1 and not is_file(header[column] if column < len(header) else "")
+            return Columns(named, column, [longest_column(body, width, column)])
     return None
+
+
+def is_file(cell: str) -> bool:
+    """Whether a text ends as the names of files do."""
+    return re.search(r"\.\w{2,5}$", cell) is not None
 
 
 def unquoted(cell: str) -> str:
@@ -183,7 +187,8 @@ def _table(layout: Layout, text: str, delimiter: str, columns: Columns) -> Layou
 def cells(text: str, delimiter: str, quoting: bool = True) -> Iterator[tuple[int, list[str]]]:
     """(number of the row, its cells). Raises UserError for quotation marks that do not fit."""
     csv.field_size_limit(LONGEST_CELL)
-    options = {"strict": True, "skipinitialspace": True} if quoting else {"quoting": csv.QUOTE_NONE}
+    spaced = re.search(rf'(?m)^[^"\n]*{re.escape(delimiter)} +"', text) is not None  # x.jpg, "a ball, red"
+    options = {"strict": True, "skipinitialspace": spaced} if quoting else {"quoting": csv.QUOTE_NONE}
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **options)
     number = 0
     try:
