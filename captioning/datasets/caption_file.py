@@ -16,7 +16,8 @@ from captioning.images.image_file import image_exists, is_image_name
 from captioning.images.zip_file import is_zip, open_zip
 
 SAMPLE = 50  # names by which the folders of the images are found
-OF_IMAGES = re.compile("image|img|photo|pic|jpe?g|dataset|frames", re.I)  # names of folders of images
+# names of folders of images: images, train_images, Flicker8k_Dataset, images_256x256
+OF_IMAGES = re.compile(r"(?:.*[_\W\d])?(?:image|img|photo|picture|pic|jpe?g|dataset)s?(?:[_-]?\d+(?:x\d+)?)?", re.I)
 FEW_CAPTIONS = {2_000: 1, 15_000: 2}  # with fewer captions than this: how often a word must occur
 MOST_FOLDERS = 200  # that are looked into
 
@@ -36,6 +37,7 @@ class CaptionFile(CaptionDataset):
             self.caption_path = params.path(params.extra["captions_path"])
         layout = read_layout(self.require_caption_path(), f"--dataset {self.name}")
         photos, self.about_splits = photos_of_split(layout, params.subset, self.name)
+        photos.sort(key=lambda photo: photo.name)
         self.finder = PhotoFinder([photo.name for photo in photos], layout, self.image_dir)
         self.image_dir = self.finder.folders[0]
         cleaner = CaptionCleaner(layout.path)
@@ -79,7 +81,7 @@ def suitable_threshold(dataset: CaptionDataset, tell: bool = True) -> int:
 
 
 def photos_of_split(layout: Layout, split: str | None, name: str) -> tuple[list[Photo], str]:
-    """The images of a split of `layout`, all where it is None, in the order of their names; and a few words on splits.
+    """The images of a split of `layout`, all where it is None, and a few words on its splits.
 
     name: of the dataset, for errors. Raises UserError where the layout has no such split, and where it has no image.
     """
@@ -107,13 +109,13 @@ def photos_of_split(layout: Layout, split: str | None, name: str) -> tuple[list[
 
 
 def merged(photos: Iterable[Photo]) -> list[Photo]:
-    """The photos in the order of their names; one that stands in several splits is there once, with all captions."""
+    """The photos; one that stands in several splits is there once, with all captions."""
     found: dict[object, Photo] = {}
     for photo in photos:
         first = found.setdefault(photo.image_id, photo)
         if first is not photo:
             first.captions = first.captions + photo.captions
-    return sorted(found.values(), key=lambda photo: photo.name)
+    return list(found.values())
 
 
 # ---- where the images are ----
@@ -138,7 +140,7 @@ class PhotoFinder:
                 self.looked_in.append(root)
                 places = [Place(root), *map(Place, places_in(root))]
                 if root != self.looked_in[0]:
-                    places = [place for place in places if OF_IMAGES.search(os.path.relpath(place.path, root))]
+                    places = [place for place in places if of_images(os.path.relpath(place.path, root))]
                 self._look(names, places, loosely=False)
                 if not self.paths:
                     self._look(names, places, loosely=True)
@@ -192,6 +194,11 @@ class Place:
         return found
 
 
+def of_images(path: str) -> bool:
+    """Whether the first folder of a path is called as folders of images are."""
+    return OF_IMAGES.fullmatch(path.partition(os.sep)[0]) is not None
+
+
 def places_in(root: str, within: bool = False) -> list[str]:
     """The folders and zip files in the folder `root` in the order of their names, also those in folders of images."""
     try:
@@ -202,7 +209,6 @@ def places_in(root: str, within: bool = False) -> list[str]:
     for entry in entries:
         if not entry.name.startswith(".") and (entry.is_dir() or is_zip(entry.path)):
             found.append(entry.path)
-            found += (
-                places_in(entry.path, True) if OF_IMAGES.search(entry.name) and entry.is_dir() and not within else []
-            )
+            if entry.is_dir() and of_images(entry.name) and not within:
+                found += places_in(entry.path, within=True)
     return found[:MOST_FOLDERS]
