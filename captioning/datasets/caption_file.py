@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 from captioning.datasets.base import CaptionCleaner, CaptionDataset, ImageItem
@@ -40,12 +40,8 @@ class CaptionFile(CaptionDataset):
         photos.sort(key=lambda photo: photo.name)
         self.finder = PhotoFinder([photo.name for photo in photos], layout, self.image_dir)
         self.image_dir = self.finder.folders[0]
-        cleaner = CaptionCleaner(layout.path)
-        for photo in photos:
-            texts = [cleaner.clean(text.strip(), photo.name) for text, _ in photo.captions]
-            path = self.finder.path(photo.name)
-            self.items.append(ImageItem(photo.image_id, photo.name, path, [text for text in texts if text]))
-        cleaner.report()
+        for photo, texts in cleaned(photos, layout.path):
+            self.items.append(ImageItem(photo.image_id, photo.name, self.finder.path(photo.name), texts))
         if layout.unused:
             warn(f"{layout.path}: {len(layout.unused)} entries left out: {first_few(layout.unused)}")
         note_once(self.about(layout))
@@ -64,6 +60,15 @@ class CaptionFile(CaptionDataset):
             looked = first_few(self.finder.looked_in)
             what = f"none of its {len(self.items)} images is in {looked}"
             raise UserError(f"--dataset {self.name}: {what}: say where they are with --images DIR")
+
+
+def cleaned(photos: Iterable[Photo], source: str) -> Iterator[tuple[Photo, list[str]]]:
+    """Each photo with its captions, clean and without blank ones, of which a warning that names `source` tells."""
+    cleaner = CaptionCleaner(source)
+    for photo in photos:
+        texts = [cleaner.clean(text.strip(), photo.name) for text, _ in photo.captions]
+        yield photo, [text for text in texts if text]
+    cleaner.report()
 
 
 def suitable_threshold(dataset: CaptionDataset, tell: bool = True) -> int:
