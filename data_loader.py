@@ -31,7 +31,7 @@ from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSam
 from captioning.cores import own_cores
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
-from captioning.errors import UserError, warn
+from captioning.errors import WORKER_DIED, UserError, warn
 from captioning.signals import serve
 
 __all__ = ["Batch", "Loader", "LoaderSettings", "get_eval_loader", "get_loader", "open_dataset"]
@@ -204,7 +204,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._data) if self._data.num_workers else _ahead(iter(self._data))
         with contextlib.closing(batches) if hasattr(batches, "close") else contextlib.nullcontext():
-            for batch in batches:
+            for batch in self._received(batches):
                 if isinstance(batch, str):
                     raise UserError(batch)
                 for message in batch.bad:
@@ -213,6 +213,15 @@ class Loader:
                         warn(message)
                 if batch.items:
                     yield batch
+
+    def _received(self, batches: Iterator) -> Iterator:
+        """`batches`. Raises UserError where the process that made one is not there any more to hand it over."""
+        try:
+            yield from batches
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            if not self._data.num_workers:
+                raise
+            raise UserError(WORKER_DIED) from error
 
     def close(self) -> None:
         """End the workers."""

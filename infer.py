@@ -287,10 +287,11 @@ class InferRun:
 
     def caption_share(self):
         """The inference.sharing.Share of this process: captions of its part of the images that are left."""
+        from captioning.devices import first_speaks
         from data_loader import LoaderSettings
         from inference.attention_maps import AttentionLog
         from inference.captions import ImageCaptions, open_loader
-        from inference.sharing import Share, first_speaks, my_share
+        from inference.sharing import Share, my_share
 
         s, attention = self.settings, None
         with first_speaks():

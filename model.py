@@ -29,7 +29,7 @@ from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.provenance import make_encoder
 from captioning.encoder.ten_crops import encode_views, photo_transform
 from captioning.encoder.transforms import ImageTransform
-from captioning.errors import UserError
+from captioning.errors import UserError, one_line
 from captioning.fast.steps import fast_decoder, ready
 from captioning.fast.threads import map_on_cores
 from captioning.rows import Packing, log_probs_of, pack_sentences
@@ -205,7 +205,8 @@ class Captioner:
         known = [(spec.provenance or {}).get("transform") for spec in self.config.specs]
         self.transform = None
         for settings in filter(None, reversed(known)):  # the first counts
-            self.transform = ImageTransform(self.config.crop_size or settings["size"], settings["interpolation"])
+            if "size" in settings and "interpolation" in settings:
+                self.transform = ImageTransform(self.config.crop_size or settings["size"], settings["interpolation"])
 
     @property
     def size(self) -> int | None:
@@ -349,6 +350,8 @@ def save_captioner(captioner: Captioner, path, **info) -> None:
     """Write a model file with all that inference needs, and `info` (epoch, command, optimizer state, ...) beside it."""
     contents = {"kind": "captioner", "config": captioner.config.to_dict()}
     contents |= {"vocabulary": captioner.vocabulary.to_dict(), "state": captioner.model.trained_state()}
+    if "converted_from" in captioner.info:
+        contents["converted_from"] = captioner.info["converted_from"]
     checkpoint.save({**contents, **info}, path)
 
 
@@ -369,21 +372,57 @@ def load_captioner(
     damaged or the encoder's weights are other ones.
     """
     contents = read_model_file(path, vocabulary)
+    for name in ("config", "vocabulary", "state"):
+        if name not in contents:
+            raise UserError(f"model file {path} lacks {name!r}: it was not written by train.py")
     try:
-        config = ModelConfig.from_dict(contents["config"])
-        vocabulary = Vocabulary.from_dict(contents["vocabulary"])
-        state = contents["state"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"model file {path} lacks {error}: it was not written by train.py") from error
-    # encoders that travel in the file: no need for the pretrained ones
-    model = build_model(config, vocabulary, weights, pretrained=not config.encoders_travel)
-    model.load_trained_state(state, f"model file {path}")
-    model.finetune(0)
-    info = {name: value for name, value in contents.items() if name not in ("config", "vocabulary", "state")}
-    captioner = Captioner(model.to(device).eval(), vocabulary, weights, info)
+        captioner = captioner_of(contents, device, weights, f"model file {path}")
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"model file {path}: {error}") from error
     if photos:
         captioner.prepare_for_photos()
     return captioner
+
+
+def captioner_of(contents: dict, device, weights: str | None, source: str) -> Captioner:
+    """`load_captioner` from what `read_model_file` gave; `source` names the file in errors."""
+    config = ModelConfig.from_dict(contents["config"])
+    vocabulary = Vocabulary.from_dict(contents["vocabulary"])
+    check_decoder(config, len(vocabulary), contents["state"], source)
+    # encoders that travel in the file: no need for the pretrained ones
+    model = build_model(config, vocabulary, weights, pretrained=not config.encoders_travel)
+    model.load_trained_state(contents["state"], source)
+    model.finetune(0)
+    info = {name: value for name, value in contents.items() if name not in ("config", "vocabulary", "state")}
+    return Captioner(model.to(device).eval(), vocabulary, weights, info)
+
+
+def check_decoder(config: ModelConfig, words: int, state: dict[str, Tensor], source: str) -> None:
+    """Raises UserError, naming `source`, where `state` does not hold the decoder that `config` describes.
+
+    It is found out without the memory that the decoder takes: what a file says of its size need not be true.
+    """
+    layers = sum(name.startswith("decoder.") for name in state)
+    if config.num_layers > max(1, layers) or not config.specs:
+        raise UserError(f"{source} does not fit its config: it has no {config.num_layers} layers, or no features")
+    try:
+        with torch.device("meta"):
+            decoder = CaptionModel(config, words, [None] * len(config.specs)).decoder.state_dict()
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{source} has a config that no model can have: {one_line(error)}") from error
+    given = {name.removeprefix("decoder."): value for name, value in state.items() if name.startswith("decoder.")}
+    for name in dict.fromkeys([*decoder, *given]):
+        if name not in decoder or name not in given:
+            raise UserError(f"{source} does not fit the model: decoder.{name} is missing or unknown")
+        if decoder[name].shape != given[name].shape:
+            shapes = f"{tuple(given[name].shape)} in the file, {tuple(decoder[name].shape)} in the model"
+            raise UserError(f"{source} does not fit the model: decoder.{name} is {shapes}")
+    for index, spec in enumerate(config.specs):
+        travels = config.encoders_travel and not spec.from_file
+        if travels and not any(name.startswith(f"extractors.{index}.") for name in state):
+            raise UserError(f"{source} lacks the weights of its encoder {spec.name}")
 
 
 def tidy_caption(words: list[int], vocabulary: Vocabulary, search: Search) -> list[int]:

@@ -9,7 +9,6 @@
 No code in a file is run. Files of DeepCaption are shown even where they cannot be loaded as models.
 """
 
-import hashlib
 import json
 import sys
 from argparse import Namespace
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from captioning.command_line import Parser
 from captioning.errors import UserError, run, shown
-from captioning.files import require_model_file
+from captioning.files import require_model_file, sha256_of
 
 
 def parse_args(argv=None) -> Namespace:
@@ -66,7 +65,8 @@ def describe(path) -> tuple[dict, Vocabulary | None]:
     info = {
         "file": str(path),
         "bytes": Path(path).stat().st_size,
-        "sha256": sha256(path),
+        "sha256": sha256_of(path),
+        "converted_from": contents.get("converted_from"),
         "made_by": contents.get("made_by", "DeepCaption reborn"),
         "problem": contents.get("problem"),
         "epoch": contents.get("epoch"),
@@ -81,14 +81,6 @@ def describe(path) -> tuple[dict, Vocabulary | None]:
         "tensors": {name: [str(value.dtype).removeprefix("torch."), *value.shape] for name, value in state.items()},
     }
     return {name: value for name, value in info.items() if value is not None}, vocabulary
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def count_weights(state: dict) -> dict[str, int]:
@@ -120,6 +112,8 @@ def lines(info: dict, verbose: bool) -> list[str]:
     """`info` for people."""
     rows = [("file", f"{info['file']}, {info['bytes'] / 1e6:,.2f} MB"), ("sha256", info["sha256"])]
     rows.append(("made by", info["made_by"] + (f", epoch {info['epoch']}" if info.get("epoch") else "")))
+    if "converted_from" in info:
+        rows.append(("converted from", "{file}, sha256 {sha256}".format(**info["converted_from"])))
     if "problem" in info:
         rows.append(("problem", info["problem"]))
     parts = ", ".join(f"{name} {count:,}" for name, count in info["weights"].items() if name != "total")

@@ -48,7 +48,7 @@ from captioning.datasets.names import short_names
 from captioning.decoder.search import Search
 from captioning.devices import (
     choose_device,
-    end_processes,
+    ended_processes,
     from_main,
     is_main,
     largest,
@@ -142,7 +142,7 @@ class TrainRun:
             if not loaded:
                 raise UserError(f"--vocab {data.vocab}: it {what}: --vocab AUTO makes one of its captions")
             warn(f"{loaded[0]}: its vocabulary {what}")
-        if data.validates and is_main():
+        if data.validates:
             self.validation_loader = validation_loader(captioner, data, cached)
         if config.paragraphs is not None:
             return ParagraphObjective(self.training)
@@ -186,6 +186,7 @@ class TrainRun:
         if saved is not None and (ended := self.ended_schedule(saved["training"])):
             self.over = f"the {self.training.lr_scheduler} schedule of --num_epochs {ended} has come to the rate 0"
             self.over += f"; --resume_changed goes on, over --num_epochs {s.num_epochs}"
+            self.first = saved["training"]["epoch"]
             return
         if saved is not None:
             changed = from_main(lambda: self.folder.check_settings(saved, self.captioner, s.resume_changed))
@@ -250,7 +251,9 @@ class TrainRun:
             state["num_epochs"] += self.settings.num_epochs - was.get("--num_epochs", self.settings.num_epochs)
         if changed and position["batch"] and (before := state.get("steps_per_epoch", steps)) != steps:
             position["batch"] = position["batch"] * steps // before
-            print(f"the epoch goes on at batch {position['batch']} of {steps}: some captions come twice, or not at all")
+            if is_main():
+                which = f"batch {position['batch']} of {steps}"
+                print(f"the epoch goes on at {which}: some captions come twice, or not at all")
         return state
 
     # ---- self-critical training ----
@@ -284,8 +287,11 @@ class TrainRun:
     def run(self) -> int:
         """Train to --num_epochs. Returns the exit status."""
         s = self.settings
+        if is_main():
+            self.folder.remove_epochs(self.first - 1)  # a run that was killed may not have come to it
         if done := self.nothing_to_do():
-            print(f"nothing to do: {done}")
+            if is_main():
+                print(f"nothing to do: {done}")
             return 0
         if is_main():
             describe(self.captioner, self.loader, self.validation_loader)
@@ -362,7 +368,7 @@ class TrainRun:
             nonlocal stopped
             bar.move_to(index + 1)
             self.log.step()
-            asks = self.captioner.device.type == "cpu" or self.trainer.step % 8 == 0  # a GPU would be waited for
+            asks = self.trainer.waits_for_nothing or self.trainer.step % 8 == 0
             signalled, last = self.signalled() if asks else 0, bar.done >= batches
             if self.trainer.step % self.settings.log_step == 0 or signalled:
                 self.show_loss(progress, bar)
@@ -435,21 +441,27 @@ class TrainRun:
         s = self.settings
         if not self.data.validates or (epoch % s.validation_step and epoch != s.num_epochs):
             return {}
-        return from_main(lambda: self.measure(epoch))
-
-    def measure(self, epoch: int) -> dict[str, float] | None:
-        """The figures of --validate, or None where a signal came, which is not waited with."""
-        bar = Bar(len(self.validation_loader.items), "validation", "image")
-        try:
-            with interrupting():
-                row = None if self.stop.signal else self.validation.measure(self.captioner, self.validation_loader, bar)
-        except Interrupted as signal:
-            self.stop.signal, row = signal.number, None
-        bar.close()
+        bar = Bar(len(self.validation_loader.items), "validation", "image") if is_main() else None
+        what = self.captioner, self.validation_loader, bar
+        if process()[1] == 1:
+            row = self.unless_stopped(lambda: self.validation.measure(*what))
+        else:  # what the processes tell each other must not be interrupted
+            row = self.validation.measure(*what, self.unless_stopped)
+        if bar is not None:
+            bar.close()
         if row and not math.isfinite(row["validation_loss"]):
             state = f"{self.folder.last} holds the epoch"
             raise UserError(f"epoch {epoch}: the loss on --validate is not a finite number: look at its data; {state}")
         return row
+
+    def unless_stopped(self, work):
+        """work(), or None where a signal came, which is not waited with."""
+        try:
+            with interrupting():
+                return None if self.stop.signal else work()
+        except Interrupted as signal:
+            self.stop.signal = signal.number
+            return None
 
     def patience_is_over(self, epoch: int) -> bool:
         """Whether --early_stopping ends the run after `epoch`."""
@@ -478,13 +490,12 @@ def main(args) -> int:
     data, model, training, settings = (kind.of(flags) for kind in kinds)
     validation = make_validation(settings, training)
     if settings.validate_only:
-        device = choose_device(settings.device, settings.cpu)
-        return validate_models(model, data, validation, device, settings.skip_existing_validations)
-    try:
+        with partners_may_fail(), ended_processes():
+            device = start_processes(choose_device(settings.device, settings.cpu))
+            return validate_models(model, data, validation, device, settings.skip_existing_validations)
+    with ended_processes():
         every = train_flags.runs(args)
         return train(args, validation) if len(every) == 1 else train_in_turn(every, validation)
-    finally:
-        end_processes()
 
 
 def train(args, validation: Validation) -> int:

@@ -204,8 +204,9 @@ class Vocabulary:
         """Raises UserError where `state` is not a dict as to_dict() gives it."""
         if not isinstance(state, dict) or not isinstance(state.get("words"), list):
             raise UserError('vocabulary: not a table with a list of "words"')
-        if state.get("format", FORMAT) != FORMAT:
-            raise UserError(f"vocabulary: format {state['format']!r} is unknown, this toolkit reads format {FORMAT}")
+        number = state.get("format", FORMAT)
+        if type(number) is not int or number != FORMAT:
+            raise UserError(f"vocabulary: format {str(number)[:40]} is unknown, this toolkit reads format {FORMAT}")
         given = {name: state[name] for name in SAVED if state.get(name) is not None}
         for name, (kind, what) in KINDS.items():
             if not isinstance(given.get(name, kind()), kind):

@@ -1,21 +1,21 @@
 """Model files: written atomically, verified when read, and made of tensors and plain types only.
 
-A file is a zip archive of `torch.save`. It is read with `weights_only=True`, so that nothing in it can run code. The
-CRC of every member is checked before any tensor is used.
+A file is a zip archive of `torch.save`. `tensor_files.py` reads it, so that nothing in it can run code. The CRC of
+every member is checked before any tensor is used.
 """
 
 import contextlib
-import pickle
 import platform
 import shlex
-import zipfile
 from collections import OrderedDict
 from importlib import metadata
+from types import NoneType
 
 import torch
 
 from captioning.errors import UserError
 from captioning.files import atomic_write, require_model_file
+from captioning.tensor_files import TensorFileError, read_tensors
 
 FORMAT = 1
 PLAIN = (str, int, float, bool, bytes, type(None))
@@ -34,43 +34,56 @@ def save(contents: dict, path) -> None:
 def load(path, map_location="cpu") -> dict:
     """The contents of a model file. Raises UserError, naming the file, where it is missing, damaged or none of ours."""
     require_model_file(path)
-    verify(path)
     try:
-        contents = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # foreign and damaged files raise errors of many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to run the code in it
-            reason = "it holds more than tensors and plain values"
-        raise UserError(f"model file {path} is damaged or was not written by this toolkit: {reason}") from error
+        contents = read_tensors(path, map_location=map_location)
+    except TensorFileError as error:
+        raise UserError(f"model file {path} is damaged ({error}): copy or train it again") from error
     if not isinstance(contents, dict) or type(contents.get("format")) is not int:
         raise UserError(f"{path} is not a model file of this toolkit")
     if contents["format"] > FORMAT:
         raise UserError(f"model file {path} has format {contents['format']}, newer than this toolkit's {FORMAT}")
+    check_contents(contents, path)
     return contents
 
 
-def verify(path) -> None:
-    """Raise UserError unless `path` is a zip archive as torch writes it, whose members all match their CRC.
-
-    torch reads nothing from a member that calls itself a folder, and leaves its tensor uninitialised. A packed member
-    could be small in the file and large in memory.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = next((info.filename for info in archive.infolist() if not is_as_torch_writes(info)), None)
-            broken = broken or archive.testzip()
-    except PermissionError as error:
-        raise UserError(f"cannot read model file {path}: {error.strerror}") from error
-    except Exception:  # a damaged directory of members raises errors of many kinds
-        broken = "no zip archive"
-    if broken is not None:
-        raise UserError(f"model file {path} is damaged ({broken}): copy or train it again")
+def check_contents(contents: dict, path) -> None:
+    """Raises UserError, naming the file, where an entry that scripts read is of another type than they write."""
+    for name, sound in ENTRIES.items():
+        if name in contents and not sound(contents[name]):
+            raise UserError(f"model file {path} is damaged or not ours: its {name} is not what train.py writes")
 
 
-def is_as_torch_writes(info: zipfile.ZipInfo) -> bool:
-    """Whether a member of an archive is plain: stored as it is, no folder, without attributes."""
-    stored = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
-    return stored and info.external_attr == 0 and not info.is_dir()
+def is_list_of(kind: type, value) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value)
+
+
+def is_table_of(kind: type, value) -> bool:
+    return isinstance(value, dict) and is_list_of(str, list(value)) and is_list_of(kind, list(value.values()))
+
+
+def is_position(value) -> bool:
+    """Whether `value` says where training stands, for --resume."""
+    if not isinstance(value, dict) or not isinstance(value.get("trainer"), dict):
+        return False
+    return all(type(value.get(name)) is int and 0 <= value[name] < 2**53 for name in ("epoch", "batch"))
+
+
+ENTRIES = {  # what a model file may hold -> whether a value is of the right type
+    "kind": lambda value: isinstance(value, str),
+    "made_by": lambda value: isinstance(value, str),
+    "config": lambda value: isinstance(value, dict),
+    "vocabulary": lambda value: isinstance(value, dict),
+    "state": lambda value: is_table_of(torch.Tensor, value),
+    "epoch": lambda value: type(value) is int and 0 <= value < 2**53,
+    "versions": lambda value: is_table_of(str, value),
+    "command": lambda value: value is None or is_list_of(str, value),
+    "history": lambda value: is_list_of(str, value),
+    "stats": lambda value: is_table_of(int | float | NoneType, value),
+    "averaged": lambda value: is_list_of(list | tuple, value),
+    "length_penalty": lambda value: type(value) in (int, float) and -1e6 < value < 1e6,
+    "training": is_position,
+    "converted_from": lambda value: is_table_of(str, value) and {"file", "sha256"} <= set(value),
+}
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,9 @@
 """What a captioner is made of, in plain types: its features and its sizes, as they travel in a model file."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Literal
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from captioning.errors import UserError
 
@@ -26,7 +28,96 @@ class FeatureSpec:
 
     @classmethod
     def from_dict(cls, state: dict) -> "FeatureSpec":
-        return cls(state["name"], tuple(state["shape"]), state["external"], state.get("maker"))
+        """Raises UserError where `state` is not a dict as to_dict() gives it, or asks for what no feature is."""
+        if not isinstance(state, dict):
+            raise UserError("its config describes a feature by something that is no table")
+        name, shape, external, maker = (state.get(key) for key in ("name", "shape", "external", "maker"))
+        if not isinstance(name, str) or not name or "\0" in name or type(external) is not bool:
+            raise UserError(f"its config has a feature without a proper name: {str(name)[:60]!r}")
+        if not isinstance(shape, list | tuple) or not is_shape(shape):
+            raise UserError(f"its config gives {name} the shape {str(shape)[:60]}, which is that of no feature")
+        if not isinstance(maker, dict | None):
+            raise UserError(f"its config does not say what made {name} in a table")
+        check_provenance(maker or {}, f"its config, {name}")
+        return cls(name, tuple(shape), external, maker)
+
+
+def is_shape(shape) -> bool:
+    """Whether numbers are the shape of a feature, (D,) or (D, h, w). D is 0 where only the size of several is known."""
+    whole = all(type(n) is int and n >= 0 for n in shape)
+    return whole and len(shape) in (1, 3) and math.prod(shape) <= MOST_NUMBERS and all(shape[1:])
+
+
+def check_fields(cls, values, place: str) -> None:
+    """Raises UserError where `values` is no dict of fields of the dataclass `cls`, of their types, and within reason.
+
+    Sizes are bounded, so that no network of a size that no machine holds is begun.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{place} is no table")
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{place} has {str(name)[:60]!r}, which this version does not know")
+        sized = name.endswith("_size") or name in ("num_layers", "max_sentences")
+        sound = not sized or value is None or (type(value) is int and value >= 1)
+        if "dropout" in name:
+            sound = is_number(value, 0, 1)
+        if not sound or not has_type(value, hints[name]):
+            raise UserError(f"{place} has the {name} {str(value)[:60]!r}, which none can have")
+
+
+def has_type(value, hint) -> bool:
+    """Whether a plain value is what the type hint of a field says; numbers must be smaller than LARGEST."""
+    if get_origin(hint) is Literal:
+        return any(value is choice or (type(value) is str and value == choice) for choice in get_args(hint))
+    if get_origin(hint) in (Union, UnionType):
+        return any(has_type(value, one) for one in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list)
+    if hint is int:
+        return type(value) is int and -1 <= value <= LARGEST
+    if hint is float:
+        return is_number(value, -LARGEST, LARGEST)
+    return value is None if hint is NoneType else isinstance(value, hint)
+
+
+MOST_NUMBERS = 2**24  # of a record of a feature file: more is no feature of an image
+LARGEST = 2**20  # of a size of a network
+LARGEST_IMAGE = 2048  # pixels of the side of a square that an encoder may see, by what a file says
+
+
+def is_number(value, least: float, most: float) -> bool:
+    """Whether `value` is a number from `least` to `most`."""
+    return type(value) in (int, float) and least <= value <= most
+
+
+def check_provenance(value: dict, place: str) -> None:
+    """Raises UserError, naming `place`, where what made a feature is described by values of other types."""
+    transform = value.get("transform")
+    good = {
+        "extractor": isinstance(value.get("extractor"), str | None),
+        "weights_sha256": isinstance(value.get("weights_sha256"), str | None),
+        "feature_type": isinstance(value.get("feature_type", "plain"), str),
+        "image_size": value.get("image_size") is None or is_size(value["image_size"]),
+        "transform": transform is None or is_transform(transform),
+    }
+    for name, fits in good.items():
+        if not fits:
+            raise UserError(f"{place}: its {name} is {str(value[name])[:60]!r}, which is none")
+
+
+def is_size(value) -> bool:
+    return type(value) is int and 1 <= value <= LARGEST_IMAGE
+
+
+def is_transform(value) -> bool:
+    """Whether `value` says how pixels become an encoder's input: `size`, `interpolation`, `mean` and `std`, or some."""
+    if not isinstance(value, dict) or not isinstance(value.get("interpolation", "bilinear"), str):
+        return False
+    colours = [(value[name], least) for name, least in (("mean", -1e6), ("std", 1e-6)) if name in value]
+    threes = all(isinstance(three, list | tuple) and len(three) == 3 for three, _ in colours)
+    return is_size(value.get("size", 1)) and threes and all(is_number(x, least, 1e6) for c, least in colours for x in c)
 
 
 def setting(default, help: str, metavar: str | None = None, fixed: bool | str = False, **flag):
@@ -105,12 +196,22 @@ class ModelConfig(Settings):
 
     @classmethod
     def from_dict(cls, state: dict) -> "ModelConfig":
-        specs: dict = {
-            name: [FeatureSpec.from_dict(spec) for spec in state[name]] for name in ("features", "persist_features")
-        }
+        """Raises UserError where `state` is not a dict as to_dict() gives it."""
+        if not isinstance(state, dict):
+            raise UserError("its config is no table")
+        specs: dict = {}
+        for name in ("features", "persist_features"):
+            if not isinstance(state.get(name), list):
+                raise UserError(f"its config has no list of {name}")
+            specs[name] = [FeatureSpec.from_dict(spec) for spec in state[name]]
         if state.get("paragraphs") is not None:
+            check_fields(ParagraphConfig, state["paragraphs"], "its config of paragraphs")
             specs["paragraphs"] = ParagraphConfig(**state["paragraphs"])
-        return cls(**{**state, **specs})
+        config = {**state, **specs}
+        check_fields(cls, config, "its config")
+        if not is_size(config.get("crop_size") or 1):
+            raise UserError(f"its config has images of {config['crop_size']} pixels")
+        return cls(**config)
 
     @property
     def specs(self) -> list[FeatureSpec]:

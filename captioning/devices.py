@@ -1,6 +1,7 @@
 """The device to compute on, and the processes that torchrun starts."""
 
 import contextlib
+import io
 import os
 import signal
 from datetime import timedelta
@@ -34,7 +35,7 @@ def start_processes(device: torch.device) -> torch.device:
     """Join the other processes where torchrun started this one; otherwise nothing."""
     if process_count() > 1 and not torch.distributed.is_initialized():
         end_with_parent(signal.SIGTERM, os.getppid())  # torchrun leaves its processes behind where it is killed
-        # the others wait while the first one validates, which can take longer than the default of ten minutes
+        # the others wait while the first one scores captions, which can take longer than the default of ten minutes
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))
         if device.type == "cuda":
@@ -93,6 +94,15 @@ def end_processes() -> None:
 
 
 @contextlib.contextmanager
+def ended_processes():
+    """At its end the process parts from the others."""
+    try:
+        yield
+    finally:
+        end_processes()
+
+
+@contextlib.contextmanager
 def partners_may_fail():
     """Within it a process whose partner has ended raises UserError, not an error of the library that connected them."""
     try:
@@ -115,6 +125,13 @@ def process() -> tuple[int, int]:
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return process()[0] == 0
+
+
+@contextlib.contextmanager
+def first_speaks():
+    """Within it only the first process writes to stderr: what all of them would say is said once."""
+    with contextlib.nullcontext() if is_main() else contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def wait_for_all() -> None:

@@ -23,6 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
+WORKER_DIED = (
+    "a process that loads data died, perhaps for want of memory, or of shared memory (/dev/shm; in Docker: --shm-size)"
+    ": use --num_workers 0, or fewer than before"
+)
+
+
 class UserError(ValueError):
     """A person's mistake. The message is one line that names the option or file, its value and the remedy."""
 
@@ -153,8 +159,7 @@ def user_message(error: Exception) -> str | None:
         return str(error.strerror if error.filename is None else f"{error.filename}: {error.strerror}")
     broken = str(error).startswith("DataLoader worker (pid") or type(error).__name__ == "BrokenProcessPool"
     if isinstance(error, RuntimeError) and broken:
-        reason = "want of memory, or of shared memory (/dev/shm; in Docker: --shm-size)"
-        return f"a process that loads data died, perhaps for {reason}: use --num_workers 0, or fewer than before"
+        return WORKER_DIED
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return f"there is not enough memory ({one_line(error)}): smaller numbers need less, --batch_size before all"
     return None

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -140,6 +141,7 @@ def require_model_file(path) -> None:
         raise UserError(f"{path} is a folder, not a model file; perhaps {path / 'best.model'}")
     if not path.exists():
         raise UserError(f"no such model file: {path}")
+    require_plain_file(path, "model file")
 
 
 def check_writable(option: str, path) -> None:
@@ -188,6 +190,15 @@ def remove_leftovers(folder, name: str = "") -> None:
                 path.unlink()
 
 
+def require_plain_file(path, what: str) -> None:
+    """Raises UserError for a folder, a pipe, a device, and where nothing is at `path`; `what` names its role.
+
+    A pipe may never give anything, and /dev/zero never ends.
+    """
+    with _reading(path, what):
+        pass
+
+
 @contextlib.contextmanager
 def _reading(path, what: str) -> Iterator[None]:
     """Errors of reading `path` become one line; `what` names its role. Raises UserError for what is no plain file."""
@@ -197,14 +208,25 @@ def _reading(path, what: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{what}: no such file: {path}") from None
-    except OSError as error:
-        raise UserError(f"{what}: cannot read {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{what}: cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_bytes(path, what: str) -> bytes:
     """The content of the file `path`; `what` names its role in errors. Raises UserError where it cannot be read."""
     with _reading(path, what), open(path, "rb") as file:
         return file.read()
+
+
+def sha256_of(path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_json(path, what: str):

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 
 from captioning.datasets.base import CaptionDataset
-from captioning.devices import from_main, to_main
+from captioning.devices import first_speaks, from_main, to_main
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.ten_crops import pooled_crops
 from captioning.encoder.transforms import ImageTransform, TenCrops
 from captioning.features.writer import FeatureWriter
 from captioning.progress import Bar
 from data_loader import Loader, LoaderSettings, get_eval_loader
-from inference.sharing import first_speaks, my_share
+from inference.sharing import my_share
 
 
 class PhotoEncoder:

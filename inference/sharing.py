@@ -8,8 +8,6 @@ Batches go round: with three processes the first captions batches 0, 3, 6. They 
 the captions are too. With one process all of this comes to nothing.
 """
 
-import contextlib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,13 +40,6 @@ def my_share(settings: LoaderSettings) -> LoaderSettings:
     """`settings` for the batches of this process."""
     rank, count = process()
     return replace(settings, rank=rank, world_size=count)
-
-
-@contextlib.contextmanager
-def first_speaks():
-    """Within it only the first process writes to stderr: what all of them would say is said once."""
-    with contextlib.nullcontext() if is_main() else contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def work_of_all(work: Callable[[], Share]) -> list[Share]:

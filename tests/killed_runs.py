@@ -161,6 +161,8 @@ def resumed(folder: Path, data: Path, other: Path) -> str:
     def work(pipe: int) -> int:
         status = training(folder, data, "--resume")
         found = differences(folder / "models/m", other / "models/m") if status == 0 else f"status {status}"
+        debris = [str(path.relative_to(folder)) for path in folder.rglob(".*")]
+        found = found or (f"debris {debris}" if debris else "")
         os.write(pipe, found.encode())
         return 0
 

@@ -495,6 +495,20 @@ def test_a_process_that_died_is_one_line_and_no_hang(coco, capfd):
     assert "--num_workers 0" in told and "--shm-size" in told and told.count("\n") == 1
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError, FileNotFoundError])
+def test_a_process_that_died_before_it_handed_over_a_batch_is_one_line(coco, error):
+    def gone():
+        raise error
+        yield
+
+    loader = get_eval_loader(dataset(coco), settings=LoaderSettings(4, num_workers=1), transform=shades)
+    with contextlib.closing(loader), pytest.raises(UserError, match="--num_workers 0"):
+        list(loader._received(gone()))
+    loader = get_eval_loader(dataset(coco), settings=LoaderSettings(4, num_workers=0), transform=shades)
+    with pytest.raises(error):
+        list(loader._received(gone()))
+
+
 def test_full_shared_memory_is_one_line_and_no_hang(coco, capfd, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)
     assert run(all_batches, (dataset(coco), shades)) == 2

@@ -70,7 +70,7 @@ class Average:
 
     def write(self, path, half: bool = False, **info) -> None:
         """Write a model file that says what it is the mean of; half: float16 on disk, read in float32."""
-        contents = {name: self.contents[name] for name in ("kind", *NEEDED) if name in self.contents}
+        contents = {name: self.contents[name] for name in ("kind", "converted_from", *NEEDED) if name in self.contents}
         state = half_precision(self.state()) if half else self.state()
         # one tensor under two names (shared embeddings) is kept once
         contents["state"] = {name: state[first] for name, first in checkpoint.first_names(contents["state"]).items()}

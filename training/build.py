@@ -18,6 +18,7 @@ from captioning.encoder.factory import build_encoder
 from captioning.encoder.provenance import internal_spec
 from captioning.errors import UserError, one_line, warn
 from captioning.features.factory import is_feature_file
+from captioning.files import remove_leftovers
 from captioning.text.tokenizers import one_token_advice
 from model import Captioner, build_model, load_captioner
 from training.settings import DataSettings, ModelSettings
@@ -58,7 +59,9 @@ class CaptionerBuilder:
     def new(self, dataset: CaptionDataset) -> Captioner:
         """A captioner with fresh weights."""
         vocabulary = get_vocabulary(self.data, dataset)
-        features = {name: self.specs(getattr(self.wanted, name), dataset) for name in ("features", "persist_features")}
+        features = {
+            name: self.specs(name, getattr(self.wanted, name), dataset) for name in ("features", "persist_features")
+        }
         config = replace(self.config, **features)
         if not config.specs:
             raise UserError("--features names nothing: the decoder would see no image")
@@ -74,7 +77,7 @@ class CaptionerBuilder:
         changes["finetune_encoder"] = self.config.finetune_encoder
         for name in ("features", "persist_features"):
             names = self.typed_flags.get(name, ",".join(spec.name for spec in getattr(flat.config, name)))
-            changes[name] = self.specs(names, dataset)
+            changes[name] = self.specs(name, names, dataset)
         for name in ("dropout", "encoder_dropout", "encoder_non_lin", "crop_size"):
             changes[name] = self.typed_flags.get(name, getattr(flat.config, name))
         captioner = self._captioner(replace(flat.config, **changes), flat.vocabulary)
@@ -83,13 +86,13 @@ class CaptionerBuilder:
         print(f"the word decoder begins with the weights of {file}, whose vocabulary it has")
         return captioner
 
-    def specs(self, names: str, dataset: CaptionDataset) -> list[FeatureSpec]:
-        """What --features or --persist_features name; encoders are built and kept in `encoders`."""
+    def specs(self, group: str, names: str, dataset: CaptionDataset) -> list[FeatureSpec]:
+        """What --features or --persist_features (`group`) name; encoders are built and kept in `encoders`."""
         transform = {"size": self.config.crop_size} if self.config.crop_size else None
         specs = []
         for name in [name.strip() for name in names.split(",") if name.strip()]:
             if is_feature_file(name):
-                specs.append(file_spec(dataset, name))
+                specs.append(file_spec(dataset, name, f"--{group}"))
                 continue
             if name not in self.encoders:
                 self.encoders[name] = build_encoder(name, weights=self.wanted.weights, transform=transform)
@@ -125,6 +128,7 @@ def get_vocabulary(data: DataSettings, dataset: CaptionDataset) -> Vocabulary:
     vocabulary = vocabulary_from_counts(counter, threshold, tokenizer, dataset=data.dataset)
     require_known_words(counter, vocabulary, data.dataset)
     if is_main():
+        remove_leftovers(path.parent)
         vocabulary.save(path)
         print(f"vocabulary written to {path}")
     return vocabulary

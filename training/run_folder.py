@@ -16,6 +16,7 @@ import torch
 
 from captioning import checkpoint
 from captioning.config import ModelConfig
+from captioning.devices import is_main
 from captioning.errors import UserError
 from captioning.features.factory import is_feature_file
 from captioning.files import atomic_write, check_writable, expect, read_json, remove_leftovers
@@ -126,7 +127,8 @@ class RunFolder:
             file = self.path / f"ep{epoch}.model"
             way = f"give --resume twice (--resume --resume) to go on from {file}, the newest sound epoch"
             raise UserError(f"{problem}; {way}; or start from it with --load_model {file} and {anew}")
-        print(f"{problem}; the run goes on after epoch {epoch}, whose model is sound; the optimizer begins anew")
+        if is_main():
+            print(f"{problem}; the run goes on after epoch {epoch}, whose model is sound; the optimizer begins anew")
         position = {"epoch": epoch + 1, "batch": 0, "progress": None, "trainer": contents.get("counters")}
         return {**contents, "training": {**position, "settings": contents.get("settings")}}
 

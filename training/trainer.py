@@ -100,6 +100,11 @@ class Trainer:
             self._update_average()
         return loss
 
+    @property
+    def waits_for_nothing(self) -> bool:
+        """Whether looking at a number costs no time: on a CPU."""
+        return self.captioner.device.type == "cpu"
+
     @torch.no_grad()
     def _check(self, loss: StepLoss) -> None:
         """Raises UserError where the loss or a gradient is not finite, before the optimizer takes it.
@@ -110,7 +115,7 @@ class Trainer:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         largest = [torch.linalg.vector_norm(gradient, torch.inf).float() for gradient in gradients]  # no sum overflows
         finite = torch.isfinite(torch.stack([loss.total.detach().float(), *largest])).all()
-        if finite.device.type == "cpu":
+        if self.waits_for_nothing:
             if not finite:
                 raise not_finite(self.step)
             return

@@ -22,7 +22,7 @@ from captioning.datasets.factory import open_dataset
 from captioning.datasets.names import short_names
 from captioning.datasets.splits import divided
 from captioning.decoder.search import Search
-from captioning.devices import autocast
+from captioning.devices import autocast, first_speaks, from_main, is_main, process, to_main
 from captioning.errors import UserError, warn, warn_once
 from captioning.files import atomic_write
 from captioning.locks import FileLock
@@ -64,31 +64,52 @@ class Validation:
         scores = [names.get(name, name) for name in self.metrics if name not in CAN_BE_LEFT_OUT]
         return ["validation_loss", *(f"validation_{name}" for name in scores)]
 
-    def measure(self, captioner: Captioner, loader, bar=None) -> dict[str, float]:
+    def measure(self, captioner: Captioner, loader, bar=None, guard=None) -> dict[str, float] | None:
         """Loss under teacher forcing and scores of free-running captions over `loader` (with_captions).
 
         Returns `validation_loss` (nats per token), `validation_METRIC`, and what warns of collapse: the share of
         distinct captions, their mean length in words, the share of <unk>. Tokens are those of the Python tokenizer: the
-        same everywhere. Of a hierarchical model also what `ParagraphFigures` measures. bar: a captioning.progress.Bar.
+        same everywhere. Of a hierarchical model also what `ParagraphFigures` measures. Each of several processes works
+        on the batches of its loader; all call it, and all get the figures that a single process would have.
+        bar: a captioning.progress.Bar over the images of all. guard: does a piece of work, or gives None; where one
+        process gives None for its share, or the first one for the scores, all get None.
         """
-        loss_sum, tokens, written, references = 0.0, 0, {}, {}
-        config = captioner.config.paragraphs
-        figures = None if config is None else ParagraphFigures(config.max_sentences)
+        guard = guard or (lambda work: work())
+        shares = to_main(guard(lambda: self.measure_share(captioner, loader, bar)))
+        lost = any(share is None for share in shares)
+        measured = [] if lost else [one for share in shares for one in share]
+        return from_main(lambda: None if lost else guard(lambda: self._results(measured, loader)))
+
+    def measure_share(self, captioner: Captioner, loader, bar=None) -> list["BatchFigures"]:
+        """What is measured on each batch of this process."""
+        config, measured = captioner.config.paragraphs, []
         search = self.search if self.metrics else None
+        rank, count = process()
         for batch, memory, captions in caption_loader(captioner, loader, search, self.amp):
+            figures = None if config is None else ParagraphFigures(config.max_sentences)
             with torch.inference_mode(), autocast(captioner.device, self.amp):
-                loss, count = held_out_loss(captioner, memory, batch, figures)
-            loss_sum += loss * count
-            tokens += count
+                loss, tokens = held_out_loss(captioner, memory, batch, figures)
+            one = BatchFigures(rank + count * batch.index, loss * tokens, tokens, {}, figures)
             for item, best in zip(batch.items, captions or []):
-                written[image_key(item)] = best[0].text
-                references[image_key(item)] = item.captions
+                one.written[image_key(item)] = best[0].text
                 if figures is not None:
                     figures.compare(best[0].paragraph, item.captions[0])
+            measured.append(one)
             if bar is not None:
-                bar.update(len(batch.items))
-        results = {"validation_loss": loss_sum / max(1, tokens)} | (figures.results() if figures else {})
-        return results | (self._scores(written, references) if self.metrics else {})
+                bar.move_to(min(bar.total, bar.done + count * len(batch.items)))
+        return measured
+
+    def _results(self, measured: list["BatchFigures"], loader) -> dict[str, float]:
+        measured = sorted(measured, key=lambda one: one.place)  # sums of floats depend on the order
+        loss = sum(one.loss_sum for one in measured) / max(1, sum(one.tokens for one in measured))
+        results = {"validation_loss": loss}
+        if measured and measured[0].paragraphs is not None:
+            results |= summed_figures([one.paragraphs for one in measured]).results()
+        if not self.metrics:
+            return results
+        written = {key: text for one in measured for key, text in one.written.items()}
+        references = {image_key(item): item.captions for item in loader.items}
+        return results | self._scores(written, {key: references[key] for key in written})
 
     def _scores(self, written: dict, references: dict) -> dict[str, float]:
         by = fitting("auto", (text for texts in references.values() for text in texts))
@@ -110,6 +131,21 @@ def held_out_loss(captioner: Captioner, memory, batch, figures: "ParagraphFigure
         return losses.total.item(), losses.tokens
     logits, targets, _, _ = captioner.model.decode(memory, *captions_of(batch, captioner.device))
     return token_cross_entropy(logits, targets).item(), len(targets)
+
+
+@dataclass
+class BatchFigures:
+    """What was measured on a batch.
+
+    place: its number among the batches of all processes; loss_sum: nats of its `tokens`; written: a caption by
+    `image_key`, none where no metric is asked for; paragraphs: of a hierarchical model.
+    """
+
+    place: int
+    loss_sum: float
+    tokens: int
+    written: dict
+    paragraphs: "ParagraphFigures | None"
 
 
 class ParagraphFigures:
@@ -148,6 +184,14 @@ class ParagraphFigures:
         return figures
 
 
+def summed_figures(several: list[ParagraphFigures]) -> ParagraphFigures:
+    """The figures of all batches."""
+    total = ParagraphFigures(several[0].max_sentences)
+    for name in vars(total).keys() - {"max_sentences"}:
+        setattr(total, name, sum(getattr(one, name) for one in several))
+    return total
+
+
 # ---- data ----
 
 
@@ -166,16 +210,22 @@ def validation_loader(
 ) -> Loader:
     """The captioned images of the validation data with the features, or the pixels, that the captioner reads.
 
-    All of them, or those of the first `data.num_batches` batches. cached: what `cache_features` gave.
+    All of them, or those of the first `data.num_batches` batches; of several processes each has its share of the
+    batches, and only the first warns. cached: what `cache_features` gave.
     """
-    config = captioner.config
+    with first_speaks():
+        return _validation_loader(captioner, data, cached)
+
+
+def _validation_loader(captioner: Captioner, data: DataSettings, cached: dict | None) -> Loader:
+    config, (rank, count) = captioner.config, process()
     images = readable(open_images(data, validation=True), cached or {})
     if data.num_batches:
         captioned = [item for item in images.items if item.captions]
         images = copied(images, captioned[: data.num_batches * BATCH_SIZE])
     inputs = plan_inputs(config, images, sources=cached)
     most = config.paragraphs and config.paragraphs.max_sentences
-    settings = LoaderSettings(batch_size=BATCH_SIZE, num_workers=data.num_workers, max_sentences=most)
+    settings = LoaderSettings(BATCH_SIZE, num_workers=data.num_workers, max_sentences=most, rank=rank, world_size=count)
     loader = get_eval_loader(images, inputs, settings, captioner.transform, captioner.vocabulary)
     if (share := loader.unknown_share) > MOST_UNKNOWN:
         what = f"--validate {data.validate}" if data.validate else "--val_fraction"
@@ -212,10 +262,16 @@ def validate_models(
             if len(wanted.load_model) == 1:
                 raise
             failed += 1
-            print(f"{path}: left out: {error}")
+            tell(f"{path}: left out: {error}")
     if failed:
-        print(f"{failed} of {len(wanted.load_model)} models could not be validated")
+        tell(f"{failed} of {len(wanted.load_model)} models could not be validated")
     return 1 if failed else 0
+
+
+def tell(line: str) -> None:
+    """Print a line in the first process."""
+    if is_main():
+        print(line)
 
 
 def validate_model(
@@ -225,7 +281,7 @@ def validate_model(
     vocabulary = data.vocabulary_file and Vocabulary.load(data.vocabulary_file)
     load = partial(load_captioner, path, device, wanted.weights, photos=False, vocabulary=vocabulary)
     file = stats_file(path, data.validate)
-    known = known_figures(file)
+    known = from_main(lambda: known_figures(file))
     named = re.fullmatch(r"ep(\d+)", Path(path).stem)
     epoch = named and int(named.group(1))
     captioner = None
@@ -233,14 +289,14 @@ def validate_model(
         captioner = load()
         epoch = epoch or int(captioner.info.get("epoch") or 0)
     if skip_existing and all(name in known.get(epoch, {}) for name in validation.wanted):
-        print(f"{path}: validated already (epoch {epoch} of {file}), passed over")
+        tell(f"{path}: validated already (epoch {epoch} of {file}), passed over")
         return
     captioner = captioner or load()
     with closing(validation_loader(captioner, data)) as loader:
         row = validation.measure(captioner, loader)
-    print(f"{path}: " + ", ".join(f"{k.removeprefix('validation_')} {v:.4f}" for k, v in row.items()))
-    add_row(file, epoch, row)
-    print(f"statistics: {file}")
+    tell(f"{path}: " + ", ".join(f"{k.removeprefix('validation_')} {v:.4f}" for k, v in row.items()))
+    from_main(lambda: add_row(file, epoch, row))
+    tell(f"statistics: {file}")
 
 
 def add_row(file: Path, epoch: int, row: dict[str, float]) -> None:

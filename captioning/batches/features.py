@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from captioning.config import is_shape
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.errors import UserError, first_few, note_once, warn
 from captioning.features.base import FeatureReader, RowReader
@@ -21,11 +22,13 @@ from captioning.features.places import require_feature_file
 class FeatureFiles:
     """One name of a feature file: the file of that name of each part of a dataset, looked up in its features_path.
 
-    shape, dtype: of a record; provenance: what made the file, or None. Raises UserError where a file is missing or the
-    parts' files do not fit together.
+    shape, dtype: of a record; provenance: what made the file, or None. A record of regions (R, D), of objects for
+    instance, counts as a map (D, R, 1). Raises UserError where a file is missing, its records are of another shape, or
+    the parts' files do not fit together.
     """
 
-    def __init__(self, dataset: CaptionDataset, name: str):
+    def __init__(self, dataset: CaptionDataset, name: str, flag: str = "--features"):
+        """flag: the one that names the file, for errors."""
         self.name = name
         self.readers: list[FeatureReader] = []
         self.absent: set[tuple[int, str]] = set()  # (part, key) of photos of stories that have no record
@@ -42,7 +45,10 @@ class FeatureFiles:
                 note_once(f"{reader.path}: its rows have no names: {reader.row_rule}")
             self.readers.append(reader)
         first = self.readers[0]
-        self.shape, self.provenance = first.shape, first.provenance
+        self.shape, self.provenance = as_map(first.shape), first.provenance
+        if not is_shape(self.shape):
+            wanted = "a vector (D,), regions (R, D) or a map (D, h, w)"
+            raise UserError(f"{flag} {name}: the records of {first.path} have shape {first.shape}; use {wanted}")
         self.dtype = np.result_type(*(reader.dtype for reader in self.readers))
         if self.dtype not in (np.float16, np.float32):
             self.dtype = np.dtype(np.float32)
@@ -121,7 +127,7 @@ class FeatureFiles:
         if len(self.readers) == 1 or len({item.part for item in items}) == 1:
             out = self._read(self.readers[items[0].part], items)
         else:
-            out = np.empty((len(items), *self.shape), self.dtype)
+            out = np.empty((len(items), *self.readers[0].shape), self.dtype)
             for part, reader in enumerate(self.readers):
                 rows = [row for row, item in enumerate(items) if item.part == part]
                 if rows:
@@ -159,6 +165,11 @@ class CachedFeatures:
     def get(self, items: Sequence[ImageItem]) -> torch.Tensor:
         """(B, D) float32 or (B, R, D) float16."""
         return torch.from_numpy(self.reader.get_many([self.keys[pixels_of(item)] for item in items]))
+
+
+def as_map(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape (D, R, 1) of a map instead of that of regions (R, D); any other as it is."""
+    return (shape[1], shape[0], 1) if len(shape) == 2 else shape
 
 
 def pixels_of(item: ImageItem) -> tuple:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from captioning.batches.features import CachedFeatures, FeatureFiles
-from captioning.config import FeatureSpec, ModelConfig
+from captioning.config import FeatureSpec, ModelConfig, check_provenance
 from captioning.datasets.base import CaptionDataset
 from captioning.errors import UserError, warn
 from captioning.features.factory import is_feature_file
@@ -71,7 +71,7 @@ def plan_inputs(
             specs = with_other_files(specs, group, replaced[group], dataset)
         for spec in specs:
             if spec.from_file and spec.name not in opened:
-                opened[spec.name] = FeatureFiles(dataset, spec.name)
+                opened[spec.name] = FeatureFiles(dataset, spec.name, f"--{group}")
         inputs += with_single_sizes([Input(spec, opened.get(spec.name, Pixels())) for spec in specs])
     for one in inputs:
         if isinstance(one.source, FeatureFiles):
@@ -79,9 +79,13 @@ def plan_inputs(
     return inputs
 
 
-def file_spec(dataset: CaptionDataset, name: str) -> FeatureSpec:
-    """What a new model reads from the feature file `name` of `dataset`. Raises UserError where the file is missing."""
-    files = FeatureFiles(dataset, name)
+def file_spec(dataset: CaptionDataset, name: str, flag: str = "--features") -> FeatureSpec:
+    """What a new model reads from the feature file `name` of `dataset`; `flag` names it.
+
+    Raises UserError where the file is missing, or its records are of a shape that no model reads.
+    """
+    files = FeatureFiles(dataset, name, flag)
+    check_provenance(files.provenance or {}, f"{flag} {name}: what made the features")
     return FeatureSpec(name, tuple(files.shape), True, files.provenance)
 
 

@@ -12,7 +12,6 @@ Shapes: V vocabulary, E embedding, H hidden, D feature size.
 
 import os
 import struct
-import zipfile
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,7 +26,10 @@ from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.provenance import internal_spec
 from captioning.encoder.weights import load_weights
-from captioning.errors import UserError
+from captioning.errors import UserError, warn
+from captioning.files import sha256_of
+from captioning.pickles import NUMBERS
+from captioning.tensor_files import TensorFileError, is_legacy, pickle_of, read_tensors
 
 
 def _kept(*names: str) -> dict[str, str]:
@@ -74,42 +76,23 @@ class Features(NamedTuple):
     internal: list
 
 
-class _Type:
-    """Stands in for numpy.dtype: takes its code ("i8") and state, does nothing."""
-
-    def __init__(self, code="", *rest):
-        self.code = code
-
-    def __setstate__(self, state):
-        pass
-
-
-def _number(kind: _Type, data: bytes):
-    """Stands in for numpy's way to pickle a single number."""
-    formats = {"i4": "<i", "i8": "<q", "f4": "<f", "f8": "<d", "b1": "<?"}
-    return struct.unpack(formats[kind.code], data)[0]
-
-
 # The class moved between modules over the years; numpy's names are those of its numbers.
-STAND_INS = [
-    *((Features, f"{module}.Features") for module in ("model.encoder_decoder", "model", "__main__")),
-    *((DeepCaptionVocabulary, f"{module}.Vocabulary") for module in ("vocabulary", "build_vocab", "__main__")),
-    *((_number, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
-    (_Type, "numpy.dtype"),
-]
-LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's files before 1.6, which are no zip archives
+STAND_INS = {
+    **{f"{module}.Features": Features for module in ("model.encoder_decoder", "model", "__main__")},
+    **{f"{module}.Vocabulary": DeepCaptionVocabulary for module in ("vocabulary", "build_vocab", "__main__")},
+    **NUMBERS,
+}
 
 
 def is_deepcaption_file(path) -> bool:
     """Whether `path` looks like a model file of DeepCaption. Reads little, and never takes our own files for one."""
+    if not os.path.isfile(path):
+        return False
     try:
-        with open(path, "rb") as file:
-            if file.read(len(LEGACY_START)) == LEGACY_START:
-                return True
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            pickled = archive.read(name)
-    except Exception:  # missing, damaged or of another kind: checkpoint.load says which
+        if is_legacy(path):
+            return True
+        pickled = pickle_of(path)
+    except (OSError, ValueError):  # damaged or of another kind: checkpoint.load says which
         return False
     ours, *theirs = (struct.pack("<cI", b"X", len(key)) + key for key in (b"captioner", b"encoder", b"decoder"))
     return ours not in pickled and all(key in pickled for key in theirs)
@@ -117,16 +100,10 @@ def is_deepcaption_file(path) -> bool:
 
 def read(path) -> dict:
     """The contents under DeepCaption's own names, tensors on the CPU. Raises UserError where the file is damaged."""
-    if zipfile.is_zipfile(path):
-        checkpoint.verify(path)
     try:
-        with torch.serialization.safe_globals(STAND_INS):
-            old = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged and hostile files raise errors of many kinds
-        text = str(error)
-        asked = text.split("GLOBAL ")[1].split()[0] if "GLOBAL " in text else ""
-        reason = f"it asks for {asked}, which no model needs" if asked else type(error).__name__
-        raise UserError(f"model file {path} is damaged or no file of DeepCaption: {reason}") from error
+        old = read_tensors(path, STAND_INS)
+    except TensorFileError as error:
+        raise UserError(f"model file {path} is damaged or no file of DeepCaption: {error}") from error
     if not isinstance(old, dict) or not all(isinstance(old.get(part), dict) for part in ("encoder", "decoder")):
         raise UserError(f"{path} is not a model file of this toolkit or of DeepCaption")
     return old
@@ -135,29 +112,35 @@ def read(path) -> dict:
 def load(path, vocabulary: dict | None = None) -> dict:
     """The contents of a DeepCaption file as `checkpoint.load` gives them of a file of ours.
 
-    `config`, `vocabulary`, `state`, `epoch`, `history` (command lines), `made_by` "DeepCaption". vocabulary: for files
-    of 2018 that hold none. Raises UserError, naming the file, for what cannot be read.
+    `config`, `vocabulary`, `state`, `epoch`, `history` (command lines), `made_by` "DeepCaption", and `converted_from`,
+    the name and SHA-256 of the file, which models that are trained on from it keep. vocabulary: for files of 2018 that
+    hold none. Warns of a file without checksums. Raises UserError, naming the file, for what cannot be read.
     """
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, not a model file")
     old = read(path)
-    if old.get("attention"):
-        raise UserError(f"model file {path} {ATTENTION}")
     if old.get("vocab") is None and vocabulary is None:
         raise UserError(
             f"model file {path} of DeepCaption holds no vocabulary: name the one it was trained with (--vocab)"
         )
+    if is_legacy(path):
+        warn(f"model file {path} is of before 2020 and has no checksums: damage to its weights cannot be noticed")
     try:
-        return convert(old, vocabulary)
+        return {
+            **convert(old, vocabulary),
+            "converted_from": {"file": os.path.basename(path), "sha256": sha256_of(path)},
+        }
     except UserError as error:
         raise UserError(f"model file {path}: {error}") from error
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
         raise UserError(f"model file {path} of DeepCaption cannot be read: {reason}") from error
 
 
 def convert(old: dict, vocabulary: dict | None) -> dict:
     """`load` from what `read` gave; `vocabulary` counts where `old` has none."""
+    if old.get("attention"):
+        raise UserError(f"it {ATTENTION}")
     if old.get("vocab") is not None:
         vocabulary = from_deepcaption(old["vocab"])
     words, paragraph_state = old["decoder"], {}

@@ -1,8 +1,6 @@
 """DeepCaption's vocabulary pickles, read without running what is in them."""
 
-import io
-import pickle
-
+from captioning import pickles
 from captioning.errors import UserError
 from captioning.text.tokens import SPECIALS
 
@@ -11,23 +9,12 @@ class DeepCaptionVocabulary:
     """Stands in for DeepCaption's class vocabulary.Vocabulary: holds the attributes of the pickle and does nothing."""
 
 
-class _Reader(pickle.Unpickler):
-    """Builds plain types and DeepCaptionVocabulary only: a pickle that names any other class or function is refused."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) == ("vocabulary", "Vocabulary"):
-            return DeepCaptionVocabulary
-        raise UserError(f"the pickle asks for {module}.{name}: only plain vocabularies are read")
-
-
 def read_pickle(data: bytes):
     """The plain object in a vocabulary pickle. Raises UserError for a damaged one or one that builds a class."""
     try:
-        return _Reader(io.BytesIO(data)).load()
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle may raise nearly anything
-        raise UserError(f"vocabulary: not a readable pickle ({type(error).__name__}: {error})") from error
+        return pickles.read_pickle(data, {"vocabulary.Vocabulary": DeepCaptionVocabulary})
+    except pickles.PickleError as error:
+        raise UserError(f"vocabulary: not a readable pickle of a vocabulary: {error}") from error
 
 
 def from_deepcaption(state: DeepCaptionVocabulary) -> dict:
@@ -38,7 +25,9 @@ def from_deepcaption(state: DeepCaptionVocabulary) -> dict:
     ids, metadata, freq = (getattr(state, name, None) or {} for name in ("word2idx", "metadata", "freq"))
     if not all(isinstance(table, dict) for table in (ids, metadata, freq)):
         raise UserError("vocabulary: the DeepCaption pickle has no readable word table")
-    words = sorted(ids, key=lambda word: (type(ids[word]).__name__, ids[word]))
+    if not all(isinstance(word, str) and type(ids[word]) is int for word in ids):
+        raise UserError("vocabulary: the word table of the DeepCaption pickle is not one of words and whole numbers")
+    words = sorted(ids, key=ids.get)
     if not words or [ids[word] for word in words] != list(range(len(words))):
         raise UserError("vocabulary: the ids in the DeepCaption pickle are not 0, 1, 2, ...")
     if words[: len(SPECIALS)] != list(SPECIALS):
@@ -50,6 +39,6 @@ def from_deepcaption(state: DeepCaptionVocabulary) -> dict:
         "counts": counts,
         "tokenizer": "treebank" if plain else "whitespace",
         "lowercase": plain,
-        "threshold": metadata.get("vocab_threshold", 0),
-        "dataset": metadata.get("dataset", ""),
+        "threshold": metadata.get("vocab_threshold") or 0,
+        "dataset": metadata.get("dataset") or "",
     }

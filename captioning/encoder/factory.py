@@ -31,6 +31,7 @@ from captioning.encoder.weights import download_weights, initialise, load_weight
 from captioning.errors import UserError, one_line
 from captioning.fast.convolutions import NodeShapes
 
+PLAIN_NAME = re.compile(r"(timm:)?\w+([.-]\w+)*", re.ASCII)
 DEEPCAPTION_NAMES = {"inceptionv3": "inception_v3", **deepcaption_networks.CAFFE_NAMES}
 LITE0 = "efficientnet_lite0"
 
@@ -53,8 +54,14 @@ def build_encoder(
 
     `weights` is a file with a state dict to use instead of a download; `pretrained=False` gives random weights.
     `transform` replaces parts of the encoder's own, such as {"size": 320}. Raises UserError for an unknown name,
-    weights that cannot be had or do not fit, or a size that the network cannot take.
+    weights that cannot be had or do not fit, or a size that the network cannot take. A name is never an address: models
+    and feature files name their encoders too.
     """
+    if not PLAIN_NAME.fullmatch(name):
+        raise UserError(
+            f"unknown encoder {name[:100]!r}: use the plain name of a network of torchvision, or timm:NAME; weights "
+            "that come from elsewhere are given as a file (--weights)"
+        )
     base, conv = name.removesuffix("-conv"), name.endswith("-conv")
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"--weights: no such file: {weights}")

@@ -1,6 +1,6 @@
 """Which encoder made a feature, and building the same encoder again."""
 
-from captioning.config import FeatureSpec
+from captioning.config import FeatureSpec, check_provenance
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.ten_crops import TenCropFeatures
@@ -21,6 +21,7 @@ def make_encoder(
             f"the model reads features from {spec.name}, which does not say what made them, so it cannot caption "
             "photos; caption a dataset that has such features (--dataset), or make them anew with extract_features.py"
         )
+    check_provenance(provenance, spec.name)
     kind = provenance.get("feature_type", "plain")
     if kind not in ("plain", "avg", "max"):
         raise UserError(

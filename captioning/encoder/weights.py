@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from captioning.errors import UserError, one_line
+from captioning.files import require_plain_file
+from captioning.tensor_files import read_tensors
 
 
 def read_weights(path) -> dict[str, Tensor]:
@@ -13,12 +15,15 @@ def read_weights(path) -> dict[str, Tensor]:
 
     Raises UserError where the file is damaged or holds something else.
     """
+    require_plain_file(path, "--weights")
     try:
         if str(path).endswith(".safetensors"):
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
+    except UserError:
+        raise
     except Exception as error:  # damaged files raise errors of many kinds
         raise UserError(f"cannot read weights from {path}: {one_line(error)}") from error
     for key in ("state_dict", "model"):

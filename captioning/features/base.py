@@ -1,6 +1,7 @@
 """What readers and writers of feature files share: records by key, rows in order with their names."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from captioning.errors import UserError
+from captioning.config import MOST_NUMBERS
+from captioning.errors import UserError, one_line
 from captioning.features.handles import naming
 from captioning.features.partial import refuse_half_placed
-from captioning.files import atomic_write, expect, parse_json, read_lines
+from captioning.files import atomic_write, expect, parse_json, read_lines, require_plain_file
 
 
 class FeatureReader:
@@ -57,6 +59,30 @@ class FeatureReader:
     def no_record(self, key) -> UserError:
         return UserError(f"feature file {self.path} has no record for {key!r}")
 
+    def check_shape(self) -> None:
+        """Raises UserError where a record has no numbers, or more than any feature of an image."""
+        if not self.shape or min(self.shape) < 1 or math.prod(self.shape) > MOST_NUMBERS:
+            raise UserError(f"feature file {self.path} is damaged, or no feature file: its records are {self.shape}")
+
+    def finite(self, records: np.ndarray, keys: Sequence) -> np.ndarray:
+        """`records`, (len(keys), *shape). Raises UserError naming the first of `keys` whose record is not finite."""
+        if records.dtype.kind == "f" and not surely_finite(records):
+            good = np.isfinite(records.reshape(len(records), -1)).all(1)
+            if not good.all():
+                key = keys[int(good.argmin())]
+                reason = f"the record of {key!r} has values that are no finite numbers: extract it anew"
+                raise UserError(f"feature file {self.path}: {reason}")
+        return records
+
+
+def surely_finite(values: np.ndarray) -> bool:
+    """Whether all of `values` are finite numbers; False where a closer look is needed. Much faster than that look."""
+    if values.dtype.itemsize == 2:  # sums of float16 are slow: the largest of its bits, read as whole numbers, tells
+        signed, unsigned = (values.view(values.dtype.str.replace("f", kind)) for kind in "iu")
+        return bool(signed.max(initial=0) < 0x7C00 and unsigned.max(initial=0) < 0xFC00)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum()))
+
 
 class RowReader(FeatureReader):
     """Rows in a file; `X.keys.txt` beside it names them, or else `keys`, the images of the dataset in their order.
@@ -71,13 +97,19 @@ class RowReader(FeatureReader):
         super().__init__(path)
         refuse_half_placed(path)
         with naming(path):
+            require_plain_file(path, "feature file")
+            self.bytes = os.path.getsize(path)
             rows = self._rows()
-            self.count = len(rows)
-            self.shape = tuple(rows.shape[1:])
+            self.shape = tuple(map(int, rows.shape[1:]))
             self.dtype = rows.dtype if rows.dtype.kind == "f" else np.dtype(np.float32)
         if rows.dtype.kind not in "fiu" or not self.shape or 0 in self.shape:
             raise UserError(f"feature file {path} holds {rows.dtype} of shape {rows.shape}, not rows of numbers")
-        self.provenance = self._provenance()
+        self.check_shape()
+        self.count = len(rows)
+        if not self.count:
+            raise UserError(f"feature file {path} holds no records")
+        with naming(path):
+            self.provenance = self._provenance()
         self._index = self._names(keys)
         named = self._index.values() if self._index else [-1]
         self._all_there = min(named) >= 0 and max(named) < self.count
@@ -140,15 +172,29 @@ class RowReader(FeatureReader):
         return rows
 
     def missing(self, keys: Iterable) -> list:
+        self.check_size()
         keys = list(keys)
         return [keys[i] for i in np.flatnonzero(self._find(keys) < 0)]
 
     def get_many(self, keys: Sequence) -> np.ndarray:
+        self.check_size()
         rows = self._find(keys)
         if len(rows) and rows.min() < 0:
             raise self.no_record(keys[int(rows.argmin())])
+        with naming(self.path), np.errstate(over="ignore"):
+            records = self._take(rows).astype(self.dtype, copy=False)
+        return self.finite(records, keys)
+
+    def check_size(self) -> None:
+        """Raises UserError where the file is no longer there or has become shorter.
+
+        To read what is no longer there of a file in memory ends the process (SIGBUS). So it still does where the file
+        is cut between this look and the reading.
+        """
         with naming(self.path):
-            return self._take(rows).astype(self.dtype, copy=False)
+            now = os.path.getsize(self.path)
+        if now < self.bytes:
+            raise UserError(f"feature file {self.path} was cut off while it was read: {now:,} of {self.bytes:,} bytes")
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
         return self._rows()[rows]  # not np.take(): it copies the whole of an array whose rows are apart
@@ -180,8 +226,8 @@ def parse_provenance(path: Path, text: str | bytes | None) -> dict | None:
     """
     try:
         provenance = parse_json("null" if text is None else text)
-    except ValueError as error:
-        raise UserError(f"{path}: what made the features is not valid JSON: {error}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: what made the features is not valid JSON: {one_line(error)}") from None
     if not isinstance(provenance, dict) or "extractor" not in provenance:
         return None
     for name, kinds in PROVENANCE.items():

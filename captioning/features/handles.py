@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import struct
 import threading
 from pathlib import Path
 
-from captioning.errors import UserError
+from captioning.errors import UserError, one_line
 
 handles_lock = threading.RLock()
 _handles: dict[str, tuple] = {}  # real path -> (stat of the file when opened, handle)
@@ -52,12 +51,14 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def naming(path, doing: str = "read", errors: tuple = ()):
-    """What a library raises over a damaged file, as one line that names the file."""
+def naming(path, doing: str = "read"):
+    """What a library raises over a damaged file, as one line that names the file: nearly any kind of error."""
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, TypeError, EOFError, struct.error, SyntaxError, KeyError, *errors) as error:
-        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ") or type(error).__name__
+    except Exception as error:
+        reason = (
+            getattr(error, "strerror", None) or one_line(str(error).removeprefix(f"{path}: ")) or type(error).__name__
+        )
         raise UserError(f"cannot {doing} feature file {path}: {reason}") from error

@@ -1,16 +1,29 @@
 """Feature files in HDF5: `.h5`, rows in the dataset `data`."""
 
 import json
+import math
 import os
+import subprocess
+import sys
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
-from captioning.errors import UserError
+from captioning.errors import UserError, one_line
 from captioning.features.base import RowReader, RowStore, parse_provenance
 from captioning.features.handles import handle, handles_lock
 
 HEADERS = 2**16  # bytes, more than those of a file with one dataset
+FILTERS = {1, 2, 3, 6, 32000}  # numbers of HDF5's: gzip, shuffle, checksum, scale and offset, lzf
+LARGEST_CHUNK = 2**27  # bytes
+MOST_SECONDS = 30  # to read the texts of a file, most of them for starting Python
+READ_TEXTS = """import h5py, sys
+with h5py.File(sys.argv[1], "r") as file:
+    for owner in file, file["data"]:
+        owner.attrs.get("extractor")
+"""
+_readable: set[tuple] = set()  # files whose texts were read: those that fork from here need not try again
 
 
 class H5Reader(RowReader):
@@ -19,25 +32,36 @@ class H5Reader(RowReader):
     @cached_property
     def mapped(self) -> np.ndarray | None:
         with handles_lock:
-            return self._map(self._file()["data"])
+            return self._map(self._data())
 
     def _rows(self):
         with handles_lock:
-            return self._file()["data"] if self.mapped is None else self.mapped
+            return self._data() if self.mapped is None else self.mapped
 
-    def _file(self):
-        """The HDF5 file. Call under handles_lock."""
-        return handle(self.path, lambda: h5py().File(self.path, "r"))
+    def _data(self):
+        """The dataset of the file. Call under handles_lock."""
+        return handle(self.path, self._open)["data"]
+
+    def _open(self):
+        """The HDF5 file. Raises UserError where its rows lie in other files, or need more than plain unpacking."""
+        file = h5py().File(self.path, "r")
+        try:
+            check_data(file)
+        except BaseException as error:
+            file.close()
+            if isinstance(error, ValueError):
+                raise UserError(f"feature file {self.path}: {error}") from error
+            raise
+        return file
 
     def _map(self, data) -> np.ndarray | None:
         """Dataset `data` as an array over the file; None where it is in chunks, packed or elsewhere."""
         offset = data.id.get_offset()  # None for what is in chunks, in the header or not there yet
         bytes_there = data.id.get_storage_size()
-        if offset is None or data.external or data.dtype.kind not in "fiu" or bytes_there != data.nbytes:
+        if offset is None or data.dtype.kind not in "fiu" or bytes_there != data.nbytes or not data.size:
             return None
-        linked = not os.path.samefile(data.file.filename, self.path)
-        if linked or not data.size or offset + data.nbytes > os.path.getsize(self.path):
-            return None
+        if offset + data.nbytes > os.path.getsize(self.path):
+            raise ValueError("it was cut off")
         mapped = np.memmap(self.path, data.dtype, "r", offset, data.shape).view(np.ndarray)
         # Should HDF5 mean something else by these bytes (another kind of float), its reading counts.
         same = all(np.array_equal(data[row], mapped[row], equal_nan=data.dtype.kind == "f") for row in (0, -1))
@@ -45,16 +69,64 @@ class H5Reader(RowReader):
 
     def _provenance(self) -> dict | None:
         with handles_lock:
-            file = self._file()
-            attributes = {**file["data"].attrs, **file.attrs}
-        return parse_provenance(self.path, attributes.get("extractor"))
+            data = self._data()
+            owner = next((one for one in (data.parent, data) if "extractor" in one.attrs), None)
+            if owner is None:
+                return None
+            text = h5py().check_string_dtype(owner.attrs.get_id("extractor").dtype)
+            if text is None:
+                raise ValueError("what made the features is no text")
+            if text.length is None:
+                check_text(self.path)
+            noted = owner.attrs["extractor"]
+        return parse_provenance(self.path, noted)
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
         if self.mapped is not None:
             return super()._take(rows)
         ordered, back = np.unique(rows, return_inverse=True)  # h5py wants them ascending, each once
         with handles_lock:
-            return self._file()["data"][ordered][back] if len(rows) else np.empty((0, *self.shape), self.dtype)
+            return self._data()[ordered][back] if len(rows) else np.empty((0, *self.shape), self.dtype)
+
+
+def check_data(file) -> None:
+    """Raises ValueError unless the open HDF5 `file` has a dataset `data` whose rows lie in it, packed plainly or not.
+
+    A file may name other files anywhere, and filters that are loaded from elsewhere; a chunk may unpack to any size.
+    """
+    if not isinstance(file.get("data", getlink=True), h5py().HardLink):
+        raise ValueError("its dataset 'data' is missing or is a link to elsewhere")
+    data = file["data"]
+    if not isinstance(data, h5py().Dataset) or not data.shape:
+        raise ValueError("'data' in it is no dataset of rows")
+    if data.is_virtual or data.external:
+        raise ValueError("its rows lie in other files: copy them into one")
+    made = data.id.get_create_plist()
+    filters = [made.get_filter(index)[0] for index in range(made.get_nfilters())]
+    if not set(filters) <= FILTERS or len(set(filters)) < len(filters):
+        raise ValueError("its rows are packed by a filter that is not read here: use gzip or lzf")
+    if data.chunks and math.prod(data.chunks) * data.dtype.itemsize > LARGEST_CHUNK:
+        raise ValueError(f"its chunks of {data.chunks} are larger than {LARGEST_CHUNK:,} bytes")
+    if not data.id.get_storage_size():
+        raise ValueError("its rows were never written")
+
+
+def check_text(path: Path) -> None:
+    """Raises ValueError where HDF5 cannot read the texts of a file that have no fixed length.
+
+    Over damaged ones it may go on for ever. So a process of its own tries first, once for each file.
+    """
+    status = os.stat(path)
+    stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    if stamp in _readable:
+        return
+    try:
+        tried = subprocess.run([sys.executable, "-c", READ_TEXTS, str(path)], capture_output=True, timeout=MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ValueError("it is damaged: its texts cannot be read") from None
+    if tried.returncode:
+        raise ValueError(f"it is damaged: {one_line(tried.stderr.decode(errors='replace').splitlines()[-1:])}")
+    _readable.add(stamp)
 
 
 def h5py():
@@ -88,7 +160,8 @@ class H5Store(RowStore):
             for start in range(0, count, step):
                 data[start : start + step] = rows[start : start + step]
             if writer.provenance is not None:
-                file.attrs["extractor"] = json.dumps(writer.provenance)
+                # of a fixed length: HDF5 keeps others apart, and reads damaged ones for ever
+                file.attrs["extractor"] = np.bytes_(json.dumps(writer.provenance))
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         return path.name

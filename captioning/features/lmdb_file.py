@@ -6,9 +6,8 @@ others read it.
 
 import contextlib
 import json
+import math
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,18 +17,17 @@ import numpy as np
 from captioning.errors import UserError
 from captioning.features.base import FeatureReader, parse_provenance
 from captioning.features.handles import forget, handle, handles_lock, naming
+from captioning.features.lmdb_pages import check_header, check_records
+from captioning.files import require_plain_file
 
 LMDB_OWN_KEYS = (b"@vdim", b"@dtype", b"@extractor")
 LMDB_LONGEST_KEY = 511  # bytes, a limit of lmdb's
 LMDB_PAGE = 4096  # bytes
+LMDB_SMALLEST = 2 * LMDB_PAGE  # bytes, of a file without records
 LMDB_LOCK_BYTES = 8192  # of the lock file, with lmdb's usual number of readers
 FLUSH_SECONDS = 5.0  # records not yet on the disk are lost when the process is killed
 SPARE_BYTES = 2**26  # room in the map of a file beyond its records
-_WALK = """import lmdb, os, sys
-with lmdb.open(sys.argv[1], subdir=os.path.isdir(sys.argv[1]), readonly=True, lock=False).begin(buffers=True) as t:
-    for key, value in t.cursor():
-        bytes(value[:1]), bytes(value[-1:])
-"""
+_whole: set[tuple] = set()  # files that were looked through: those that fork from here need not do it again
 
 
 class LmdbReader(FeatureReader):
@@ -56,17 +54,16 @@ class LmdbReader(FeatureReader):
                 self.shape = (len(first[1]) // self.dtype.itemsize,)
             else:
                 self.shape = tuple(int(n) for n in np.frombuffer(own[b"@vdim"], "<i4"))
-        self.bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        self.check_shape()
+        self.bytes = math.prod(self.shape) * self.dtype.itemsize
         self._check(first[0].decode(errors="replace"), first[1])
         self.provenance = parse_provenance(path, own[b"@extractor"])
 
     @contextlib.contextmanager
     def _reading(self, buffers: bool = False):
-        import lmdb
-
         with (
             handles_lock,
-            naming(self.path, errors=(lmdb.Error,)),
+            naming(self.path),
             handle(self.file, self._open).begin(buffers=buffers) as transaction,
         ):
             yield transaction
@@ -74,18 +71,18 @@ class LmdbReader(FeatureReader):
     def _open(self):
         import lmdb
 
+        require_plain_file(self.file, "feature file")
         if not self.file.stat().st_size:
             raise UserError(f"feature file {self.path} is empty")
         # Without a lock unless it is shared: the folder of a finished file may be read-only.
+        check_header(self.file)
         environment = lmdb.open(str(self.path), subdir=self.path.is_dir(), readonly=True, lock=self.shared)
-        # A page beyond the end of the file would not raise but kill the process (SIGBUS). The last pages may rightly be
-        # absent if they were freed before they were ever written, hence the second look, in a process of its own.
-        claimed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-        if self.file.stat().st_size < claimed:
-            walk = [sys.executable, "-c", _WALK, str(self.path)]
-            if subprocess.run(walk, capture_output=True).returncode:
-                environment.close()
-                raise UserError(f"feature file {self.path} was cut off: it should have {claimed:,} bytes")
+        try:
+            with environment.begin() as transaction:
+                check_whole(self.file, transaction)
+        except BaseException:
+            environment.close()
+            raise
         return environment
 
     def __len__(self) -> int:
@@ -113,12 +110,21 @@ class LmdbReader(FeatureReader):
                         raise self.no_record(key)
                     self._check(key, value)
             records = bytearray().join(values)  # the one copy; an array by itself that may be written to
-        return np.frombuffer(records, self.dtype).reshape(len(keys), *self.shape)
+        return self.finite(np.frombuffer(records, self.dtype).reshape(len(keys), *self.shape), keys)
 
     def _check(self, key, value) -> None:
         if len(value) != self.bytes or not self.bytes:
             wanted = f"shape {self.shape} of {self.dtype.name} takes {self.bytes}"
             raise UserError(f"feature file {self.path}: record {key!r} has {len(value)} bytes, but {wanted}")
+
+
+def check_whole(file: Path, transaction) -> None:
+    """Raises ValueError where the records that `transaction` sees are damaged. A file is looked through once."""
+    status = os.stat(file)
+    stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, transaction.id()
+    if stamp not in _whole:
+        check_records(file, transaction.id())
+        _whole.add(stamp)
 
 
 def lmdb_key(key) -> bytes:
@@ -146,11 +152,14 @@ def environment(folder: Path, named: Path, doing: str, room: int = 0, shared: bo
     """
     import lmdb
 
-    with naming(named, doing, errors=(lmdb.Error,)):
+    with naming(named, doing):
         folder.mkdir(parents=True, exist_ok=True)
         data = folder / "data.mdb"
         forget(data)  # lmdb refuses to open a file twice in a process
         used = data.stat().st_size if data.exists() else 0
+        if 0 < used < LMDB_SMALLEST:  # a full disk, or a kill, as lmdb made it: lmdb would refuse it for ever
+            data.unlink()
+            used = 0
         # others may add as well: the map has room for several times what this process adds
         size = 2 * used + 4 * (room + SPARE_BYTES)
         if shared:
@@ -193,7 +202,10 @@ class SharedLmdbFile:
         """Those of `keys` that have no record. Raises UserError where the file is damaged, or has other features."""
         if not (self.path / "data.mdb").exists():
             return list(keys)
+        with naming(self.path):
+            check_header(self.path / "data.mdb")
         with environment(self.path, self.path, "read", shared=True) as opened, opened.begin() as transaction:
+            check_whole(self.path / "data.mdb", transaction)
             made = transaction.get(b"@extractor")
             if made is not None and json.loads(made) != self.provenance:
                 raise UserError(f"feature file {self.path} holds features of something else: remove it")
@@ -217,8 +229,11 @@ class LmdbStore:
         self.pending: list[tuple[bytes, bytes]] = []
         self.size, self.flushed = 0, time.monotonic()
         self.rows: list[str] = []
-        if resume and (self.folder / "data.mdb").exists():
+        data = self.folder / "data.mdb"
+        if resume and data.exists() and data.stat().st_size >= LMDB_SMALLEST:
+            check_header(data)
             with environment(self.folder, writer.path, "read") as opened, opened.begin() as transaction:
+                check_whole(data, transaction)
                 names = transaction.cursor().iternext(values=False)
                 self.rows = [name.decode(errors="surrogateescape") for name in names if name not in LMDB_OWN_KEYS]
 

@@ -13,7 +13,8 @@ class NpyReader(RowReader):
 
     @cached_property
     def mapped(self) -> np.ndarray:
-        array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="raise"):  # of the size of an array that no file has
+            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("an archive of several arrays; save one with numpy.save()")
         if array.ndim == 1 and self.path.stem.endswith("-mean"):

@@ -38,7 +38,7 @@ class BinReader(RowReader):
             raise ValueError("no PicSOM file: it does not begin with PSBD")
         if dtype is None:
             raise ValueError(f"record format {number} is neither 1 (float32) nor 9 (size_t)")
-        if not PICSOM_HEADER.size <= start <= size or not 0 < dim * dtype.itemsize <= stride:
+        if not PICSOM_HEADER.size <= start <= size or not 0 < dim * dtype.itemsize <= stride < 2**62:
             raise ValueError(f"damaged header: header size {start}, record length {stride}, dimension {dim}")
         self.cut = (size - start) % stride != 0
         shape = ((size - start) // stride, dim)

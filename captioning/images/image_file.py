@@ -19,7 +19,9 @@ from captioning.images.zip_file import is_zip, open_zip, read_member, split_path
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG with more pictures, as many phones write
-MAX_PIXELS = 2**27  # 134 megapixels, 400 MB as RGB: more is taken for a decompression bomb
+MAX_PIXELS = 2**27  # 134 megapixels: more is taken for a decompression bomb
+MAX_DECODED = 60_000_000  # pixels that are unpacked, 480 MB with their copy in RGB; large JPEGs are decoded smaller
+STRIP = 2**24  # pixels that are converted at a time
 UPRIGHT = {  # EXIF orientation -> the transposition that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,6 +59,8 @@ def open_image(path, size_hint: int | None = None) -> Image.Image:
     with opened(path) as image:
         if size_hint and image.format in JPEG_FORMATS:
             image.draft(None, (size_hint, size_hint))
+        if image.width * image.height > MAX_DECODED:
+            raise ValueError(f"{image.width}x{image.height} is more than {MAX_DECODED:,} pixels")
         image.load()
         turn = UPRIGHT.get(orientation(image))  # read after load(), which turns a TIFF by itself
         rgb = to_rgb(image)
@@ -116,15 +120,30 @@ def orientation(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image of any Pillow mode as 8-bit RGB, transparent parts over white."""
+    """A loaded image of any Pillow mode as 8-bit RGB, transparent parts over white.
+
+    Large images are converted in strips, so that memory holds two copies at most.
+    """
+    if image.mode == "RGB" and (image.format in JPEG_FORMATS or not image.has_transparency_data):
+        return image  # as it is: the copy that convert() makes takes a fifth of the time of decoding
+    top = image.getextrema()[1] if image.mode in ("I", "F") else None
+    rows = max(1, STRIP // image.width)
+    if rows >= image.height:
+        return strip_to_rgb(image, top)
+    whole = Image.new("RGB", image.size)
+    for start in range(0, image.height, rows):
+        strip = image.crop((0, start, image.width, min(start + rows, image.height)))
+        whole.paste(strip_to_rgb(strip, top), (0, start))
+    return whole
+
+
+def strip_to_rgb(image: Image.Image, top: float | None) -> Image.Image:
+    """`to_rgb` of an image or a strip of one, whose brightest pixel in modes "I" and "F" is `top`."""
     if image.mode.startswith("I;16"):
         image = scaled(image.convert("I"), 65535)
-    elif image.mode in ("I", "F"):  # no full scale is known: the smallest usual one that holds the brightest pixel
-        top = image.getextrema()[1]
+    elif top is not None:  # no full scale is known: the smallest usual one that holds the brightest pixel
         scales = ([1] if image.mode == "F" else []) + [255, 65535]
         image = scaled(image, next((scale for scale in scales if top <= scale), top))
-    if image.mode == "RGB" and image.format in JPEG_FORMATS:
-        return image  # as it is: the copy that convert() makes takes a fifth of the time of decoding
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         canvas = Image.new("RGB", image.size, "white")

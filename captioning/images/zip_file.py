@@ -17,7 +17,7 @@ from operator import attrgetter
 
 from captioning.errors import UserError, first_few, warn_once
 
-LARGEST = 2**30  # bytes of a member unpacked: more is no image, or a decompression bomb
+LARGEST = 2**28  # bytes of a member unpacked: more is no image, or a decompression bomb
 LOCAL_HEADER = struct.Struct("<4s22x2H")  # magic, the lengths of name and extra field, after which the data begins
 MEMBER = attrgetter("header_offset", "compress_size", "file_size", "compress_type", "CRC", "flag_bits")
 JUNK = re.compile(r"(?s)__MACOSX/|(.*/)?\.")  # what a Mac adds, and hidden files
@@ -65,8 +65,8 @@ class ImageZip:
         offset, packed, size, method, checksum, flags = self.members[full]
         if flags & 1:
             raise ValueError("it is encrypted in the zip file")
-        if size > LARGEST:
-            raise ValueError(f"{size:,} bytes unpacked are more than {LARGEST:,}")
+        if max(size, packed) > LARGEST:
+            raise ValueError(f"{max(size, packed):,} bytes are more than {LARGEST:,}")
         with open(self.path, "rb") as file:
             file.seek(offset)
             head = file.read(LOCAL_HEADER.size)

@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from captioning.errors import UserError, one_line
-from captioning.files import atomic_write, expect, known_ending, member, read_json
+from captioning.files import atomic_write, expect, known_ending, member, read_bytes, read_json, require_plain_file
+from captioning.pickles import NUMBERS, PickleError, read_pickle
 from captioning.text.score_tokens import score_tokenizer, score_tokens
 
 END_TOKEN = "<end>"  # counted like a word, so that a caption that stops in the middle scores less
 ORDERS = 4  # n-grams of one to four tokens
+MOST_PACKED = 64  # how much smaller an .npz may be than what is in it
 EXTENSIONS = (".npz", ".json", ".pkl", ".p")
 
 
@@ -100,6 +102,8 @@ class CachedWords:
     @classmethod
     def _load_npz(cls, path) -> "CachedWords":
         try:
+            require_plain_file(path, "cached words")
+            check_unpacked(path)
             with np.load(path, allow_pickle=False) as file:
                 tokens = file["tokens"].tobytes().decode(errors="surrogatepass").split("\n")
                 ngrams, counts = file["ngrams"], file["counts"]
@@ -107,8 +111,10 @@ class CachedWords:
             fits = ngrams.shape == (len(counts), ORDERS) and len(counts) and -1 <= ngrams.min() <= ngrams.max()
             if not fits or ngrams.max() >= len(tokens) or counts.max() > images or ngrams.dtype.kind != "i":
                 raise ValueError("its parts do not fit each other")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"this is not an .npz of build_cached_words.py, or damaged: {error}") from error
+        except UserError:
+            raise
+        except Exception as error:  # damaged archives raise errors of many kinds
+            raise UserError(f"this is not an .npz of build_cached_words.py, or damaged: {one_line(error)}") from error
         return cls(tokens, ngrams, counts.astype(float), images, origin)
 
     @classmethod
@@ -119,6 +125,14 @@ class CachedWords:
         words = cls.from_dict({"document_frequency": table, "ref_len": member(content, "ref_len", float, what)})
         words.origin = expect(content.get("origin", ""), str, what, "origin")
         return words
+
+
+def check_unpacked(path) -> None:
+    """Raises ValueError where the archive `path` says that it unpacks to many times its size: counts never do."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(info.file_size for info in archive.infolist())
+    if unpacked > MOST_PACKED * Path(path).stat().st_size + 2**20:
+        raise ValueError(f"it unpacks to {unpacked:,} bytes")
 
 
 def tokenized(references: Mapping[object, Sequence[str]], end_token: bool = True) -> dict[object, list[list[str]]]:
@@ -240,25 +254,23 @@ def check_table(table: Mapping) -> tuple[Mapping, float]:
     return frequencies, images
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds plain containers and numpy scalars only: a pickle from elsewhere must not run code."""
+def _table(*arguments) -> dict:
+    """Stands in for the dicts of the standard library, made of nothing, a table, pairs, or the type of a default."""
+    return dict(arguments[-1]) if arguments and isinstance(arguments[-1], dict | list) else {}
 
-    ALLOWED = {"collections": {"defaultdict", "Counter", "OrderedDict"}, "_codecs": {"encode"}, "numpy": {"dtype"}} | {
-        module: {"scalar"} for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-    }
 
-    def find_class(self, module, name):
-        if name in self.ALLOWED.get(module, ()) or (module in ("builtins", "__builtin__") and name in ("float", "int")):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+def _number(value=0) -> float:
+    """Stands in for the types of numbers, which defaultdict has for what is missing."""
+    return float(value)
+
+
+KNOWN = {**NUMBERS, **{f"collections.{name}": _table for name in ("defaultdict", "Counter", "OrderedDict")}}
+KNOWN |= {f"{module}.{name}": _number for module in ("builtins", "__builtin__") for name in ("float", "int")}
 
 
 def _read_pickle(path):
     """The plain object in a pickle (of Python 2 too). Raises UserError for one that is damaged or builds a class."""
     try:
-        with open(path, "rb") as file:
-            return _PlainUnpickler(file, encoding="latin1").load()
-    except OSError as error:
-        raise UserError(f"it cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # noqa: BLE001 - a damaged pickle raises nearly anything
-        raise UserError(f"this is not a pickle of document frequencies: {one_line(error)}") from error
+        return read_pickle(read_bytes(path, "cached words"), KNOWN, encoding="latin1")
+    except PickleError as error:
+        raise UserError(f"this is not a pickle of document frequencies: {error}") from error

@@ -4,6 +4,7 @@ The environment variable DEEPCAPTION_ARTIFACTS names a folder of files that Deep
 """
 
 import functools
+import hashlib
 import json
 import os
 import pickle
@@ -16,10 +17,11 @@ import torch
 from deepcaption_toy import WORDS, Features, OldModel, Vocabulary, save
 from toy import make_coco, write_config, write_features
 
+from captioning import tensor_files
 from captioning.decoder.search import Search
 from captioning.deepcaption import models as deepcaption_files
 from captioning.errors import UserError
-from model import load_captioner
+from model import load_captioner, save_captioner
 
 GREEDY = Search(allow_unk=True)
 KINDS = {
@@ -214,7 +216,7 @@ def test_no_function_is_called(tmp_path, function):
 def test_a_plain_pickle_that_pretends(tmp_path):
     """Neither of torch's formats, but with its first bytes."""
     mark = tmp_path / "it_ran"
-    start = deepcaption_files.LEGACY_START
+    start = tensor_files.LEGACY_START
     (tmp_path / "evil.model").write_bytes(start + b"".join(pickle.dumps(x, 2) for x in (1001, {}, Bomb(mark))))
     with pytest.raises(UserError, match="evil.model"):
         load_captioner(tmp_path / "evil.model")
@@ -231,7 +233,7 @@ def test_one_line_for_what_cannot_be_read(tmp_path):
     without = {name: value for name, value in decoder.items() if name != "rnn.weight_ih_l0"}
     strange = {**decoder, "transformer.weight": torch.zeros(3)}
     for contents, message in (
-        (changed(attention="SoftAttention"), "old.model is a DeepCaption model with attention"),
+        (changed(attention="SoftAttention"), "old.model: it is a DeepCaption model with attention"),
         (changed(hierarchical_model=True), "tensor 'embed.weight', which is not known"),
         (changed(vocab=Vocabulary(WORDS[:-1])), "vocabulary has 17 words, its weights are for 18"),
         (changed(vocab=Vocabulary(WORDS[1:])), "the first words must be <pad>"),
@@ -268,6 +270,32 @@ def test_a_damaged_file(tmp_path):
     save({"encoder": 1, "decoder": {}}, path)
     with pytest.raises(UserError, match=r"old.model is not a model file of this toolkit or of DeepCaption"):
         load_captioner(path)
+
+
+def test_a_file_without_checksums_is_told_of_and_its_own_is_kept(tmp_path, capsys):
+    for legacy in (False, True):
+        save(OldModel().contents, tmp_path / "old.model", legacy=legacy)
+        captioner = load_captioner(tmp_path / "old.model", photos=False)
+        assert ("has no checksums: damage to its weights cannot be noticed" in capsys.readouterr().err) == legacy
+        save_captioner(captioner, tmp_path / "new.model")
+        digest = hashlib.sha256((tmp_path / "old.model").read_bytes()).hexdigest()
+        assert load_captioner(tmp_path / "new.model", photos=False).info["converted_from"] == {
+            "file": "old.model",
+            "sha256": digest,
+        }
+
+
+LIES = [None, True, -1, 2**70, 1e400, "x", b"x", [], ["x"], {}, {"x": 1}, (), torch.zeros(3), torch.zeros(())]
+
+
+@pytest.mark.parametrize("key", OldModel().contents)
+def test_no_setting_of_another_type_is_a_traceback(tmp_path, key):
+    for lie in LIES:
+        save(changed(**{key: lie}), tmp_path / "old.model")
+        try:
+            load_captioner(tmp_path / "old.model", photos=False)
+        except UserError as error:
+            assert "old.model" in str(error) and "\n" not in str(error), (key, lie)
 
 
 def test_our_own_files_are_never_taken_for_old_ones(tmp_path):

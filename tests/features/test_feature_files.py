@@ -189,8 +189,7 @@ H5_LAYOUTS = {  # what create_dataset is told -> whether the file can be mapped
     "double": ({"dtype": "f8"}, True),
     "whole_numbers": ({"dtype": "i4"}, True),
     "chunks": ({"chunks": (2, 6)}, False),
-    "packed": ({"compression": "gzip"}, False),
-    "elsewhere": ({"external": "rows.raw"}, False),
+    "packed": ({"compression": "gzip", "shuffle": True, "fletcher32": True}, False),
 }
 
 
@@ -205,22 +204,53 @@ def test_every_layout_of_h5_reads_the_same(tmp_path, monkeypatch, layout, block)
     with h5py.File("x.h5", "w", userblock_size=block) as file:
         file.create_dataset("data", data=rows.astype(options.get("dtype", "f4")), **options)
     reader = open_features(tmp_path / "x.h5", KEYS)
-    got = reader.get_many([KEYS[i] for i in (5, 0, 5, 6)])
+    got = reader.get_many([KEYS[i] for i in (5, 1, 5, 6)])
     assert got.dtype == options.get("dtype", "f4").replace("i4", "f4") and got.flags.writeable
-    assert np.array_equal(got, rows[[5, 0, 5, 6]].astype(options.get("dtype", "f4")), equal_nan=True)
+    assert np.array_equal(got, rows[[5, 1, 5, 6]].astype(options.get("dtype", "f4")))
     assert (reader.mapped is not None) == mapped
 
 
-def test_h5_whose_data_are_in_another_file(tmp_path):
-    """The first and the last row are zeros in either file, at the place that HDF5 tells of the other one."""
+def damage_h5(file, kind: str) -> None:
+    """Make an open HDF5 file one that is not to be read."""
     h5py = pytest.importorskip("h5py")
-    rows = VECTORS * [[0], [1], [1], [1], [1], [1], [0]]
-    with h5py.File(tmp_path / "there.h5", "w") as file:
-        file["data"] = rows
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file["more"] = np.zeros((400, 6), rows.dtype)
+    if kind == "link":
         file["data"] = h5py.ExternalLink("there.h5", "data")
-    assert np.array_equal(open_features(tmp_path / "x.h5", KEYS).get_many(KEYS), rows)
+    elif kind == "soft link":
+        file["there"] = h5py.ExternalLink("there.h5", "/")
+        file["data"] = h5py.SoftLink("/there/data")
+    elif kind == "storage":
+        file.create_dataset("data", data=VECTORS, external="rows.raw")
+    elif kind == "virtual":
+        layout = h5py.VirtualLayout(VECTORS.shape, VECTORS.dtype)
+        layout[:] = h5py.VirtualSource("there.h5", "data", VECTORS.shape)
+        file.create_virtual_dataset("data", layout)
+    elif kind == "chunk":
+        file.create_dataset("data", (7, 2**26), "f4", chunks=(1, 2**26), compression="gzip")
+    elif kind == "record":
+        file.create_dataset("data", (7, 2**26), "f4", chunks=(1, 2**20), compression="gzip")[3, 0] = 1
+    elif kind == "nothing":
+        file.create_dataset("data", (7, 6), "f4")
+    elif kind == "group":
+        file.create_group("data")
+    elif kind == "text":
+        file.create_dataset("data", data=np.array([b"no"] * 7, object), dtype=h5py.string_dtype())
+    elif kind == "note":
+        file["data"] = VECTORS
+        file.attrs["extractor"] = np.ones(9)
+
+
+KINDS = ["link", "soft link", "storage", "virtual", "chunk", "record", "nothing", "group", "text", "note"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_h5_whose_data_are_elsewhere_or_without_bounds(tmp_path, monkeypatch, kind):
+    h5py = pytest.importorskip("h5py")
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("there.h5", "w") as file:
+        file["data"] = VECTORS
+    with h5py.File("x.h5", "w") as file:
+        damage_h5(file, kind)
+    assert "x.h5" in message(tmp_path / "x.h5", KEYS)
 
 
 # ---------------------------------------------------------------- PicSOM

@@ -14,6 +14,7 @@ from captioning.errors import UserError
 from captioning.features import partial
 from captioning.features.factory import open_features
 from captioning.features.handles import forget
+from captioning.features.lmdb_file import SharedLmdbFile
 from captioning.features.partial import discard_partial, is_unfinished
 from captioning.features.writer import FeatureWriter
 
@@ -235,3 +236,28 @@ def test_a_link_stays_a_link(tmp_path, name):
     for path in (tmp_path / name, tmp_path / "data" / name):
         reader = open_features(path)
         assert reader.provenance == NEW and np.array_equal(reader.get_many(KEYS), rows(KEYS))
+
+
+def test_lmdb_whose_making_was_cut_off_is_made_again(tmp_path):
+    """As a full disk leaves it: lmdb itself would refuse the short file for ever."""
+    shared = SharedLmdbFile(tmp_path / "x.lmdb", (3,), np.dtype("<f4"), NEW)
+    (tmp_path / "x.lmdb").mkdir()
+    (tmp_path / "x.lmdb/data.mdb").write_bytes(b"\0" * 4096)
+    assert shared.missing(KEYS) == KEYS
+    shared.add(dict(zip(KEYS, rows(KEYS))))
+    assert np.array_equal(open_features(tmp_path / "x.lmdb").get_many(KEYS), rows(KEYS))
+    with (
+        pytest.raises(KeyboardInterrupt),
+        FeatureWriter(tmp_path / "y.lmdb", (3,), provenance=NEW, keys=KEYS) as writer,
+    ):
+        writer.write(KEYS[0], rows(KEYS)[0])
+        raise KeyboardInterrupt
+    os.truncate(tmp_path / "y.lmdb.partial/lmdb/data.mdb", 4096)
+    write(tmp_path / "y.lmdb", resume=True)
+    assert np.array_equal(open_features(tmp_path / "y.lmdb").get_many(KEYS), rows(KEYS))
+
+
+def test_room_for_the_lock_file_that_lmdb_maps_is_reserved(tmp_path):
+    SharedLmdbFile(tmp_path / "x.lmdb", (3,), np.dtype("<f4"), NEW).add(dict(zip(KEYS, rows(KEYS))))
+    found = os.stat(tmp_path / "x.lmdb/lock.mdb")
+    assert found.st_blocks * 512 >= found.st_size > 0

@@ -28,7 +28,7 @@ def kills(tmp_path):
 
 
 def test_kills_at_some_calls_that_change_files(kills):
-    assert kills(280, calls=["every", 211]) == {}
+    assert kills(280, calls=["every", 397]) == {}
 
 
 @pytest.mark.slow

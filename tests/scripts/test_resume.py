@@ -1,6 +1,7 @@
 """Nothing of a training run is lost, by signals, crashes, damaged files, other settings or numbers that are none."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from running import ROOT
-from toy import differences, feature_vector, make_coco, stats, write_config, write_features
+from toy import FAST, differences, feature_vector, make_coco, stats, write_config, write_features
 
 from captioning import checkpoint
 from captioning.decoder.paragraph import RegionPooling
@@ -41,11 +42,11 @@ def in_validation(monkeypatch, epoch: int, event) -> None:
     """Have `event()` happen when so many epochs have been trained, while they are validated."""
     real, count = Validation.measure, []
 
-    def measure(self, captioner, loader, bar=None):
+    def measure(*arguments):
         count.append(1)
         if len(count) == epoch:
             event()
-        return real(self, captioner, loader, bar)
+        return real(*arguments)
 
     monkeypatch.setattr(Validation, "measure", measure)
 
@@ -124,6 +125,26 @@ def test_steps_that_are_not_finite_are_not_taken(train, monkeypatch, what, more)
     assert train(*POOLED, "--num_epochs", 3, *more, "--resume").status == 0
     assert train(*POOLED, "--num_epochs", 3, *more, name="whole").status == 0
     assert differences(folder, train.folder / "whole") == ""
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_where_a_device_would_be_waited_for_such_steps_are_told_later(train, monkeypatch, what):
+    """As on a GPU: from step 9 on no weight changes, and the next save or line of the log ends the run."""
+    monkeypatch.setattr(Trainer, "waits_for_nothing", False)
+    poison(monkeypatch, 8, what)
+    weights, real = [], Trainer.train_step
+
+    def step(self, batch):
+        found = real(self, batch)
+        weights.append(self.captioner.model.decoder.linear.weight.detach().clone())
+        return found
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    flags = [*POOLED, "--num_epochs", 3, "--optimizer", "sgd", "--weight_decay", 0, "--log_step", 1000]
+    only_error(train(*flags), "not a finite number at step 9")
+    assert len(weights) == 12 and not torch.equal(weights[6], weights[7])
+    assert all(torch.equal(weights[7], after) for after in weights[8:])
+    assert checkpoint.load(train.folder / "run" / "last.model")["training"]["epoch"] == 2
 
 
 @pytest.mark.parametrize("name", ["image.bn.running_mean", "linear.bias"])
@@ -257,17 +278,12 @@ def stopped(train, monkeypatch):
     "more, told",
     [
         (["--batch_size", 40, "--seed", 5], ["--batch_size was 20, now 40", "--seed was 42, now 5"]),
-        (["--learning_rate", 0.02], ["--learning_rate was 0.01, now 0.02"]),
-        (["--captions_per_image", 1], ["--captions_per_image was 5, now 1"]),
         (["--optimizer", "sgd"], ["--optimizer was adam, now sgd"]),
         (["--lr_scheduler", "cosine"], ["--lr_scheduler was None, now cosine"]),
         (["--weight_decay", 0.1, "--grad_clip", 1], ["--weight_decay", "--grad_clip was None, now 1.0"]),
         (["--dropout", 0.3], ["--dropout was 0.2, now 0.3"]),
         (["--num_batches", 4], ["--num_batches was 0, now 4"]),
-        (["--no_augment"], ["--no_augment was False, now True"]),
         (["--ema", 0.9], ["--ema was 0.0, now 0.9"]),
-        (["--label_smoothing", 0.1], ["--label_smoothing"]),
-        (["--validation_step", 2], ["--validation_step was 1, now 2"]),
         (["--validate", "toy:train"], ["--validate (a checksum"]),
         (["--self_critical_from_epoch", 2], ["--self_critical_from_epoch was -1, now 2"]),
     ],
@@ -377,6 +393,51 @@ def test_a_longer_schedule_is_another_one(train):
     contents["training"]["epoch"] = 3  # as if it had been stopped before its end
     checkpoint.save(contents, train.folder / "run" / "last.model")
     only_error(train(*flags, 5, "--num_batches", 2, "--resume"), "--num_epochs was 3, now 5", "--resume_changed")
+
+
+# ---- several processes ----
+
+RANKS = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+import train
+from captioning.errors import run
+from training.trainer import Trainer
+
+stops, real = "--resume" not in sys.argv and sys.argv.pop(1) == "stops", Trainer.train_step
+
+def step(self, batch):
+    if stops and self.step == 4 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return real(self, batch)
+
+Trainer.train_step = step
+sys.exit(run(train.main, train.parse_args()))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_same_step(data, tmp_path):
+    (tmp_path / "ranks.py").write_text(RANKS)
+
+    def ranks(count: int, *arguments):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
+        command += [tmp_path / "ranks.py", ROOT, *arguments, "--dataset", "toy:train", *POOLED, *FAST, "--cpu"]
+        command += ["--dataset_config_file", data / "datasets.conf", "--model_path", tmp_path, "--num_epochs", 3]
+        command += ["--vocab_root", tmp_path / "v"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=env)
+
+    done = ranks(2, "goes on", "--model_name", "whole")
+    assert done.returncode == 0, done.stderr
+    assert ranks(2, "stops", "--model_name", "cut").returncode != 0
+    position = checkpoint.load(tmp_path / "cut" / "last.model")["training"]
+    assert (position["epoch"], position["batch"]) == (2, 2)
+    other = ranks(1, "--resume", "--model_name", "cut")
+    assert other.returncode != 0 and "number of processes was 2, now 1" in other.stderr
+    done = ranks(2, "--resume", "--model_name", "cut")
+    assert done.returncode == 0, done.stderr
+    assert differences(tmp_path / "cut", tmp_path / "whole") == ""
 
 
 # ---- images ----

@@ -165,3 +165,30 @@ def test_scripts_that_cannot_share_say_so(script, monkeypatch):
             assert (
                 done.err.count("\n") == lines and ("runs as one process, but torchrun started 2" in done.err) == lines
             )
+
+
+# ---- validation ----
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_processes_share_the_validation(world, tmp_path, monkeypatch, processes):
+    """The figures of one process, printed and written once; batches of 64 images, so that two are needed."""
+    make_coco(tmp_path, {"large": 70}, size=32)
+    write_config(tmp_path, ["large"])
+    write_features(tmp_path, "pooled.lmdb")
+    models = [tmp_path / f"ep{number}.model" for number in (1, 2)]
+    for path in models:
+        path.write_bytes((world / "models/m" / path.name).read_bytes())
+    flags = ["--validate", "toy:large", "--dataset_config_file", tmp_path / "datasets.conf", "--validate_only", "--cpu"]
+    flags += ["--num_workers", 0, "--load_model", *models]
+    one = run_here("train.py", *flags)
+    assert one.status == 0, one.err
+    stats = tmp_path / "train_stats-toy-large.json"
+    figures = json.loads(stats.read_text())
+    stats.unlink()
+    several = torchrun(processes, "train.py", *flags)
+    assert several.returncode == 0, several.stderr
+    again = json.loads(stats.read_text())
+    assert list(again) == ["1", "2"]
+    assert all(again[epoch] == pytest.approx(figures[epoch], rel=1e-5) for epoch in again)
+    assert several.stdout.splitlines() == one.out.splitlines()

@@ -2,9 +2,20 @@
 
 from dataclasses import fields
 
-from captioning.config import ModelConfig
+import pytest
+
+from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
 from training.flags import FIRST_USE, SETTINGS, parse_args
-from training.settings import DataSettings
+from training.settings import (
+    FIXED,
+    MAY_CHANGE,
+    DataSettings,
+    RunSettings,
+    TrainSettings,
+    changes,
+    lasting_settings,
+    model_settings,
+)
 
 
 def test_what_is_not_typed_has_the_default_of_its_setting():
@@ -22,3 +33,61 @@ def test_every_setting_has_a_flag():
     for kind in SETTINGS:
         assert {field.name for field in fields(kind)} - made_of_others <= flags.keys()
     assert set(FIRST_USE) <= flags.keys()
+
+
+# ---- what must be the same when a run goes on ----
+
+
+def lasting(*typed: str) -> dict:
+    flags = vars(parse_args("", ["--dataset", "toy:train", *typed]))
+    return lasting_settings(*(kind.of(flags) for kind in (DataSettings, TrainSettings, RunSettings)))
+
+
+COMPARED = (
+    "batch_size 9, captions_per_image 2, num_batches 3, no_augment, cache_features x, learning_rate 0.5, seed 1, "
+)
+COMPARED += (
+    "encoder_learning_rate 0.5, lr_word_decoder 0, weight_decay 0, grad_clip 1, lr_scheduler StepLR, optimizer sgd, "
+)
+COMPARED += (
+    "lr_step_size 9, warmup_steps 9, amp bf16, label_smoothing 0.1, regularize_attn 1, teacher_forcing sampled, "
+)
+COMPARED += "teacher_forcing_k 9, ema 0.9, validation_step 9, validation_scoring none, validation_beam_size 3, "
+COMPARED += "deterministic, self_critical_from_epoch 2, trigram_penalty_alpha 1, distill_weight 0.9"
+
+
+@pytest.mark.parametrize("typed", COMPARED.split(", "))
+def test_settings_that_a_number_depends_on_are_compared(typed):
+    name = f"--{typed.split()[0]}"
+    found = changes(lasting(), lasting(name, *typed.split()[1:]), begun=2, self_critical=False)
+    assert list(found) == [name] and found[name].startswith(f"{name} was ")
+
+
+def test_each_setting_is_compared_or_may_change():
+    """A new one is compared, unless somebody has thought about it."""
+    names = {field.name for kind in SETTINGS for field in fields(kind)}
+    assert set(MAY_CHANGE.split()) <= names
+    assert not changes(lasting(), lasting("--num_workers", "3", "--num_epochs", "99", "--keep", "2"), 2, False)
+    longer = changes(
+        lasting("--lr_scheduler", "cosine"), lasting("--lr_scheduler", "cosine", "--num_epochs", "9"), 2, False
+    )
+    assert longer == {"--num_epochs": "--num_epochs was 5, now 9"}
+
+
+def test_settings_of_self_critical_training_count_once_it_has_begun():
+    was, now = lasting("--self_critical_from_epoch", "4"), lasting("--gamma_ml_rl", "0.5")
+    assert not changes(was, now, begun=3, self_critical=False)
+    assert list(changes(was, now, begun=4, self_critical=True)) == ["--gamma_ml_rl", "--self_critical_from_epoch"]
+    assert not changes(lasting("--self_critical_from_epoch", "0"), lasting("--self_critical_from_epoch", "1"), 4, True)
+
+
+def test_what_a_model_is_made_of():
+    def config(name="a.npy", **settings) -> dict:
+        return model_settings(ModelConfig([FeatureSpec(name, (7,), True)], **settings))
+
+    assert config() == config("elsewhere/b.lmdb") == config(attention_size=99)  # without attention it means nothing
+    found = changes(config(), config(num_layers=2, dropout=0.5, paragraphs=ParagraphConfig()), 1, False)
+    assert found.keys() & FIXED == {"--num_layers", "--hierarchical_model"} and "--dropout" in found
+    other = model_settings(ModelConfig([FeatureSpec("a.npy", (7, 3, 3), True, {"extractor": "resnet152-conv"})]))
+    told = "--features was file 7, now file 7x3x3 (resnet152-conv)"
+    assert changes(config(), other, 1, False) == {"--features": told}
