@@ -34,7 +34,7 @@ from captioning.errors import UserError, one_line
 from captioning.fast.steps import fast_decoder, ready
 from captioning.fast.threads import map_on_cores
 from captioning.rows import Packing, log_probs_of, pack_sentences
-from captioning.text.paragraphs import join_sentences
+from captioning.text.paragraphs import PERIODS, join_sentences
 from captioning.text.tokens import upto_end
 from vocabulary import Vocabulary
 
@@ -437,21 +437,23 @@ def check_decoder(config: ModelConfig, words: int, state: dict[str, Tensor], sou
 
 
 def tidy_caption(words: list[int], vocabulary: Vocabulary, search: Search) -> list[int]:
-    """The rules of `search` about sentences for a caption in one piece, whose sentences end in the word "."."""
-    if not (search.no_repeat_sentences or search.only_complete_sentences) or "." not in vocabulary:
+    """The rules of `search` about sentences for a caption in one piece, whose sentences end in "." or the like."""
+    if not (search.no_repeat_sentences or search.only_complete_sentences):
         return words
-    period = vocabulary.words.index(".")
+    periods = {vocabulary.words.index(mark) for mark in PERIODS if mark in vocabulary}
+    if not periods:
+        return words
     sentences: list[list[int]] = [[]]
     for word in words:
         sentences[-1].append(word)
-        if word == period:
+        if word in periods:
             sentences.append([])
     if search.only_complete_sentences and len(words) >= search.max_length and sentences[-1]:
         sentences.pop()  # cut off at the limit
     if search.no_repeat_sentences:
         firsts: dict[tuple, list[int]] = {}
         for sentence in sentences:
-            firsts.setdefault(tuple(word for word in sentence if word != period), sentence)
+            firsts.setdefault(tuple(word for word in sentence if word not in periods), sentence)
         sentences = list(firsts.values())
     return [word for sentence in sentences for word in sentence]
 
