@@ -37,8 +37,8 @@ from captioning.datasets.base import image_key
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError, run
 from captioning.files import known_ending
-from captioning.scoring.document_frequencies import EXTENSIONS, caption_hash, count_documents, tokenized
-from captioning.text.ptb import ptb_tokens
+from captioning.scoring.document_frequencies import EXTENSIONS, caption_hash, count_documents, tokenized, tokenizer_of
+from captioning.text.score_tokens import score_tokens
 from vocabulary import Vocabulary
 
 
@@ -46,12 +46,13 @@ def main(args) -> int:
     known_ending(args.output, "cached words", EXTENSIONS)
     if Path(args.output).exists() and not args.force:
         raise UserError(f"--output {args.output} exists: give another name, or --force to write over it")
-    known = None
-    if args.vocab:
-        known = {token for word in Vocabulary.load(args.vocab).words for token in ptb_tokens(word)}
+    vocabulary, known = Vocabulary.load(args.vocab) if args.vocab else None, None
     dataset = open_dataset(args.dataset, args.dataset_config_file)
     dataset.require_captions()
     captions = {image_key(item): item.captions for item in dataset.items if item.captions}
+    if vocabulary is not None:
+        tokens = score_tokens(tokenizer_of(captions))
+        known = {token for word in vocabulary.words for token in tokens(word)}
     words = count_documents(tokenized(captions, end_token=not args.no_end).values(), known)
     words.origin = caption_hash(captions) if known is None and not args.no_end else ""
     words.save(args.output)

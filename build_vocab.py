@@ -3,6 +3,7 @@
 
     ./build_vocab.py --dataset coco:train2014 --vocab_output_path vocab.pkl
     ./build_vocab.py --dataset coco:train2014 --vocab_output_path vocab.json --vocab_threshold 5 --keep_frequency
+    ./build_vocab.py --dataset photos/captions.csv --vocab_output_path vocab.json --tokenizer words
     ./build_vocab.py --leftovers_from_vocabulary vocab.pkl --dataset coco:val2014      # words that vocab.pkl lacks
 
 Words that occur at least --vocab_threshold times are kept, in order of first appearance, after <pad> <start> <end>
@@ -18,12 +19,13 @@ from captioning.command_line import Parser
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--dataset", metavar="NAME", help="section of the dataset file whose captions to use; several: a:x+b:y")
+    add("--dataset", metavar="NAME", help="section of the dataset file, or PATH[:SPLIT] of captions; several: a:x+b:y")
     add("--dataset_config_file", default="datasets/datasets.conf", metavar="FILE", help="dataset file")
     add("--vocab_output_path", metavar="FILE", help="vocabulary to write: .json, .pkl or .txt")
-    add("--vocab_threshold", default=4, metavar="N", help="times a word must occur to be kept")
-    kinds = ("treebank", "whitespace", "char", "regex")
-    add("--tokenizer", default="treebank", choices=kinds, help="regex: words and signs; char: characters")
+    add("--vocab_threshold", type=int, metavar="N", help="times a word must occur to be kept (default: 4; of a small "
+        "file of captions 1 or 2)")  # fmt: skip
+    kinds = ("treebank", "words", "whitespace", "char", "regex")
+    add("--tokenizer", default="treebank", choices=kinds, help="words: for any language; char: characters")
     add("--no_tokenize", action="store_true", help="captions are tokens already: split them at blanks, keep the case")
     add("--show_tokens", action="store_true", help="print each caption with its tokens, and whether they are the SAME")
     add("--keep_frequency", action="store_true", help="keep the number of occurrences of each word in the file")
@@ -62,10 +64,12 @@ from pathlib import Path
 
 from captioning.cores import core_count
 from captioning.datasets.base import CaptionDataset
+from captioning.datasets.caption_file import suitable_threshold
 from captioning.datasets.factory import open_dataset
-from captioning.errors import UserError, run
+from captioning.datasets.names import short_names
+from captioning.errors import UserError, run, warn
 from captioning.files import atomic_write
-from captioning.text.tokenizers import tokenize
+from captioning.text.tokenizers import one_token_advice, tokenize
 from captioning.text.tokens import SPECIALS
 from vocabulary import Vocabulary, count_words, file_kind, require_known_words, vocabulary_from_counts
 
@@ -109,7 +113,12 @@ class Counting:
     def count(self, dataset: CaptionDataset) -> Counter:
         return count_words(dataset.captions(), self.tokenizer, self.lowercase, self.workers)
 
-    def vocabulary(self, counter: Counter, threshold: int, name: str | None = None) -> Vocabulary:
+    def vocabulary(
+        self, counter: Counter, threshold: int | None, dataset: CaptionDataset, name: str | None = None
+    ) -> Vocabulary:
+        """The words of `dataset`, which `counter` counts; without a `threshold` that which suits its size."""
+        if threshold is None:
+            threshold = suitable_threshold(dataset)
         return vocabulary_from_counts(counter, threshold, self.tokenizer, self.lowercase, name)
 
 
@@ -128,11 +137,12 @@ def leftovers_of_vocabulary(path: str, dataset: str | None, counting: Counting) 
     return left_over(counting.count(counting.read(name)), vocabulary)
 
 
-def leftovers_of_dataset(source: str, dataset: str | None, threshold: int, counting: Counting) -> Counter:
+def leftovers_of_dataset(source: str, dataset: str | None, threshold: int | None, counting: Counting) -> Counter:
     """The words of `dataset` (None: of `source`) that a vocabulary made from the dataset `source` would lack."""
-    counter = counting.count(counting.read(dataset or source))
-    made_from = counting.count(counting.read(source)) if dataset else counter
-    return left_over(counter, counting.vocabulary(made_from, threshold))
+    origin = counting.read(source)
+    made_from = counting.count(origin)
+    counter = counting.count(counting.read(dataset)) if dataset else made_from
+    return left_over(counter, counting.vocabulary(made_from, threshold, origin))
 
 
 def print_sizes(dataset: CaptionDataset, counter: Counter, vocabulary: Vocabulary) -> None:
@@ -149,7 +159,7 @@ def main(args) -> None:
     split = ("whitespace", False) if args.no_tokenize else (args.tokenizer, True)
     counting = Counting(args.dataset_config_file, *split, workers)
     source = args.leftovers_from_vocabulary or args.leftovers_from_dataset
-    base = args.vocab_output_path or source or args.dataset
+    base = args.vocab_output_path or (source or short_names(args.dataset))
     stats = beside(base, "vocab_stats") if args.create_vocab_stats_file and not source else None
     leftovers = beside(base, "leftovers") if args.create_leftovers_file or source else None
     output = None if args.dont_create_vocab or source else Path(args.vocab_output_path)
@@ -170,7 +180,9 @@ def main(args) -> None:
             joined = " ".join(tokenize(caption, *split))
             print("SAME" if joined == caption else "DIFF", caption, "=>", joined)
     counter = counting.count(dataset)
-    vocabulary = counting.vocabulary(counter, args.vocab_threshold, args.dataset)
+    if line := one_token_advice(sum(counter.values()), dataset.num_captions, counting.tokenizer):
+        warn(line)
+    vocabulary = counting.vocabulary(counter, args.vocab_threshold, dataset, args.dataset)
     if args.verbose:
         print(*vocabulary.words)
     print_sizes(dataset, counter, vocabulary)

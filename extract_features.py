@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from captioning.command_line import Parser
+from captioning.config import LARGEST_IMAGE
 from captioning.errors import UserError, run
 
 NORMALIZE = {  # how pixels 0..1 are normalised; None: as the encoder was trained
@@ -32,7 +33,8 @@ NORMALIZE = {  # how pixels 0..1 are normalised; None: as the encoder was traine
 def parse_args(argv=None):
     parser = Parser(__doc__, processes=True)
     add = parser.add_argument
-    add("--dataset", metavar="NAME", help="sections of datasets.conf, several joined by +")
+    add("--dataset", metavar="NAME", help="sections of datasets.conf, or PATH[:SPLIT] of captions; several joined by +")
+    add("--images", metavar="DIR", help="folder or zip file of the images of --dataset PATH (default: beside it)")
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
     add("--image_dir", metavar="DIR", help="a folder or zip file of images, whose names become keys, not a dataset")
     add("--extractor", default="resnet152", metavar="NAME", help="name of the encoder; with -conv, its last map")
@@ -53,9 +55,11 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if bool(args.dataset) == bool(args.image_dir):
         parser.error("name either --dataset or --image_dir")
+    if args.images and not args.dataset:
+        parser.error("--images is for --dataset PATH; --image_dir encodes a folder of images")
     parser.at_least(1, args, "batch_size", "crop_size", "image_size")
     parser.at_least(0, args, "num_workers")
-    parser.at_most(10_000, args, "crop_size", "image_size")
+    parser.at_most(LARGEST_IMAGE, args, "crop_size", "image_size")  # what train.py takes from the file
     parser.at_most(1000, args, "num_workers")
     if args.feature_type != "plain" and args.extractor.endswith("-conv"):
         parser.error(f"--feature_type {args.feature_type} is for vectors: maps of ten crops do not lie on one another")
@@ -69,6 +73,7 @@ from captioning.cores import process_count
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
+from captioning.datasets.names import short_names
 from captioning.features.partial import discard_partial, is_unfinished, refuse_unfinished
 from captioning.files import check_writable, require_file
 
@@ -103,7 +108,7 @@ class ExtractRun:
         if flags.image_dir:
             self.dataset = GenericDataset(image_dir=flags.image_dir)
         else:
-            self.dataset = open_dataset(flags.dataset, flags.dataset_config_file)
+            self.dataset = open_dataset(flags.dataset, flags.dataset_config_file, flags.images)
         self.dataset.require_images()
         self.path = self.output_path()
         self.items = items_by_key(self.dataset)
@@ -115,7 +120,7 @@ class ExtractRun:
         """Where the features go. An absolute --output_file, or one with a folder, is taken as it is."""
         flags, name = self.flags, self.flags.output_file
         if name is None:
-            source = flags.dataset or Path(flags.image_dir).resolve().name
+            source = short_names(flags.dataset) if flags.dataset else Path(flags.image_dir).resolve().name
             parts = [source.replace(":", "-").replace("/", "-"), flags.extractor.replace(":", "-"), flags.feature_type]
             parts += [] if flags.normalize == "default" else [flags.normalize]
             name = "-".join(parts) + ".lmdb"

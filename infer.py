@@ -39,6 +39,7 @@ from captioning.cores import process_count, process_number
 from captioning.datasets.base import CaptionDataset, ImageItem, image_key, shared_ids
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
+from captioning.datasets.names import short_names
 from captioning.errors import first_few, script_name, shown, warn
 from captioning.files import check_writable, require_file, require_model_file
 from captioning.images.image_file import image_exists
@@ -113,7 +114,7 @@ class InferRun:
         elif not s.dataset:
             raise UserError("nothing to caption: give image files, --image_dir or --dataset")
         else:
-            dataset = open_dataset(s.dataset, s.dataset_config_file)
+            dataset = open_dataset(s.dataset, s.dataset_config_file, s.dataset_images)
         self.check_names(dataset)
         if s.scoring and not any(item.captions for item in dataset.items):
             raise UserError("--scoring needs captions to compare with: give a --dataset that has them")
@@ -169,7 +170,9 @@ class InferRun:
     def source(self, loose: str) -> str:
         """What the images are from: the dataset or the name of the folder; `loose` where they were given one by one."""
         s = self.settings
-        return s.dataset or (Path(s.image_dir).resolve().name if s.image_dir else loose)
+        if s.dataset:
+            return short_names(s.dataset)
+        return Path(s.image_dir).resolve().name if s.image_dir else loose
 
     def skip_captioned(self) -> CaptionDataset:
         """The images that the results file does not have yet; its results get what the dataset knows of theirs."""
@@ -442,7 +445,7 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
         note(line)
     if line := few_images_note(len(candidates)):
         warn(line)
-    found = caption_statistics(candidates.values())
+    found = caption_statistics(scores.by_words(list(candidates.values())))
     figures = f"{found['distinct']:.1%} of them distinct, mean length {found['mean_length']:.1f} words"
     lines = [*scores.lines(), f"{len(candidates)} captions, {figures}"]
     if others := len(results) - len(known):

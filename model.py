@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from captioning import checkpoint
 from captioning.batches.arrays import tensors_for
@@ -33,7 +34,7 @@ from captioning.errors import UserError, one_line
 from captioning.fast.steps import fast_decoder, ready
 from captioning.fast.threads import map_on_cores
 from captioning.rows import Packing, log_probs_of, pack_sentences
-from captioning.text.paragraphs import join_sentences
+from captioning.text.paragraphs import PERIODS, join_sentences
 from captioning.text.tokens import upto_end
 from vocabulary import Vocabulary
 
@@ -386,6 +387,16 @@ def load_captioner(
     return captioner
 
 
+class NoRandomWeights(TorchFunctionMode):
+    """Within it tensors get no random values: on meta, where they have none, torch would import its compiler for it."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in (torch.Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
 def captioner_of(contents: dict, device, weights: str | None, source: str) -> Captioner:
     """`load_captioner` from what `read_model_file` gave; `source` names the file in errors."""
     config = ModelConfig.from_dict(contents["config"])
@@ -408,7 +419,7 @@ def check_decoder(config: ModelConfig, words: int, state: dict[str, Tensor], sou
     if config.num_layers > max(1, layers) or not config.specs:
         raise UserError(f"{source} does not fit its config: it has no {config.num_layers} layers, or no features")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), NoRandomWeights():
             decoder = CaptionModel(config, words, [None] * len(config.specs)).decoder.state_dict()
     except (RuntimeError, TypeError) as error:
         raise UserError(f"{source} has a config that no model can have: {one_line(error)}") from error
@@ -426,21 +437,23 @@ def check_decoder(config: ModelConfig, words: int, state: dict[str, Tensor], sou
 
 
 def tidy_caption(words: list[int], vocabulary: Vocabulary, search: Search) -> list[int]:
-    """The rules of `search` about sentences for a caption in one piece, whose sentences end in the word "."."""
-    if not (search.no_repeat_sentences or search.only_complete_sentences) or "." not in vocabulary:
+    """The rules of `search` about sentences for a caption in one piece, whose sentences end in "." or the like."""
+    if not (search.no_repeat_sentences or search.only_complete_sentences):
         return words
-    period = vocabulary.words.index(".")
+    periods = {vocabulary.words.index(mark) for mark in PERIODS if mark in vocabulary}
+    if not periods:
+        return words
     sentences: list[list[int]] = [[]]
     for word in words:
         sentences[-1].append(word)
-        if word == period:
+        if word in periods:
             sentences.append([])
     if search.only_complete_sentences and len(words) >= search.max_length and sentences[-1]:
         sentences.pop()  # cut off at the limit
     if search.no_repeat_sentences:
         firsts: dict[tuple, list[int]] = {}
         for sentence in sentences:
-            firsts.setdefault(tuple(word for word in sentence if word != period), sentence)
+            firsts.setdefault(tuple(word for word in sentence if word not in periods), sentence)
         sentences = list(firsts.values())
     return [word for sentence in sentences for word in sentence]
 

@@ -46,8 +46,6 @@ import io
 import os
 import zipfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +59,7 @@ from captioning.errors import UserError, first_few, run, shown, warn
 from captioning.files import atomic_write, read_lines, remove_leftovers
 from captioning.images import image_file
 from captioning.images.image_file import ImageError, image_error, open_image, target_size
+from captioning.processes import in_processes
 from captioning.signals import serve
 from captioning.tables import csv_lines
 
@@ -160,28 +159,6 @@ def encoded(image, source: Path, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-@contextmanager
-def resized(names: list[str], settings: Settings, num_workers: int):
-    """Gives an iterator over the Outcome of each name, in order, worked out by `num_workers` processes."""
-    work = partial(resize_one, settings=settings)
-    if num_workers <= 1 or len(names) == 1:
-        yield map(work, names)
-        return
-    num_workers = min(num_workers, len(names))
-    chunk = max(1, min(64, len(names) // (8 * num_workers)))
-    if settings.with_torch and get_start_method() == "fork":
-        import captioning.images.torch_resize  # noqa: F401  once here instead of once in each process
-    pool = ProcessPoolExecutor(num_workers, initializer=begin_worker, initargs=(os.getpid(), settings.with_torch))
-    try:
-        yield pool.map(work, names, chunksize=chunk)
-    except BrokenProcessPool:
-        raise UserError(
-            "--num_workers: a worker process died, perhaps for want of memory; use fewer and run the command again"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def begin_worker(parent: int, with_torch: bool) -> None:
     serve(parent)
     if with_torch:
@@ -245,7 +222,10 @@ def resize_all(names: list[str], settings: Settings, workers: int, archive: Path
     with ExitStack() as stack:
         if archive:
             members = stack.enter_context(open_zip(archive))
-        outcomes = stack.enter_context(resized(names, settings, workers))
+        if settings.with_torch and workers > 1 and get_start_method() == "fork":
+            import captioning.images.torch_resize  # noqa: F401  once here instead of once in each process
+        work = partial(resize_one, settings=settings)
+        outcomes = stack.enter_context(in_processes(work, names, workers, begin_worker, (settings.with_torch,)))
         for outcome in tqdm(outcomes, total=len(names), unit="image", desc="resize", disable=None):
             counts[outcome.status] += 1
             if outcome.status == "failed":

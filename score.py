@@ -33,8 +33,9 @@ def parse_args(argv=None) -> Namespace:
     add("--ground_truth", metavar="FILE", required=True, help="reference captions: COCO's or Visual Genome's file")
     add("--scoring", metavar="NAMES", help="bleu, meteor, rouge, cider, ciderd (with --cached_words), spice; METEOR, "
         f"SPICE need Java (default: {DEFAULT_SCORING})")  # fmt: skip
-    add("--tokenizer", choices=("auto", "ptb", "python"), default="auto", help="ptb: Stanford's, which needs Java; "
-        "python: the same tokens without Java; auto: ptb if there is Java (default: auto)")  # fmt: skip
+    add("--tokenizer", choices=("auto", "ptb", "python", "words"), default="auto", help="ptb: Stanford's, needs Java; "
+        "python: the same tokens without Java; words: for Chinese, Hindi, Arabic and others; auto: words where the "
+        "references need it, else ptb if there is Java (default: auto)")  # fmt: skip
     add("--cached_words", metavar="FILE", help="ciderd: document frequencies (of build_cached_words.py)")
     add("--confidence", type=float, metavar="PERCENT", help="show intervals of this confidence, such as 95, and how "
         "much each further results file differs from the first")  # fmt: skip

@@ -3,6 +3,7 @@
 
     ./train.py --dataset coco:train2014 --vocab vocab.pkl --model_name mymodel
     ./train.py --dataset coco:train2014 --validate coco:val2014 --validation_scoring cider --model_name mymodel
+    ./train.py --images photos/ --captions captions.csv --val_fraction 0.1 --model_name own      # no configuration
     ./train.py --dataset coco:train2014 --features conv.lmdb --attention soft --dropout 0.5 --model_name attentive
     ./train.py --dataset visualgenome:im2p:train --hierarchical_model --features conv.lmdb --model_name paragraphs
     ./train.py --dataset coco:train2014 --model_name mymodel --resume            # after an interruption, exactly
@@ -43,7 +44,7 @@ from captioning.checkpoint import command_history
 from captioning.config import ModelConfig, ParagraphConfig
 from captioning.cores import process_count
 from captioning.datasets.base import CaptionDataset, image_key
-from captioning.datasets.factory import open_dataset
+from captioning.datasets.names import short_names
 from captioning.decoder.search import Search
 from captioning.devices import (
     choose_device,
@@ -84,7 +85,7 @@ from training.settings import (
     lasting_settings,
 )
 from training.trainer import Progress, Trainer
-from training.validation import Validation, validate_models, validation_loader
+from training.validation import Validation, open_images, validate_models, validation_loader
 from vocabulary import MOST_UNKNOWN
 
 
@@ -109,7 +110,7 @@ class TrainRun:
         device = start_processes(choose_device(s.device, s.cpu))
         torch.manual_seed(self.training.seed)
         torch.use_deterministic_algorithms(s.deterministic)
-        dataset = open_dataset(self.data.dataset, self.data.dataset_config_file)
+        dataset = open_images(self.data)
         dataset.require_captions()
         name = s.model_name or run_name(s.model_basename, self.builder.wanted, self.builder.config)
         self.folder = RunFolder(Path(s.output_root) / s.model_path / name, sys.argv, s.keep)
@@ -141,7 +142,7 @@ class TrainRun:
             if not loaded:
                 raise UserError(f"--vocab {data.vocab}: it {what}: --vocab AUTO makes one of its captions")
             warn(f"{loaded[0]}: its vocabulary {what}")
-        if data.validate:
+        if data.validates:
             self.validation_loader = validation_loader(captioner, data, cached)
         if config.paragraphs is not None:
             return ParagraphObjective(self.training)
@@ -150,8 +151,8 @@ class TrainRun:
     def cache(self, dataset: CaptionDataset) -> tuple[dict[str, CachedFeatures], list[str]]:
         """--cache_features: the encoders run over all images now, or did before. As `cache_features` returns it."""
         datasets = [dataset]
-        if self.data.validate:
-            datasets.append(open_dataset(self.data.validate, self.data.dataset_config_file))
+        if self.data.validates:
+            datasets.append(open_images(self.data, validation=True))
         tell = print if is_main() else lambda line: None
         folder, workers = self.data.cache_features, self.data.num_workers
         found = cache_features(folder, self.captioner, datasets, num_workers=workers, tell=tell)
@@ -266,7 +267,7 @@ class TrainRun:
         if self.settings.cached_words:
             words = CachedWords.load(self.settings.cached_words)
         else:
-            name = re.sub(r"[^\w.+-]", "-", self.data.dataset)
+            name = re.sub(r"[^\w.+-]", "-", short_names(self.data.dataset))
             file = None if self.builder.wanted.load_model else self.data.vocabulary_file
             folder, name = (Path(file).parent, f"{Path(file).stem}-{name}") if file else (self.data.vocab_root, name)
             words = kept_words(references, folder, name, write=is_main())
@@ -423,7 +424,7 @@ class TrainRun:
             if (measured := self.validate(epoch)) is None:
                 return False
             row = share(row | measured)  # all processes decide by the same figures
-            self.trainer.epoch_ended(row, validated=bool(self.data.validate))
+            self.trainer.epoch_ended(row, validated=self.data.validates)
             self.folder.add_epoch(epoch, row, write=is_main())
             if is_main():
                 self.folder.save_epoch(self.captioner, self.trainer, epoch)
@@ -438,7 +439,7 @@ class TrainRun:
     def validate(self, epoch: int) -> dict[str, float] | None:
         """What is measured after `epoch`, in every process: nothing where none is due, None where a signal came."""
         s = self.settings
-        if not self.data.validate or (epoch % s.validation_step and epoch != s.num_epochs):
+        if not self.data.validates or (epoch % s.validation_step and epoch != s.num_epochs):
             return {}
         bar = Bar(len(self.validation_loader.items), "validation", "image") if is_main() else None
         what = self.captioner, self.validation_loader, bar

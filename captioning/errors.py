@@ -177,7 +177,17 @@ def show_fault(kind, error, trace) -> None:
         traceback.print_exception(kind, error, trace)
 
 
+def use_utf8() -> None:
+    """Start Python anew in its UTF-8 mode where names of files and texts would be taken for another encoding.
+
+    That is where a locale such as C says so and Python was told to obey it. Captions and names of files are UTF-8.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode and hasattr(os, "execv"):
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 if in_script():
+    use_utf8()
     signals.leave_at_once()
     sys.excepthook = show_fault
 

@@ -21,7 +21,9 @@ def add_images(add) -> None:
     add("images", nargs="*", metavar="IMAGE", help="image files")
     add("--image_dir", metavar="DIR", help="caption every image of this folder or zip file")
     add("--recursive", action="store_true", help="with --image_dir: caption the images of its subfolders too")
-    add("--dataset", metavar="NAME", help='section of datasets.conf; several: "a:x+b:y"')
+    add("--dataset", metavar="NAME", help='section of datasets.conf, or PATH[:SPLIT] of captions; several: "a:x+b:y"')
+    add("--images", dest="dataset_images", metavar="DIR", help="folder or zip file of the images of --dataset PATH "
+        "(default: looked for beside it)")  # fmt: skip
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
     add("--batch_size", default=32, metavar="N", help="images in a batch")
     add("--num_workers", type=int, metavar="N", help="processes that decode images (default: all cores, none for few)")
@@ -110,6 +112,8 @@ def parse_args(doc: str, argv=None) -> Namespace:
         parser.error(f"--cpu and --device {args.device} exclude each other")
     if args.resume and args.force:
         parser.error("--resume goes on with an interrupted run, --force begins anew: give one of them")
+    if args.dataset_images and not args.dataset:
+        parser.error("--images is for --dataset PATH; --image_dir captions a folder of images")
     if args.recursive and not args.image_dir:
         parser.error("--recursive is for --image_dir")
     return args

@@ -33,7 +33,7 @@ img, .none { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: cover
 figcaption { padding: .8rem 1rem 1rem; }
 figcaption p { margin: 0 0 .3rem; }
 small, details { font-size: .8rem; overflow-wrap: anywhere; }
-ul { margin: .3rem 0 0; padding-left: 1.1rem; }
+ul { margin: .3rem 0 0; padding-inline: 1.1rem; }
 """
 SCRIPT = """
 const box = document.querySelector("input"), cards = [...document.querySelectorAll("figure")];
@@ -92,13 +92,13 @@ def _figure(result: Result, data: str | None) -> str:
     name = str(result.image_id)
     name = text_of(os.path.basename(name) if os.path.isabs(name) else name)
     return (
-        f"<figure>{image}<figcaption><p>{text_of(caption)}</p>"
+        f'<figure>{image}<figcaption><p dir="auto">{text_of(caption)}</p>'
         f'<small title="natural log-probability">{name} &middot; {log_prob:.2f}</small>{more}</figcaption></figure>\n'
     )
 
 
 def _folded(title: str, lines: list[str]) -> str:
-    items = "".join(f"<li>{text_of(line)}</li>" for line in lines)
+    items = "".join(f'<li dir="auto">{text_of(line)}</li>' for line in lines)
     return f"<details><summary>{title}</summary><ul>{items}</ul></details>" if lines else ""
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captioning.scoring.bootstrap import Difference, differences, intervals
-from captioning.scoring.metrics import Scores, score_captions, tokenize
+from captioning.scoring.metrics import Scores, fitting, score_captions, tokenize
 from captioning.scoring.statistics import caption_statistics, diversity, novel_share, vocabulary_used
 from inference.score_tables import Figure, Row
 
@@ -85,6 +85,7 @@ class Scoring:
     training: Sequence[str] | None = None
 
     def __post_init__(self):
+        self.tokenizer = fitting(self.tokenizer, (text for texts in self.references.values() for text in texts))
         self.known = None if self.training is None else set(tokenize(self.training, self.tokenizer)[0])
 
     def of(self, path: str, captions: Mapping) -> Scored:
@@ -99,7 +100,7 @@ class Scoring:
         return score_captions(best, self.references, self.metrics, self.tokenizer, self.frequencies)
 
     def _statistics(self, captions: Mapping, scores: Scores) -> dict[str, float]:
-        found = caption_statistics(texts[0] for texts in captions.values())
+        found = caption_statistics(scores.by_words([texts[0] for texts in captions.values()]))
         found["vocabulary_used"] = vocabulary_used(scores.tokens)
         if self.known is not None:
             found["novel"] = novel_share(scores.tokens, self.known)

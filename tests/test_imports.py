@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "vocabulary": "captioning",
     "captioning.batches": "captioning.datasets captioning.features captioning.images captioning.text captioning.config",
     "captioning.features": "captioning.config",
-    "captioning.datasets": "captioning.features captioning.images captioning.text",
+    "captioning.datasets": "captioning.features captioning.images captioning.tables captioning.text",
     "captioning.command_line": "captioning.cores",
     "captioning.devices": "captioning.cores",
     "captioning.checkpoint": "captioning.tensor_files",

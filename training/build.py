@@ -10,14 +10,16 @@ from torch import nn
 from captioning.batches.inputs import file_spec
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
 from captioning.datasets.base import CaptionDataset
+from captioning.datasets.caption_file import suitable_threshold
 from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.devices import is_main
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.provenance import internal_spec
-from captioning.errors import UserError, one_line
+from captioning.errors import UserError, one_line, warn
 from captioning.features.factory import is_feature_file
 from captioning.files import remove_leftovers
+from captioning.text.tokenizers import one_token_advice
 from model import Captioner, build_model, load_captioner
 from training.settings import DataSettings, ModelSettings
 from vocabulary import Vocabulary, auto_name, count_words, require_known_words, vocabulary_from_counts
@@ -49,6 +51,8 @@ class CaptionerBuilder:
         print(f"architecture and vocabulary from {file}")
         if known and known.words != captioner.vocabulary.words:
             print(f"--vocab {self.data.vocab}: not used, the loaded model has a vocabulary of its own")
+        if self.data.tokenizer not in (None, captioner.vocabulary.tokenizer):
+            contradicts("tokenizer", self.data.tokenizer, captioner.vocabulary.tokenizer)
         adapt(captioner, self.typed_flags)
         return captioner
 
@@ -106,14 +110,22 @@ def get_vocabulary(data: DataSettings, dataset: CaptionDataset) -> Vocabulary:
     The name of the latter changes with the captions and the settings. Raises UserError where most words would be <unk>.
     """
     if data.vocabulary_file:
-        return Vocabulary.load(data.vocabulary_file)
-    tokenizer = "whitespace" if data.no_tokenize else "treebank"
-    path = Path(data.vocab_root) / auto_name(dataset.captions(), data.vocab_threshold, tokenizer)
+        vocabulary = Vocabulary.load(data.vocabulary_file)
+        if data.tokenizer not in (None, vocabulary.tokenizer):
+            raise UserError(f"--tokenizer {data.tokenizer}: {data.vocab} was made with {vocabulary.tokenizer}")
+        return vocabulary
+    tokenizer = "whitespace" if data.no_tokenize else data.tokenizer or "treebank"
+    threshold = data.vocab_threshold
+    if threshold is None:
+        threshold = suitable_threshold(dataset, tell=is_main())
+    path = Path(data.vocab_root) / auto_name(dataset.captions(), threshold, tokenizer)
     if data.vocab == "AUTO" and path.exists():
         print(f"vocabulary from {path}, of the same captions (--vocab REGEN makes it anew)")
         return Vocabulary.load(path)
     counter = count_words(dataset.captions(), tokenizer)
-    vocabulary = vocabulary_from_counts(counter, data.vocab_threshold, tokenizer, dataset=data.dataset)
+    if line := one_token_advice(sum(counter.values()), dataset.num_captions, tokenizer):
+        warn(line)
+    vocabulary = vocabulary_from_counts(counter, threshold, tokenizer, dataset=data.dataset)
     require_known_words(counter, vocabulary, data.dataset)
     if is_main():
         remove_leftovers(path.parent)

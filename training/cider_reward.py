@@ -12,8 +12,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from captioning.scoring import document_frequencies
-from captioning.scoring.document_frequencies import END_TOKEN, ORDERS, CachedWords, count_documents, tokenized
-from captioning.text.ptb import ptb_tokens
+from captioning.scoring.document_frequencies import (
+    END_TOKEN,
+    ORDERS,
+    CachedWords,
+    count_documents,
+    tokenized,
+    tokenizer_of,
+)
+from captioning.text.score_tokens import score_tokens
 from vocabulary import Vocabulary
 
 MOST_TABLES = 20_000  # images whose references are kept ready: about 30 kB each
@@ -22,9 +29,10 @@ MOST_TABLES = 20_000  # images whose references are kept ready: about 30 kB each
 class CiderReward:
     """CIDEr-D of word ids against the captions of their image, as the COCO scorer computes it.
 
-    references: for each image its captions. Words are compared as PTB tokens, so that punctuation counts as little as
-    in the scores. words: document frequencies; without them they are counted over these references. Where they are
-    without <end>, as files of other programs are, n-grams with <end> are counted over these references all the same.
+    references: for each image its captions. Words are compared as the tokens of scores, so that punctuation
+    counts as little as there. words: document frequencies; without them they are counted over these references. Where
+    they are without <end>, as files of other programs are, n-grams with <end> are counted over these references all the
+    same.
     """
 
     def __init__(
@@ -39,10 +47,12 @@ class CiderReward:
         words = count_documents(texts.values()) if words is None else words
         self.ids: dict[str, int] = {}
 
+        tokens = score_tokens(tokenizer_of(references))
+
         def number(token: str) -> int:
             return self.ids.setdefault(token, len(self.ids) + 1)
 
-        self.words = [tuple(map(number, ptb_tokens(word))) for word in vocabulary.words]
+        self.words = [tuple(map(number, tokens(word))) for word in vocabulary.words]
         self.words[:4] = [(), (), (number(END_TOKEN),) if end_token else (), (number("<unk>"),)]
         self.references = {key: [list(map(number, text)) for text in group] for key, group in texts.items()}
         self.size = document_frequencies.pack_size(len(self.ids))

@@ -16,17 +16,17 @@ from training.settings import DataSettings, ModelSettings, RunSettings, TrainSet
 from vocabulary import Vocabulary
 
 SETTINGS = (DataSettings, ModelSettings, ModelConfig, ParagraphConfig, TrainSettings, RunSettings)
-FIRST_USE = ("dataset", "dataset_config_file", "validate", "validation_scoring", "batch_size", "num_workers", "vocab")
-FIRST_USE += ("vocab_threshold", "features", "persist_features", "attention", "embed_size", "hidden_size", "dropout")
-FIRST_USE += ("finetune_encoder", "optimizer", "learning_rate", "model_name", "load_model", "resume", "replace")
-FIRST_USE += ("num_epochs", "seed", "device")
+FIRST_USE = ("dataset", "captions", "images", "val_fraction", "dataset_config_file", "validate", "validation_scoring")
+FIRST_USE += ("batch_size", "num_workers", "vocab", "vocab_threshold", "tokenizer", "features", "persist_features")
+FIRST_USE += ("attention", "embed_size", "hidden_size", "dropout", "finetune_encoder", "optimizer", "learning_rate")
+FIRST_USE += ("model_name", "load_model", "resume", "replace", "num_epochs", "seed", "device")
 
 
 GROUPS = {  # the flags of train.py under their headings in the help; flags with two names are joined by /
-    "data": "dataset dataset_config_file validate validation_step validation_scoring validation_beam_size "
-    "validate_only skip_existing_validations num_workers batch_size captions_per_image num_batches crop_size "
-    "no_augment cache_features",
-    "vocabulary": "vocab vocab_root vocab_threshold no_tokenize show_tokens skip_start_token",
+    "data": "dataset captions images val_fraction dataset_config_file validate validation_step validation_scoring "
+    "validation_beam_size validate_only skip_existing_validations num_workers batch_size captions_per_image "
+    "num_batches crop_size no_augment cache_features",
+    "vocabulary": "vocab vocab_root vocab_threshold tokenizer no_tokenize show_tokens skip_start_token",
     "model": "features persist_features weights attention attention_size value_size regularize_attn embed_size "
     "hidden_size num_layers rnn_arch rnn_hidden_init dropout encoder_dropout encoder_non_lin share_embedding_weights "
     "regularize_projection finetune_encoder",
@@ -47,6 +47,7 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
 COUNTS = "batch_size captions_per_image num_epochs hidden_size embed_size num_layers log_step validation_step fc_size "
 COUNTS += "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size max_sentences"
 PROBABILITIES = "dropout encoder_dropout label_smoothing ema dropout_stopping dropout_fc"
+SHARES = "val_fraction"
 POSITIVE = "learning_rate grad_clip self_critical_learning_rate"
 WEIGHTS = "regularize_projection weight_sentence_loss weight_word_loss coupling_alpha coupling_beta lr_word_decoder "
 WEIGHTS += "teacher_forcing_k"
@@ -55,6 +56,7 @@ RANGES = {
     "from 0 to below 1": (lambda value: 0 <= value < 1, PROBABILITIES),
     "from 0 to 1": (lambda value: 0 <= value <= 1, "gamma_ml_rl distill_weight"),
     "from 0.001 to 1,000": (lambda value: 0.001 <= value <= 1000, "self_critical_temperature distill_temperature"),
+    "above 0 and below 1": (lambda value: 0 < value < 1, SHARES),
     "above 0": (lambda value: value > 0, POSITIVE),
     "from 0 to 1,000": (lambda value: 0 <= value <= 1000, "num_workers"),
     "0 or more": (lambda value: value >= 0, WEIGHTS + " keep"),
@@ -69,11 +71,15 @@ def parse_args(doc: str, argv=None) -> Namespace:
         for name in names.split():
             add(*(f"--{part}" for part in name.split("/")))
     args = parser.parse_args(argv)
+    both = args.dataset and args.captions
+    args.dataset = args.dataset or args.captions  # the same, but for who reads it
     for wanted, (fits, names) in RANGES.items():
         for name in names.split():
             value = getattr(args, name)
             if value is not None and not fits(value):
                 parser.error(f"--{name} {value}: {wanted}")
+    if both:
+        parser.error("--dataset and --captions exclude each other; several are joined by +")
     for message, wrong in contradictions(args).items():
         if wrong:
             parser.error(message)
@@ -84,7 +90,7 @@ def check_paths(args) -> None:
     """Raises UserError where a dataset, a file or an output folder of the flags cannot be used. Needs no torch."""
     for option in ("--validate",) if args.validate_only else ("--dataset", "--validate"):
         if name := getattr(args, option[2:]):
-            parts = get_datasets(name, args.dataset_config_file, option)
+            parts = get_datasets(name, args.dataset_config_file, option, args.images)
             if not args.validate_only:
                 check_feature_files(args.typed_flags, parts)
     for option in ("--weights", "--cached_words"):
@@ -152,7 +158,13 @@ def contradictions(args) -> dict[str, object]:
     by_cross_entropy = "a --hierarchical_model is trained by cross-entropy alone"
     return {
         "--validate_only needs --load_model and --validate": not trained and not (models and args.validate),
-        "--dataset is required: sections of datasets.conf, such as coco:train2014": trained and not args.dataset,
+        "--dataset is required: sections of datasets.conf, such as coco:train2014, or a file or folder of captions": (
+            trained and not args.dataset
+        ),
+        "--val_fraction and --validate exclude each other": args.val_fraction and args.validate,
+        "--val_fraction is for training: --validate_only takes --validate PATH:SPLIT": args.val_fraction
+        and not trained,
+        "--no_tokenize and --tokenizer exclude each other": args.no_tokenize and args.tokenizer,
         "--cache_features needs a frozen encoder: leave out --finetune_encoder": cached and args.finetune_encoder,
         "--cache_features is for training: --validate_only encodes every image once anyway": cached and not trained,
         "--skip_existing_validations is for --validate_only": args.skip_existing_validations and trained,

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from captioning.command_line import text_or_nothing
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig, Settings, setting
 from captioning.datasets.config import CONFIG_HELP
 
+Tokenizer = Literal["treebank", "words", "char", "regex", "whitespace"]
 Optimizer = Literal["rmsprop", "adam", "adamw", "sgd"]
 Schedule = Literal["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine"]
 TeacherForcing = Literal["always", "sampled", "additive", "additive_sampled"]
@@ -23,9 +25,18 @@ SelfCriticalLoss = Literal["sc", "sc_with_diversity", "sc_with_relative_diversit
 class DataSettings(Settings):
     """What to train on; meanings and units are those of train.py's flags."""
 
-    dataset: str | None = setting(None, "training data: sections of datasets.conf, several joined by +", "NAME")
+    dataset: str | None = setting(
+        None, "training data: sections of datasets.conf, or PATH[:SPLIT] of captions; several joined by +", "NAME"
+    )
+    captions: str | None = setting(None, "training data: a file or folder of captions, as --dataset PATH", "PATH")
+    images: str | None = setting(
+        None, "folder or zip file of the images of --captions (default: looked for beside them)", "DIR"
+    )
     dataset_config_file: str | None = setting(None, CONFIG_HELP, "FILE")
     validate: str | None = setting(None, "validation data, like --dataset (default: no validation)", "NAME")
+    val_fraction: float | None = setting(
+        None, "validate on this share of the images, which is left out of training (default: none)", "SHARE"
+    )
     num_workers: int | None = setting(None, "processes that load images (default: all cores)")
     batch_size: int = setting(128, "captions in a batch")
     captions_per_image: int = setting(5, "captions that share an image in a batch", "C")
@@ -34,7 +45,12 @@ class DataSettings(Settings):
     cache_features: str | None = setting(None, "folder that keeps the frozen encoder's output (default: none)", "DIR")
     vocab: str = setting("AUTO", "vocabulary file, AUTO (make it once, keep it) or REGEN (make it anew)", "FILE")
     vocab_root: str = setting("vocab_cache", "where AUTO and REGEN keep vocabularies", "DIR")
-    vocab_threshold: int = setting(4, "AUTO, REGEN: times a word must occur")
+    vocab_threshold: int | None = setting(
+        None, "AUTO, REGEN: times a word must occur (default: 4; of a small --captions 1 or 2)", "N"
+    )
+    tokenizer: Tokenizer | None = setting(
+        None, "AUTO, REGEN: how captions are split; words: for any language (default: treebank)"
+    )
     no_tokenize: bool = setting(False, "AUTO, REGEN: captions are tokens already, split at spaces")
 
     @property
@@ -42,12 +58,22 @@ class DataSettings(Settings):
         """The file that --vocab names; None where the words come from the training captions."""
         return None if self.vocab in ("AUTO", "REGEN") else self.vocab
 
+    @property
+    def validates(self) -> bool:
+        """Whether there is validation data."""
+        return bool(self.validate or self.val_fraction)
+
 
 @dataclass
 class ModelSettings(Settings):
     """Which model to train, besides the sizes of `ModelConfig`; meanings are those of train.py's flags."""
 
-    features: str = setting("resnet152", "encoders or feature files read before the first word", "NAMES")
+    features: str = setting(
+        "resnet152",
+        "encoders or feature files read before the first word",
+        "NAMES",
+        type=text_or_nothing,  # nothing: a model of persistent features alone
+    )
     persist_features: str = setting("", "encoders or feature files read at every word (default: none)", "NAMES")
     weights: str | None = setting(None, "local file with the encoder's weights, instead of a download", "FILE")
     load_model: list[str] | None = setting(
@@ -70,7 +96,9 @@ class TrainSettings(Settings):
     lr_word_decoder: float | None = setting(
         None, "learning rate of the word RNN; 0 leaves it as it is (default: --learning_rate)", "RATE"
     )
-    weight_decay: float = setting(1e-6, "factor of the penalty on large weights")
+    weight_decay: float | None = setting(
+        None, "factor of the penalty on large weights (default: 1e-06; 0 in self-critical training)"
+    )
     grad_clip: float | None = setting(None, "clip every gradient value to +-X (default: no clipping)")
     lr_scheduler: Schedule | None = setting(
         None, "default: constant; without a name: ReduceLROnPlateau", nargs="?", const="ReduceLROnPlateau"
@@ -159,7 +187,8 @@ class RunSettings(Settings):
 # ---- what must be the same when a run goes on ----
 
 # No number of a run depends on these, or what they name is compared in their place: model, vocabulary, data.
-MAY_CHANGE = "dataset dataset_config_file validate num_workers cache_features vocab vocab_root vocab_threshold "
+MAY_CHANGE = "dataset captions images val_fraction tokenizer "
+MAY_CHANGE += "dataset_config_file validate num_workers cache_features vocab vocab_root vocab_threshold "
 MAY_CHANGE += "no_tokenize features persist_features weights load_model hierarchical_model cached_words distill "
 MAY_CHANGE += "num_epochs early_stopping model_name model_basename output_root model_path optimizer_reset force_epoch "
 MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard profiler device "

@@ -17,15 +17,17 @@ import torch
 
 from captioning.batches.features import CachedFeatures
 from captioning.batches.inputs import plan_inputs
-from captioning.datasets.base import image_key
+from captioning.datasets.base import CaptionDataset, image_key
 from captioning.datasets.factory import open_dataset
+from captioning.datasets.names import short_names
+from captioning.datasets.splits import divided
 from captioning.decoder.search import Search
 from captioning.devices import autocast, first_speaks, from_main, is_main, process, to_main
 from captioning.errors import UserError, warn, warn_once
 from captioning.files import atomic_write
 from captioning.locks import FileLock
 from captioning.scoring.bootstrap import few_images_note
-from captioning.scoring.metrics import score_captions
+from captioning.scoring.metrics import fitting, score_captions
 from captioning.scoring.statistics import caption_statistics
 from captioning.text.paragraphs import split_sentences
 from data_loader import Loader, LoaderSettings, get_eval_loader
@@ -110,12 +112,14 @@ class Validation:
         return results | self._scores(written, {key: references[key] for key in written})
 
     def _scores(self, written: dict, references: dict) -> dict[str, float]:
-        scores = score_captions(written, references, self.metrics, tokenizer="python", document_frequencies=self.words)
+        by = fitting("auto", (text for texts in references.values() for text in texts))
+        by = "python" if by == "auto" else by  # the same tokens on every machine
+        scores = score_captions(written, references, self.metrics, by, document_frequencies=self.words)
         for name, reason in scores.left_out.items():
             print(f"validation: {name} left out: {reason}")
         if line := few_images_note(len(written)):
             warn_once(f"validation: {line}")
-        values = scores.values | caption_statistics(list(written.values()))
+        values = scores.values | caption_statistics(scores.by_words(list(written.values())))
         return {f"validation_{name}": value for name, value in values.items()}
 
 
@@ -191,10 +195,20 @@ def summed_figures(several: list[ParagraphFigures]) -> ParagraphFigures:
 # ---- data ----
 
 
+def open_images(data: DataSettings, validation: bool = False) -> CaptionDataset:
+    """The images of --dataset, or of the validation data: those of --validate, or a --val_fraction of --dataset."""
+    if validation and data.validate:
+        return open_dataset(data.validate, data.dataset_config_file, data.images, "--validate")
+    dataset = open_dataset(data.dataset, data.dataset_config_file, data.images)
+    if data.val_fraction:
+        return divided(dataset, data.val_fraction, f"--val_fraction {data.val_fraction:g}")[validation]
+    return dataset
+
+
 def validation_loader(
     captioner: Captioner, data: DataSettings, cached: dict[str, CachedFeatures] | None = None
 ) -> Loader:
-    """The captioned images of `data.validate` with the features, or the pixels, that the captioner reads.
+    """The captioned images of the validation data with the features, or the pixels, that the captioner reads.
 
     All of them, or those of the first `data.num_batches` batches; of several processes each has its share of the
     batches, and only the first warns. cached: what `cache_features` gave.
@@ -205,7 +219,7 @@ def validation_loader(
 
 def _validation_loader(captioner: Captioner, data: DataSettings, cached: dict | None) -> Loader:
     config, (rank, count) = captioner.config, process()
-    images = readable(open_dataset(data.validate, data.dataset_config_file), cached or {})
+    images = readable(open_images(data, validation=True), cached or {})
     if data.num_batches:
         captioned = [item for item in images.items if item.captions]
         images = copied(images, captioned[: data.num_batches * BATCH_SIZE])
@@ -214,14 +228,15 @@ def _validation_loader(captioner: Captioner, data: DataSettings, cached: dict | 
     settings = LoaderSettings(BATCH_SIZE, num_workers=data.num_workers, max_sentences=most, rank=rank, world_size=count)
     loader = get_eval_loader(images, inputs, settings, captioner.transform, captioner.vocabulary)
     if (share := loader.unknown_share) > MOST_UNKNOWN:
-        warn(f"--validate {data.validate}: the model's vocabulary lacks {share:.0%} of the words of its captions")
+        what = f"--validate {data.validate}" if data.validate else "--val_fraction"
+        warn(f"{what}: the model's vocabulary lacks {share:.0%} of the words of its captions")
     return loader
 
 
 def stats_file(model_path, dataset: str) -> Path:
     """Where the figures of a model on `dataset` are kept: in the model's folder."""
     path = Path(model_path)
-    name = re.sub(r"[^\w.+-]", "-", dataset)
+    name = re.sub(r"[^\w.+-]", "-", short_names(dataset))
     other = "" if ITS_EPOCH.fullmatch(path.stem) else f"-{path.stem}"
     return path.with_name(f"train_stats-{name}{other}.json")
 

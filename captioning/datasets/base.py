@@ -99,10 +99,14 @@ class CaptionDataset:
     def require_images(self) -> None:
         """Raises UserError where a folder of images, or a zip file of them, is not known or not there."""
         for part in self.parts:
-            if any(item.path is None for item in part.items):
-                raise UserError(f"--dataset {part.name}: set image_dir in {part.params.config_path}: pixels are needed")
-            if part.image_dir is not None and not os.path.isdir(part.image_dir) and not is_zip(part.image_dir):
-                raise UserError(f"--dataset {part.name}: no such image folder: {part.image_dir}")
+            part.require_own_images()
+
+    def require_own_images(self) -> None:
+        """The same for this dataset alone, not for those that it joins."""
+        if any(item.path is None for item in self.items):
+            raise UserError(f"--dataset {self.name}: set image_dir in {self.params.config_path}: pixels are needed")
+        if self.image_dir is not None and not os.path.isdir(self.image_dir) and not is_zip(self.image_dir):
+            raise UserError(f"--dataset {self.name}: no such image folder: {self.image_dir}")
 
     # ---- for the classes of the formats ----
 

@@ -9,12 +9,14 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from captioning.datasets.names import as_path, looks_like_path, split_names
 from captioning.errors import UserError, warn_once
 from captioning.files import read_lines
 
 DEFAULT_FILE = "datasets/datasets.conf"
 CONFIG_HELP = f"file of the datasets (default: {DEFAULT_FILE}, or the one in ~/.config/image_captioning)"
 GENERIC = "generic"
+OF_PATHS = "CaptionFile"  # the class of datasets that are named by a path
 PATH_KEYS = ("image_dir", "caption_path", "features_path")
 CODE_DIR = Path(__file__).resolve().parents[2]  # the folder of the scripts
 MOST_BYTES = 2**20  # of a file
@@ -65,25 +67,45 @@ class DatasetParams:
                 setattr(self, key, self.path(values[key]))
 
 
-def get_datasets(spec: str, config_file: str | None = None, option: str = "--dataset") -> list[DatasetParams]:
-    """The settings of every dataset named in `spec`, "a:x+b:y", in that order.
+def get_datasets(
+    spec: str, config_file: str | None = None, option: str = "--dataset", images: str | None = None
+) -> list[DatasetParams]:
+    """The settings of every dataset named in `spec`, "a:x+b:y", in that order: sections, or paths of captions.
 
     `config_file` is looked for as it stands, then in ~/.config/image_captioning/, then beside the code; None means
-    datasets/datasets.conf. option: the flag that errors name. Raises UserError for an unknown dataset (listing the
-    known ones), a file that is not there or malformed, and a section without `dataset_class`.
+    datasets/datasets.conf. option: the flag that errors name; images: where the images of paths lie. Raises UserError
+    for a dataset that is neither (listing the known sections), a file that is not there or malformed, a section without
+    `dataset_class`, and `images` without a path.
     """
-    names = [name.strip() for name in spec.split("+")]
-    if "" in names:
-        raise UserError(f"{option} {spec!r}: empty name; write one dataset, or several joined by '+'")
-    path = find_config(config_file, required=set(names) != {GENERIC})
+    path = find_config(config_file, required=False)
     parser = _parse(path) if path else configparser.RawConfigParser()
-    for name in names:
-        if name != GENERIC and not parser.has_section(name):
-            known = [section for section in parser.sections() if section != configparser.DEFAULTSECT]
-            known = ", ".join(dict.fromkeys([*known, GENERIC]))
-            other = "" if config_file else "; --dataset_config_file names another file"
-            raise UserError(f"{option}: unknown dataset {name[:80]!r}; {path} has: {known}{other}")
-    return [_section(parser, name, path) for name in names]
+    known = [*(section for section in parser.sections() if section != configparser.DEFAULTSECT), GENERIC]
+    found, of_paths = [], 0
+    for name in split_names(spec, known):
+        if not name:
+            raise UserError(f"{option} {spec!r}: empty name; write one dataset, or several joined by '+'")
+        if name in known:
+            found.append(_section(parser, name, path))
+            continue
+        place = None if name.partition(":")[0] in known else as_path(name)
+        if place is None:
+            _refuse(name, known, path, config_file, option)
+        found.append(DatasetParams(name, OF_PATHS, image_dir=images, caption_path=place[0], subset=place[1]))
+        of_paths += 1
+    if images and not of_paths and option == "--dataset":
+        raise UserError(f"--images {images}: {option} {spec} is a section of {path}, which says where its images are")
+    if images and not os.path.exists(images):
+        raise UserError(f"--images: no such folder: {images}")
+    return found
+
+
+def _refuse(name: str, known: list[str], path: Path | None, config_file: str | None, option: str) -> None:
+    """Raises UserError for a name that is neither a section nor a path."""
+    if looks_like_path(name):
+        raise UserError(f"{option}: no such file or folder: {name[:200]}")
+    find_config(config_file)
+    other = "" if config_file else "; --dataset_config_file names another file"
+    raise UserError(f"{option}: unknown dataset {name[:80]!r}; {path} has: {', '.join(dict.fromkeys(known))}{other}")
 
 
 def find_config(config_file: str | None, required: bool = True) -> Path | None:

@@ -1,8 +1,9 @@
-"""Dataset classes by their names in datasets.conf; `open_dataset`, which joins sections with +."""
+"""Dataset classes by their names in datasets.conf; `open_dataset`, which joins sections and paths with +."""
 
 from dataclasses import replace
 
 from captioning.datasets.base import CaptionDataset
+from captioning.datasets.caption_file import CaptionFile
 from captioning.datasets.coco import CocoDataset
 from captioning.datasets.config import get_datasets
 from captioning.datasets.folder import GenericDataset
@@ -15,6 +16,7 @@ from captioning.errors import UserError
 DATASET_CLASSES = {
     kind.__name__: kind
     for kind in (
+        CaptionFile,
         CocoDataset,
         GenericDataset,
         MSRVTTDataset,
@@ -27,13 +29,16 @@ DATASET_CLASSES = {
 }
 
 
-def open_dataset(spec: str, config_file: str | None = None) -> CaptionDataset:
-    """The dataset `spec` of datasets.conf, "a:x+b:y" joined into one.
+def open_dataset(
+    spec: str, config_file: str | None = None, images: str | None = None, option: str = "--dataset"
+) -> CaptionDataset:
+    """The dataset `spec`, sections of datasets.conf or paths of captions, "a:x+b:y" joined into one.
 
-    Raises UserError for whatever is wrong with the configuration or a caption file.
+    images: where the images of paths lie; option: the flag that errors name. Raises UserError for whatever is wrong
+    with the configuration or a caption file.
     """
     parts = []
-    for params in get_datasets(spec, config_file):
+    for params in get_datasets(spec, config_file, option, images):
         kind = DATASET_CLASSES.get(params.dataset_class)
         if kind is None:
             unknown = f"{params.config_path}: [{params.name}] unknown dataset_class {params.dataset_class!r}"

@@ -21,7 +21,7 @@ import numpy as np
 from captioning.errors import UserError, one_line
 from captioning.files import atomic_write, expect, known_ending, member, read_bytes, read_json, require_plain_file
 from captioning.pickles import NUMBERS, PickleError, read_pickle
-from captioning.text.ptb import ptb_tokens
+from captioning.text.score_tokens import score_tokenizer, score_tokens
 
 END_TOKEN = "<end>"  # counted like a word, so that a caption that stops in the middle scores less
 ORDERS = 4  # n-grams of one to four tokens
@@ -136,9 +136,14 @@ def check_unpacked(path) -> None:
 
 
 def tokenized(references: Mapping[object, Sequence[str]], end_token: bool = True) -> dict[object, list[list[str]]]:
-    """The PTB tokens of the captions of each image, as the scores compare them, with <end> behind each caption."""
-    last = [END_TOKEN] if end_token else []
-    return {key: [[*ptb_tokens(text), *last] for text in texts] for key, texts in references.items()}
+    """The tokens of the captions of each image, as the scores compare them, with <end> behind each caption."""
+    last, tokens = [END_TOKEN] if end_token else [], score_tokens(tokenizer_of(references))
+    return {key: [[*tokens(text), *last] for text in texts] for key, texts in references.items()}
+
+
+def tokenizer_of(references: Mapping[object, Sequence[str]]) -> str:
+    """By which tokens the captions of all images are compared: score_tokenizer()."""
+    return score_tokenizer(text for texts in references.values() for text in texts)
 
 
 def count_documents(captions: Iterable[Sequence[Sequence[str]]], known: set[str] | None = None) -> CachedWords:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,13 +28,13 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
-from captioning.errors import UserError, one_line
+from captioning.errors import UserError, note_once, one_line
 from captioning.scoring.corpus_scores import Additive, bleu_sums, means, meteor_sums
 from captioning.scoring.document_frequencies import check_table
-from captioning.text.ptb import ptb_tokens
+from captioning.text.score_tokens import NOTE, score_tokenizer, score_tokens
 
 METRICS = ("bleu", "meteor", "rouge", "cider", "ciderd", "spice")
-TOKENIZERS = ("auto", "ptb", "python")
+TOKENIZERS = ("auto", "ptb", "python", "words")
 NEEDS_JAVA = frozenset({"meteor", "spice"})
 ALIASES = {"rougel": "rouge", "bleu1": "bleu", "bleu2": "bleu", "bleu3": "bleu", "bleu4": "bleu"}
 LABELS = {f"bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)} | {
@@ -54,10 +54,14 @@ class Scores:
 
     values: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    tokenizer: str = ""  # the one that was used: "ptb" or "python"
+    tokenizer: str = ""  # the one that was used: "ptb", "python" or "words"
     per_image: dict[str, list[float]] = field(default_factory=dict)
     additive: list[Additive] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
+
+    def by_words(self, captions: Sequence[str]) -> Sequence[str]:
+        """The scored `captions` with blanks between their words, for statistics: as they are where they have blanks."""
+        return self.tokens if self.tokenizer == "words" else captions
 
     def lines(self, intervals: Mapping[str, tuple[float, float]] | None = None) -> list[str]:
         """A table for people: a line for each score, then one for each metric that was left out.
@@ -110,20 +114,31 @@ def tokenize(captions: Sequence[str], tokenizer: str = "auto") -> tuple[list[str
     """Tokens of each caption, joined by spaces, lower-cased and without punctuation; and the tokenizer used.
 
     "ptb" is Stanford's PTBTokenizer as pycocoevalcap calls it (Java), "python" is `ptb_tokens`, "auto" is "ptb" where
-    Java works and else "python". Raises UserError where "ptb" is asked for and cannot run.
+    Java works and else "python"; "words" is for languages that PTB's rules cannot split. Raises UserError where "ptb"
+    is asked for and cannot run.
     """
     if tokenizer not in TOKENIZERS:
         raise UserError(f"unknown tokenizer '{tokenizer}'; known are {', '.join(TOKENIZERS)}")
     if tokenizer == "ptb" and java_missing():
         raise UserError("tokenizer 'ptb' needs Java, which is not installed; use 'python', which gives the same tokens")
-    if tokenizer != "python" and not java_missing():
+    if tokenizer in ("auto", "ptb") and not java_missing():
         try:
             return _stanford(captions), "ptb"
         except (OSError, RuntimeError) as error:
             if tokenizer == "ptb":
                 raise UserError(f"tokenizer 'ptb' failed: {one_line(error)}; use 'python'") from error
             print(f"Stanford's tokenizer failed ({one_line(error)}): the Python tokenizer is used", file=sys.stderr)
-    return [" ".join(ptb_tokens(caption)) for caption in captions], "python"
+    used = "words" if tokenizer == "words" else "python"
+    split = score_tokens(used)
+    return [" ".join(split(caption)) for caption in captions], used
+
+
+def fitting(tokenizer: str, references: Iterable[str]) -> str:
+    """The tokenizer to score with: `tokenizer`, but for "auto" "words" where the references need it, which is said."""
+    if tokenizer != "auto" or score_tokenizer(references) != "words":
+        return tokenizer
+    note_once(NOTE)
+    return "words"
 
 
 def _stanford(captions: Sequence[str]) -> list[str]:
@@ -172,8 +187,8 @@ def score_captions(
         which = f"{len(alone)} of {len(candidates)} captioned images"
         raise UserError(f"{which} have no reference, the first is {alone[0]!r}")
 
-    flat = [*candidates.values(), *(text for key in candidates for text in references[key])]
-    tokens, used = tokenize(flat, tokenizer)
+    known = [text for key in candidates for text in references[key]]
+    tokens, used = tokenize([*candidates.values(), *known], fitting(tokenizer, known))
     later = iter(tokens[len(candidates) :])
     # plain numbers as ids, because SPICE sorts them and writes them to JSON
     hypotheses = {i: [tokens[i]] for i in range(len(candidates))}

@@ -17,9 +17,24 @@ _TO_THE_LEFT = {".", ",", ";", ":", "!", "?", "...", "%", "°", ")", "]", "}", "
 _TO_THE_RIGHT = {"(", "[", "{", "<", "#", "$", "£", "€"}
 _QUOTES = {'"', "``", "''"}
 _WITHIN_NUMBERS = {".", ",", ":", "/"}
+# More marks of the languages that the tokenizer `words` splits. Full-width ones need no blanks around them.
+_MORE_LEFT = {"।", "॥", "،", "؛", "؟", "۔", "։", "…", "”", "»", "’", "〉", "٪"}
+_MORE_RIGHT = {"¿", "¡", "“", "«", "„", "‘", "〈"}
+_NO_BLANKS = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff9f\U00020000-\U0003ffff]"
+)
 _SPACED_MARK = re.compile(r"\s+([.,!?](?:\s|$))")
-_ENDED = re.compile(r"[.!?][\"')\]]*$")
-_BEFORE_FIRST_LETTER = re.compile(r"[\"'(\[]*")
+SENTENCE_ENDS = ".!?。！？．…।॥؟۔։።༎။។"
+_ENDED = re.compile(rf"[{SENTENCE_ENDS}][\"')\]”’»」』）】]*$")
+_BEFORE_FIRST_LETTER = re.compile(r"[\"'(\[¿¡“„«‘]*")
+# How a sentence ends, by the script of its last letter; others end with a period. Thai, Lao write no sign there.
+_END_OF_SCRIPT = {
+    "[\u0900-\u0bff]": "।", "[\u0530-\u058f]": "։", "[\u0e00-\u0eff]": "", "[\u0f00-\u0fff]": "།",
+    "[\u1000-\u109f]": "။", "[\u1200-\u137f]": "።", "[\u1780-\u17ff]": "។",
+    "[\u3005-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]": "。",
+}  # fmt: skip
+_LAST_LETTER = re.compile(r"\w[^\w]*$")
 
 
 def detokenize(words: Sequence[str], tokenizer: str = "treebank") -> str:
@@ -34,10 +49,18 @@ def detokenize(words: Sequence[str], tokenizer: str = "treebank") -> str:
     if tokenizer == "whitespace":
         return _SPACED_MARK.sub(r"\1", " ".join(words))
     text, holds = "", True
-    for word, to_the_left, to_the_right in _joints(words, finely=tokenizer == "regex"):
+    joints = _word_joints(words) if tokenizer == "words" else _joints(words, finely=tokenizer == "regex")
+    for word, to_the_left, to_the_right in joints:
         text += word if holds or to_the_left else f" {word}"
         holds = to_the_right
     return text
+
+
+def _word_joints(words: Sequence[str]) -> Iterator[tuple[str, bool, bool]]:
+    """_joints() of the tokenizer `words`, which splits no contractions: marks of all languages, no blanks in some."""
+    for word, to_the_left, to_the_right in _joints(words, finely=True):
+        alone = _NO_BLANKS.match(word) is not None
+        yield word, alone or to_the_left or word in _MORE_LEFT, alone or to_the_right or word in _MORE_RIGHT
 
 
 def _joints(words: Sequence[str], finely: bool) -> Iterator[tuple[str, bool, bool]]:
@@ -83,12 +106,20 @@ def _opens(words: Sequence[str], place: int) -> bool:
 
 
 def as_sentence(text: str) -> str:
-    """`text` with a capital and, where it has no mark at its end, a period: of "a dog" it is "A dog."."""
+    """`text` with a capital and, where it has no mark at its end, that of its language: of "a dog" it is "A dog."."""
     if not text:
         return text
     first = _BEFORE_FIRST_LETTER.match(text).end()
-    text = text[:first] + text[first : first + 1].upper() + text[first + 1 :]
-    return text if is_ended(text) else f"{text}."
+    return with_end(text[:first] + text[first : first + 1].title() + text[first + 1 :])
+
+
+def with_end(text: str) -> str:
+    """`text` with a mark at its end: its own, or that which ends a sentence in the script of its last letter."""
+    if is_ended(text):
+        return text
+    last = _LAST_LETTER.search(text)
+    letter = last[0][0] if last else ""
+    return text + next((mark for script, mark in _END_OF_SCRIPT.items() if re.match(script, letter)), ".")
 
 
 def is_ended(text: str) -> bool:

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterable
 
-from captioning.text.detokenizers import is_ended
+from captioning.text.detokenizers import with_end
 
 # A period ends a sentence, but not within 3.5. The blank behind it is missing in many texts of crowd workers.
-_SENTENCE_END = re.compile(r"\.(?!\d)")
+PERIODS = (".", "。", "।", "۔", "።")
+_SENTENCE_END = re.compile(rf"\.(?!\d)|[{''.join(PERIODS[1:])}]")
 
 
 def split_sentences(paragraph: str) -> list[str]:
@@ -16,10 +17,10 @@ def split_sentences(paragraph: str) -> list[str]:
 
 def spaced_paragraph(paragraph: str) -> str:
     """The paragraph with blanks around every period, for tokenisers that set only the last period apart."""
-    return "".join(f"{' '.join(sentence.split())} . " for sentence in split_sentences(paragraph)).rstrip()
+    pairs = zip(_SENTENCE_END.split(paragraph), [*_SENTENCE_END.findall(paragraph), "."])
+    return "".join(f"{' '.join(sentence.split())} {mark} " for sentence, mark in pairs if sentence.strip()).rstrip()
 
 
 def join_sentences(sentences: Iterable[str]) -> str:
-    """Sentences as one text. A sentence that ends with no mark gets a period, so that the text can be split again."""
-    marked = (text if is_ended(text) else f"{text}." for text in sentences if text)
-    return " ".join(marked)
+    """Sentences as one text. A sentence that ends with no mark gets one, so that the text can be split again."""
+    return " ".join(with_end(text) for text in sentences if text)
