@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from captioning.command_line import Parser
+from captioning.config import LARGEST_IMAGE
 from captioning.errors import UserError, run
 
 NORMALIZE = {  # how pixels 0..1 are normalised; None: as the encoder was trained
@@ -58,7 +59,7 @@ def parse_args(argv=None):
         parser.error("--images is for --dataset PATH; --image_dir encodes a folder of images")
     parser.at_least(1, args, "batch_size", "crop_size", "image_size")
     parser.at_least(0, args, "num_workers")
-    parser.at_most(10_000, args, "crop_size", "image_size")
+    parser.at_most(LARGEST_IMAGE, args, "crop_size", "image_size")  # what train.py takes from the file
     parser.at_most(1000, args, "num_workers")
     if args.feature_type != "plain" and args.extractor.endswith("-conv"):
         parser.error(f"--feature_type {args.feature_type} is for vectors: maps of ten crops do not lie on one another")

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from captioning import checkpoint
 from captioning.batches.arrays import tensors_for
@@ -386,6 +387,16 @@ def load_captioner(
     return captioner
 
 
+class NoRandomWeights(TorchFunctionMode):
+    """Within it tensors get no random values: on meta, where they have none, torch would import its compiler for it."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in (torch.Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
 def captioner_of(contents: dict, device, weights: str | None, source: str) -> Captioner:
     """`load_captioner` from what `read_model_file` gave; `source` names the file in errors."""
     config = ModelConfig.from_dict(contents["config"])
@@ -408,7 +419,7 @@ def check_decoder(config: ModelConfig, words: int, state: dict[str, Tensor], sou
     if config.num_layers > max(1, layers) or not config.specs:
         raise UserError(f"{source} does not fit its config: it has no {config.num_layers} layers, or no features")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), NoRandomWeights():
             decoder = CaptionModel(config, words, [None] * len(config.specs)).decoder.state_dict()
     except (RuntimeError, TypeError) as error:
         raise UserError(f"{source} has a config that no model can have: {one_line(error)}") from error

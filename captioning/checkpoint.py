@@ -61,11 +61,50 @@ def is_table_of(kind: type, value) -> bool:
     return isinstance(value, dict) and is_list_of(str, list(value)) and is_list_of(kind, list(value.values()))
 
 
+def is_count(value) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
 def is_position(value) -> bool:
-    """Whether `value` says where training stands, for --resume."""
-    if not isinstance(value, dict) or not isinstance(value.get("trainer"), dict):
+    """Whether `value` says where training stands, for --resume: epoch, batch, sums so far, the trainer's state."""
+    if not isinstance(value, dict) or not is_trainer_state(value.get("trainer")):
         return False
-    return all(type(value.get(name)) is int and 0 <= value[name] < 2**53 for name in ("epoch", "batch"))
+    sums = value.get("progress")
+    counted = is_count(value.get("epoch")) and is_count(value.get("batch"))
+    return counted and (sums is None or are_sums(sums)) and are_settings(value.get("settings") or {})
+
+
+def is_trainer_state(value) -> bool:
+    """Whether `value` counts the trainer's steps. The trainer itself looks at the optimizer's state."""
+    if not isinstance(value, dict) or not is_count(value.get("step")) or not is_count(value.get("num_epochs")):
+        return False
+    steps = value.get("steps_per_epoch", 1)
+    counts = is_count(steps) and steps > 0 and all(is_count(value.get(name, 0)) for name in ("began", "turned"))
+    plateau, factor = value.get("plateau"), value.get("plateau_factor")
+    follows = plateau is None or (is_plain_table(plateau, list) and type(factor) in (int, float))
+    return counts and follows and type(value.get("self_critical", False)) is bool
+
+
+def are_sums(value) -> bool:
+    """Whether `value` has the sums of an epoch so far, as the trainer adds them up."""
+    numbers = ("loss_sum", "reward_sum", "tokens", "captions")
+    if not isinstance(value, dict) or not all(type(value.get(name)) in (int, float) for name in numbers):
+        return False
+    others = value.get("others", {})
+    return is_table_of(list | tuple, others) and all(
+        len(pair) == 2 and is_list_of(int | float, pair) for pair in others.values()
+    )
+
+
+def are_settings(value) -> bool:
+    """Whether `value` has the settings of a run by flag."""
+    numbers = "--num_epochs", "--self_critical_from_epoch"
+    return is_plain_table(value) and all(type(value.get(name, 0)) is int for name in numbers)
+
+
+def is_plain_table(value, *more: type) -> bool:
+    """Whether `value` is a dict of names and plain values, or of what `more` names."""
+    return isinstance(value, dict) and all(type(x) in (*PLAIN, *more) for pair in value.items() for x in pair)
 
 
 ENTRIES = {  # what a model file may hold -> whether a value is of the right type
@@ -74,7 +113,7 @@ ENTRIES = {  # what a model file may hold -> whether a value is of the right typ
     "config": lambda value: isinstance(value, dict),
     "vocabulary": lambda value: isinstance(value, dict),
     "state": lambda value: is_table_of(torch.Tensor, value),
-    "epoch": lambda value: type(value) is int and 0 <= value < 2**53,
+    "epoch": is_count,
     "versions": lambda value: is_table_of(str, value),
     "command": lambda value: value is None or is_list_of(str, value),
     "history": lambda value: is_list_of(str, value),
@@ -82,6 +121,8 @@ ENTRIES = {  # what a model file may hold -> whether a value is of the right typ
     "averaged": lambda value: is_list_of(list | tuple, value),
     "length_penalty": lambda value: type(value) in (int, float) and -1e6 < value < 1e6,
     "training": is_position,
+    "counters": is_trainer_state,
+    "settings": are_settings,
     "converted_from": lambda value: is_table_of(str, value) and {"file", "sha256"} <= set(value),
 }
 

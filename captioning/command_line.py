@@ -15,6 +15,7 @@ import difflib
 import math
 import os
 import sys
+import time
 import typing
 from collections.abc import Callable
 from functools import partial
@@ -97,6 +98,7 @@ class Parser(argparse.ArgumentParser):
     def _refuse_processes(self) -> None:
         """End the script, which each process would run from beginning to end. The first process says so."""
         if process_number() > 0:
+            time.sleep(1)  # torchrun ends all when one ends: first let the first speak
             self.exit(2)
         self.error(f"it runs as one process, but torchrun started {process_count()} (WORLD_SIZE): run it by itself")
 

@@ -1,10 +1,11 @@
 """Kills a short training again and again, at a call that changes a file or after a time, and resumes it.
 
-    python tests/killed_runs.py FOLDER DATA '{"calls": [3, 40], "seconds": [0.2]}'
+    python tests/killed_runs.py FOLDER DATA '{"writes": 40, "others": 1, "seconds": [0.2]}'
 
 Prints a JSON list with an entry for each kill: what the run was at, and what was wrong after it had been resumed, or ""
-for nothing. calls: which of its calls of `COUNTED`, or ["every", N] for each N-th. seconds: after its start. Each run
-is a fork of this process, which has imported torch but computed nothing: a process of its own takes ten times as long.
+for nothing. writes: N for a kill at each N-th write; others: at each N-th of the other calls. seconds: after its start.
+Each run is a fork of this process, which has imported torch but computed nothing: a process of its own would take ten
+times as long.
 """
 
 import builtins
@@ -29,7 +30,6 @@ from captioning import files
 from captioning.errors import run
 
 importlib.import_module("torch._dynamo")  # an optimizer does, in each fork, which takes longer than all the rest
-COUNTED = ("fsync", "replace", "unlink", "chmod", "write", "mkstemp")
 FLAGS = ["--dataset", "toy:train", "--validate", "toy:val", "--validation_scoring", "bleu", "--features", "pooled.npy"]
 FLAGS += [*map(str, SMALL), "--vocab_threshold", "1", "--batch_size", "40", "--optimizer", "adam"]
 FLAGS += [
@@ -175,9 +175,10 @@ def resumed(folder: Path, data: Path, other: Path) -> str:
 def main(folder: Path, data: Path, wanted: dict) -> None:
     (folder / "whole").mkdir()
     calls = whole(folder / "whole", data)
-    numbers = wanted.get("calls", [])
-    if numbers and numbers[0] == "every":
-        numbers = range(0, len(calls), numbers[1])
+    writes = [number for number, name in enumerate(calls) if name == "write"]
+    others = [number for number, name in enumerate(calls) if name != "write"]
+    numbers = [*writes[:: wanted.get("writes", len(calls))], *others[:: wanted.get("others", len(calls))]]
+    numbers = numbers if wanted.keys() & {"writes", "others"} else []
     kills = [(number, None) for number in numbers] + [(None, seconds) for seconds in wanted.get("seconds", [])]
     found = []
     for place, (number, seconds) in enumerate(kills):
@@ -185,6 +186,7 @@ def main(folder: Path, data: Path, wanted: dict) -> None:
         own.mkdir()
         came = killed(own, data, number, seconds)
         name = f"call {number}, {calls[number]}" if number is not None else f"after {seconds} s"
+        name += "" if came else ", which was after its end"
         wrong = "" if came or number is None else "the run was not killed"
         found.append([name, wrong or resumed(own, data, folder / "whole")])
     print(json.dumps(found))

@@ -210,3 +210,20 @@ def test_no_flipped_bit_of_the_directory_is_accepted_with_other_weights(tmp_path
             continue
         assert all(torch.equal(state[name], weights[name]) for name in weights), f"bit {place - 8 * start}"
     assert refused > 2000
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_anywhere_is_accepted_with_other_weights(tmp_path):
+    path = tmp_path / "x.model"
+    weights = {f"layer{i}": torch.randn(40, 30) for i in range(8)}
+    checkpoint.save({"state": weights, "vocabulary": {"words": [f"word{i}" for i in range(500)]}}, path)
+    good, random = path.read_bytes(), np.random.default_rng(0)
+    original = checkpoint.load(path)
+    for place in random.choice(8 * len(good), 1500, replace=False):
+        damaged = bytearray(good)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            assert same(original, checkpoint.load(path)), f"bit {place}"
+        except UserError as error:
+            assert str(path) in str(error)

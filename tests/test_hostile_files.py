@@ -10,6 +10,8 @@ import pickle
 import resource
 import signal
 import struct
+import subprocess
+import sys
 import time
 import zipfile
 import zlib
@@ -20,6 +22,7 @@ import pytest
 import torch
 from deepcaption_toy import OldModel, save
 from PIL import Image
+from running import ROOT
 
 from captioning import checkpoint
 from captioning.config import FeatureSpec, ModelConfig
@@ -420,3 +423,12 @@ def test_a_model_is_whole_or_refused(tmp_path):
     with FeatureWriter(tmp_path / "x.npy", (4,), "float16", None) as writer:
         writer.write("a", np.full(4, 65504))
     assert open_features(tmp_path / "x.npy").get_many(["a"]).tolist() == [[65504] * 4]
+
+
+def test_checking_a_model_imports_no_compiler(tmp_path):
+    """What torch does by itself with random weights of tensors on meta takes more than a second."""
+    torch.save(model(), tmp_path / "x.model")
+    code = "import sys; from model import load_captioner; load_captioner(sys.argv[1], photos=False)"
+    code += "; sys.exit('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.model")], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr

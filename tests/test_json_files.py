@@ -14,6 +14,7 @@ from captioning import checkpoint
 from captioning.datasets.references import read_references
 from captioning.errors import UserError
 from captioning.features.factory import open_features
+from captioning.features.partial import PartialFolder
 from captioning.features.writer import FeatureWriter
 from captioning.files import expect, member, read_json
 from captioning.scoring.document_frequencies import CachedWords, count_documents
@@ -81,6 +82,21 @@ def go_on(path):
     writer.store.finish()
 
 
+def put_in_place(path):
+    """An extraction that was killed as it put its file in place."""
+    partial = path.with_name("h.npy.partial")
+    partial.mkdir(exist_ok=True)
+    for name in ("keys.txt", "provenance.json", "data"):
+        (partial / name).write_text("x")
+    path.replace(partial / "complete.json")
+    folder = PartialFolder(path.with_name("h.npy"))
+    try:
+        folder.place()
+        assert {file.name for file in path.parent.iterdir()} <= {"h.npy", "h.keys.txt", "h.json", "h.npy.partial"}
+    finally:
+        folder.leave()
+
+
 KINDS = {
     "train_stats.json, drawn": ("train_stats.json", EPOCHS, draw),
     "train_stats.json, resumed": ("train_stats.json", EPOCHS, resume),
@@ -92,6 +108,7 @@ KINDS = {
     "cached words": ("w.json", table_of_words, lambda path: CachedWords.load(path).to_dict()),
     "metadata of features": ("m.json", PROVENANCE, reopen),
     "settings of an extraction": ("s.json", {"shape": [2], "dtype": "float32", "maker": PROVENANCE}, go_on),
+    "a complete extraction": ("c.json", {"name": "data", "provenance": True}, put_in_place),
     "Karpathy's split": ("k.json", SPLIT, lambda path: karpathy_split.convert(read_json(path, "split file"), path)),
     "scenes of the demo": ("scenes.json", [SCENE], judge),
     "results of the demo": ("r.json", RESULTS, lambda path: demo_scenes.read_results(str(path), ["1"])),

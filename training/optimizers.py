@@ -7,8 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import nn, optim
 
+from captioning.errors import UserError
 from model import CaptionModel
 from training.settings import TrainSettings
+
+WEIGHT_DECAY = 1e-6  # unless the settings say otherwise, as in DeepCaption
 
 
 def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int, num_epochs: int) -> float:
@@ -36,13 +39,15 @@ def self_critical_settings(settings: TrainSettings, typed_flags: dict) -> TrainS
     """The settings of a run that is self-critical from its first epoch: Adam at 5e-5, as DeepCaption, unless typed.
 
     typed_flags: what the flags say that were typed. The rate is that of --self_critical_learning_rate, else that of
-    --learning_rate.
+    --learning_rate. Without --weight_decay there is none: Adam divides by the size of the gradients, and those of a
+    word that is never drawn are next to nothing, so that its weights would shrink by the whole rate at every step.
     """
     kept = [name for name in ("optimizer", "learning_rate") if name in typed_flags]
     if "self_critical_learning_rate" in typed_flags:
         kept = [name for name in kept if name != "learning_rate"]
     changes = {"optimizer": "adam", "learning_rate": settings.self_critical_learning_rate}
-    return replace(settings, **{name: value for name, value in changes.items() if name not in kept})
+    changes = {name: value for name, value in changes.items() if name not in kept}
+    return replace(settings, weight_decay=settings.weight_decay or 0.0, **changes)
 
 
 class ParameterGroups(NamedTuple):
@@ -72,7 +77,8 @@ def make_optimizer(settings: TrainSettings, groups: ParameterGroups) -> optim.Op
         if parameters:
             share = 1.0 if own.get(name) is None else own[name] / settings.learning_rate
             parts.append({"params": parameters, "share": share})
-    return kinds[settings.optimizer](parts, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    decay = WEIGHT_DECAY if settings.weight_decay is None else settings.weight_decay
+    return kinds[settings.optimizer](parts, lr=settings.learning_rate, weight_decay=decay)
 
 
 def make_plateau() -> optim.lr_scheduler.ReduceLROnPlateau:
@@ -81,3 +87,55 @@ def make_plateau() -> optim.lr_scheduler.ReduceLROnPlateau:
     stand_in = optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = optim.lr_scheduler.ReduceLROnPlateau
     return schedule(stand_in, factor=0.1, patience=2, threshold_mode="abs")
+
+
+# What the optimizers keep of a parameter once it was trained. Files may hold more.
+STATE_OF = {"rmsprop": {"square_avg"}, "adam": {"exp_avg", "exp_avg_sq"}, "adamw": {"exp_avg", "exp_avg_sq"}}
+STATE_OF["sgd"] = set()
+
+
+def shape_of(value) -> tuple[int, ...] | None:
+    """The shape of a tensor; None for anything else."""
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def load_optimizer(optimizer: optim.Optimizer, names: set[str], state) -> None:
+    """Go on where `state`, its state_dict(), was taken, with options that are those of `optimizer`, but for the rate.
+
+    names: what there must be of each parameter, in its shape. Raises ValueError where the state is another one's.
+    """
+    own = optimizer.state_dict()
+    if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
+        raise ValueError("it is no state of an optimizer")
+    groups = state.get("param_groups")
+    sizes = [len(group["params"]) for group in own["param_groups"]]
+    if not isinstance(groups, list) or [_size(group) for group in groups] != sizes:
+        raise ValueError(f"it has not {' + '.join(map(str, sizes))} parameters")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, values in state["state"].items():
+        if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(values, dict):
+            raise ValueError("it is no state of an optimizer")
+        shape = shape_of(parameters[number])
+        if any(shape_of(values.get(name)) != shape for name in names) or not all(
+            value is None or type(value) in (int, float) or shape_of(value) in ((), shape) for value in values.values()
+        ):
+            raise ValueError(f"it has other numbers for parameter {number}, of shape {shape}")
+    for group, given in zip(own["param_groups"], groups):
+        group["lr"] = float(given["lr"])
+    optimizer.load_state_dict({"state": state["state"], "param_groups": own["param_groups"]})
+
+
+def _size(group) -> int | None:
+    """The number of parameters of a group of a state; None where it is no such group."""
+    if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+        return None
+    return len(group["params"]) if type(group.get("lr")) in (int, float) else None
+
+
+def load_plateau(plateau: optim.lr_scheduler.ReduceLROnPlateau, state: dict, factor: float) -> None:
+    """Go on where `state`, its state_dict(), was taken, when the rate was `factor` of the first."""
+    counts = {name: state.get(name) for name in ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")}
+    if not all(type(value) in (int, float) for value in counts.values()):
+        raise UserError("the checkpoint does not say where ReduceLROnPlateau stands: leave out --lr_scheduler")
+    plateau.load_state_dict(counts)
+    plateau.optimizer.param_groups[0]["lr"] = factor

@@ -20,6 +20,7 @@ from torch import Tensor
 from captioning.datasets.base import image_key
 from captioning.decoder.search import NEVER_WRITTEN, Search, generate_rows
 from captioning.devices import autocast
+from captioning.errors import UserError
 from captioning.fast.steps import fast_decoder, ready
 from captioning.rows import Packing, full_precision, log_probs_of
 from captioning.text.tokens import PAD, START, upto_end
@@ -124,6 +125,8 @@ class SelfCritical(Objective):
     def load_state_dict(self, state: dict) -> None:
         counts = state.get("word_counts")
         if self.word_counts is not None and counts is not None:
+            if not isinstance(counts, Tensor) or counts.shape != self.word_counts.counts.shape:
+                raise UserError("the checkpoint's word counts (mixed_with_face) are not those of this vocabulary")
             self.word_counts.counts = counts.double().clone()
 
     def __call__(self, captioner: Captioner, batch, step: int) -> StepLoss:

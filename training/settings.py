@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from captioning.command_line import text_or_nothing
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig, Settings, setting
 from captioning.datasets.config import CONFIG_HELP
 
@@ -67,10 +68,17 @@ class DataSettings(Settings):
 class ModelSettings(Settings):
     """Which model to train, besides the sizes of `ModelConfig`; meanings are those of train.py's flags."""
 
-    features: str = setting("resnet152", "encoders or feature files read before the first word", "NAMES")
+    features: str = setting(
+        "resnet152",
+        "encoders or feature files read before the first word",
+        "NAMES",
+        type=text_or_nothing,  # nothing: a model of persistent features alone
+    )
     persist_features: str = setting("", "encoders or feature files read at every word (default: none)", "NAMES")
     weights: str | None = setting(None, "local file with the encoder's weights, instead of a download", "FILE")
-    load_model: list[str] | None = setting(None, "start from this model; of several one run after the other", "FILE")
+    load_model: list[str] | None = setting(
+        None, "start from this model; several are trained one after the other", "FILE"
+    )
     hierarchical_model: bool = setting(
         False, "write paragraphs; a model of sentences given with --load_model becomes the word RNN"
     )
@@ -88,7 +96,9 @@ class TrainSettings(Settings):
     lr_word_decoder: float | None = setting(
         None, "learning rate of the word RNN; 0 leaves it as it is (default: --learning_rate)", "RATE"
     )
-    weight_decay: float = setting(1e-6, "factor of the penalty on large weights")
+    weight_decay: float | None = setting(
+        None, "factor of the penalty on large weights (default: 1e-06; 0 in self-critical training)"
+    )
     grad_clip: float | None = setting(None, "clip every gradient value to +-X (default: no clipping)")
     lr_scheduler: Schedule | None = setting(
         None, "default: constant; without a name: ReduceLROnPlateau", nargs="?", const="ReduceLROnPlateau"

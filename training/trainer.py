@@ -16,8 +16,19 @@ from captioning.devices import sum_gradients
 from captioning.errors import UserError
 from model import Captioner
 from training.losses import Objective, StepLoss
-from training.optimizers import ParameterGroups, learning_rate, make_optimizer, make_plateau
+from training.optimizers import (
+    STATE_OF,
+    ParameterGroups,
+    learning_rate,
+    load_optimizer,
+    load_plateau,
+    make_optimizer,
+    make_plateau,
+    shape_of,
+)
 from training.settings import TrainSettings
+
+ANEW = "start from it with --load_model and --optimizer_reset"
 
 
 class Trainer:
@@ -43,7 +54,8 @@ class Trainer:
     def restart(self, objective: Objective, epoch: int, epochs_left: int) -> None:
         """Go on with another objective from `epoch` on: optimizer, schedules and averaged weights begin anew.
 
-        The optimizer is Adam with `self_critical_learning_rate`, as DeepCaption has it.
+        The optimizer is Adam with `self_critical_learning_rate`, as DeepCaption has it; about the weight decay see
+        `self_critical_settings`.
         """
         self.objective, self.turned, self.began, self.num_epochs = objective, epoch, self.step, epochs_left
         self._adam()
@@ -59,7 +71,8 @@ class Trainer:
         s = self.settings
         rate = s.self_critical_learning_rate
         encoder = s.encoder_learning_rate and s.encoder_learning_rate * rate / s.learning_rate
-        self.settings = replace(s, optimizer="adam", learning_rate=rate, encoder_learning_rate=encoder)
+        changes = {"optimizer": "adam", "learning_rate": rate, "encoder_learning_rate": encoder}
+        self.settings = replace(s, weight_decay=s.weight_decay or 0.0, **changes)
         self.optimizer = make_optimizer(self.settings, self.groups)
 
     def train_epoch(self, loader, on_step: Callable, resumed: dict | None = None) -> "Progress":
@@ -214,25 +227,25 @@ class Trainer:
         if changed and (before := state.get("steps_per_epoch")):
             self.began = self.step - (self.step - self.began) * self.steps_per_epoch // before
         if self.plateau is not None and state.get("plateau"):
-            self.plateau.load_state_dict(state["plateau"])
-            self.plateau.optimizer.param_groups[0]["lr"] = state["plateau_factor"]
+            load_plateau(self.plateau, state["plateau"], state["plateau_factor"])
         if self.average is not None and state.get("average"):
-            copy_all(self.average, state["average"])
+            self._load_average(state["average"])
 
     def _load_optimizer(self, state: dict) -> None:
         """Its options are the flags', not the checkpoint's, but for the rate of the last step."""
         name = state.get("optimizer_name", self.settings.optimizer)
         if name != self.settings.optimizer:
             wanted = f"not --optimizer {self.settings.optimizer}"
-            raise UserError(f"the checkpoint has the state of {name}, {wanted}: use --optimizer_reset")
-        groups = self.optimizer.param_groups
-        options = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
+            raise UserError(f"the checkpoint has the state of {str(name)[:60]}, {wanted}: {ANEW}")
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, STATE_OF[name], state["optimizer"])
         except (ValueError, KeyError) as error:
-            raise UserError(f"the checkpoint's optimizer does not fit ({error}): use --optimizer_reset") from error
-        for group, own in zip(self.optimizer.param_groups, options):
-            group.update(own)
+            raise UserError(f"the checkpoint's optimizer does not fit ({error}): {ANEW}") from error
+
+    def _load_average(self, average) -> None:
+        if not isinstance(average, list) or list(map(shape_of, average)) != list(map(shape_of, self.average)):
+            raise UserError("the checkpoint's averaged weights (--ema) are not those of this model")
+        copy_all(self.average, average)
 
 
 def not_finite(step: int) -> UserError:

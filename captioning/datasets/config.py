@@ -104,7 +104,8 @@ def _refuse(name: str, known: list[str], path: Path | None, config_file: str | N
     if looks_like_path(name):
         raise UserError(f"{option}: no such file or folder: {name[:200]}")
     find_config(config_file)
-    raise UserError(f"{option}: unknown dataset {name[:80]!r}; {path} has: {', '.join(dict.fromkeys(known))}")
+    other = "" if config_file else "; --dataset_config_file names another file"
+    raise UserError(f"{option}: unknown dataset {name[:80]!r}; {path} has: {', '.join(dict.fromkeys(known))}{other}")
 
 
 def find_config(config_file: str | None, required: bool = True) -> Path | None:

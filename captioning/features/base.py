@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from captioning.config import MOST_NUMBERS
+from captioning.config import MOST_NUMBERS, check_provenance
 from captioning.errors import UserError, one_line
 from captioning.features.handles import naming
 from captioning.features.partial import refuse_half_placed
-from captioning.files import atomic_write, expect, parse_json, read_lines, require_plain_file
+from captioning.files import atomic_write, parse_json, read_lines, require_plain_file
 
 
 class FeatureReader:
@@ -210,29 +210,18 @@ class RowReader(FeatureReader):
         return {name: value for name, value in self.__dict__.items() if name != "mapped"}
 
 
-PROVENANCE = {  # kinds of what a feature file says of the encoder that made it
-    "extractor": str,
-    "weights_sha256": (str, type(None)),
-    "transform": (dict, type(None)),
-    "feature_type": str,
-    "image_size": (int, type(None)),
-}
-
-
 def parse_provenance(path: Path, text: str | bytes | None) -> dict | None:
     """What made the features, from JSON; None where there is no text or it is about something else.
 
-    Raises UserError naming the file where it is no JSON, or where a value is of another kind than in PROVENANCE.
+    Raises UserError naming the file where it is no JSON, or where `check_provenance` refuses a value.
     """
     try:
         provenance = parse_json("null" if text is None else text)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: what made the features is not valid JSON: {one_line(error)}") from None
-    if not isinstance(provenance, dict) or "extractor" not in provenance:
+    if not isinstance(provenance, dict) or provenance.get("extractor") is None:
         return None
-    for name, kinds in PROVENANCE.items():
-        if name in provenance:
-            expect(provenance[name], kinds, path, name)
+    check_provenance(provenance, str(path))
     return provenance
 
 

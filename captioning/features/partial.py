@@ -16,7 +16,7 @@ from pathlib import Path
 
 from captioning.errors import UserError
 from captioning.features.handles import forget
-from captioning.files import atomic_write, read_json
+from captioning.files import atomic_write, member, read_json
 from captioning.locks import FileLock
 
 LMDB_FILE = "data.mdb"  # of a folder that lmdb made
@@ -109,8 +109,12 @@ class PartialFolder:
         noted = self.path / "complete.json"
         if not noted.exists():
             return False
+        where = f"resume: {noted}"
         complete = read_json(noted, "resume")
-        source = self.path / complete["name"]
+        name, has_maker = member(complete, "name", str, where), member(complete, "provenance", bool, where)
+        if Path(name).name != name or name == "..":
+            raise UserError(f"{where}: name is {name[:60]!r}, which is no file of the folder")
+        source = self.path / name
         if source.is_dir():
             if self.target.exists():  # a folder cannot take the place of one
                 source = source / LMDB_FILE
@@ -119,7 +123,7 @@ class PartialFolder:
             names, said = (Path(os.path.realpath(self.file.with_suffix(end))) for end in (".keys.txt", ".json"))
             move(self.path / "keys.txt", names)
             move(self.path / "provenance.json", said)
-            if not complete["provenance"]:
+            if not has_maker:
                 said.unlink(missing_ok=True)
             move(source, self.target)
         return True

@@ -33,7 +33,7 @@ class ImageZip:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                infos = [info for info in archive.infolist() if not info.is_dir()]
+                infos = [info for info in archive.infolist() if info.filename and not info.is_dir()]
         except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
             raise UserError(f"cannot read zip file {path}: {error}") from None
         except OSError as error:

@@ -1,6 +1,7 @@
 """plan_inputs: where each input of a model comes from, and what is told of files that do not fit."""
 
 import pytest
+import torch
 from toy import feature_map, feature_vector, make_coco, write_config, write_features
 
 from captioning.batches.features import FeatureFiles
@@ -44,6 +45,21 @@ def test_inputs_are_in_the_order_of_the_specs(dataset):
     again = plan_inputs(config, dataset, sources=shared)
     assert again[0].source is inputs[0].source and again[2].source is not inputs[2].source
     assert all(again[i].source is shared["resnet18"] for i in (1, 3, 4))
+
+
+def test_regions_count_as_a_map_and_nothing_larger_does(root, dataset):
+    """Bottom-up features: R vectors for an image, (R, D); a video's map has a dimension more than is read."""
+    write_features(root, "regions.npy", lambda number: feature_map(number).reshape(16, 9).T)
+    spec = file_spec(dataset, "regions.npy")
+    assert spec.shape == (16, 9, 1) and spec.spatial
+    source = plan_inputs(ModelConfig([spec], attention="soft"), dataset)[0].source
+    as_maps = plan_inputs(ModelConfig([external("map.lmdb", 16, 3, 3)]), dataset)[0].source
+    assert torch.equal(source.get(dataset.items), as_maps.get(dataset.items))
+    write_features(root, "video.npy", lambda number: feature_map(number)[None])
+    with pytest.raises(
+        UserError, match=r"--persist_features video.npy: the records of .*\(1, 16, 3, 3\); use a vector"
+    ):
+        file_spec(dataset, "video.npy", "--persist_features")
 
 
 def test_photos_in_place_of_files(root, dataset, capsys):

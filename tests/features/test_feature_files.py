@@ -125,6 +125,35 @@ def test_npy_rows_follow_the_dataset_when_nobody_names_them(tmp_path):
     assert np.array_equal(open_features(path)["any"], VECTORS[0])
 
 
+@pytest.mark.parametrize("name", ["x.npy", "x.bin", "x.h5"])
+def test_a_file_that_is_cut_while_it_is_open(tmp_path, name):
+    """Pages of a map that are no longer in the file end the process."""
+    reader = open_features(write(tmp_path / name))
+    os.truncate(tmp_path / name, 100)
+    for ask in (reader.get_many, reader.missing):
+        with pytest.raises(UserError, match=f"{name} was cut off while it was read: 100 of"):
+            ask([KEYS[-1]])
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["x.npy", "x.lmdb", "x.h5"])
+def test_values_that_are_no_finite_numbers_name_file_and_key(tmp_path, monkeypatch, name, value, dtype):
+    rows = VECTORS.astype(dtype)
+    rows[5, 2] = value
+    monkeypatch.setattr("captioning.features.writer.np.isfinite", lambda record: np.array(True))
+    path = write(tmp_path / name, rows)
+    monkeypatch.undo()
+    assert f"{name}: the record of {KEYS[5]!r} has values that are no finite numbers" in message(path)
+    assert np.array_equal(open_features(path).get_many(KEYS[:5]), rows[:5])
+
+
+def test_large_values_are_finite(tmp_path):
+    """Their sum is not."""
+    rows = np.full((7, 6), np.finfo("f4").max, "f4")
+    assert np.array_equal(open_features(write(tmp_path / "x.npy", rows)).get_many(KEYS), rows)
+
+
 def test_npy_of_whole_numbers_comes_as_floats(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(12).reshape(3, 4))
     assert open_features(tmp_path / "x.npy", KEYS[:3])[KEYS[1]].tolist() == [4.0, 5.0, 6.0, 7.0]

@@ -97,6 +97,17 @@ def test_modes(tmp_path, mode):
     assert np.abs(np.asarray(opened, int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_strips_of_large_images_are_those_of_the_whole(tmp_path, monkeypatch, mode):
+    pixels = np.asarray(photo(40, 33))
+    deep = Image.fromarray(pixels[..., 0].astype("u2") * 99)
+    image = deep if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    image.save(tmp_path / "a.png")
+    whole = np.asarray(open_image(tmp_path / "a.png"))
+    monkeypatch.setattr(image_file, "STRIP", 200)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "a.png")), whole)
+
+
 def test_palettes_with_and_without_transparency(tmp_path):
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 250, 20, 30])

@@ -28,12 +28,12 @@ def kills(tmp_path):
 
 
 def test_kills_at_some_calls_that_change_files(kills):
-    assert kills(280, calls=["every", 397]) == {}
+    assert kills(280, writes=800, others=13) == {}
 
 
 @pytest.mark.slow
 def test_kills_at_every_call_that_changes_files(kills):
-    assert kills(3000, calls=["every", 1]) == {}
+    assert kills(3000, writes=1, others=1) == {}
 
 
 @pytest.mark.slow

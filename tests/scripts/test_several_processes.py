@@ -155,6 +155,7 @@ def test_a_mistake_is_told_once(flags, tmp_path):
 @pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py") if "Parser(" in path.read_text()))
 def test_scripts_that_cannot_share_say_so(script, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     for rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
         done = run_here(script, "--nosuch")

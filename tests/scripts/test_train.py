@@ -33,6 +33,13 @@ def test_run_learns_and_leaves_its_files(train):
     assert checkpoint.load(folder / "best.model")["epoch"] == int(best)
 
 
+def test_persistent_features_alone(train):
+    done = train("--features", "", "--persist_features", "pooled.npy", "--num_epochs", 1)
+    assert done.status == 0, done.err
+    config = load_captioner(train.folder / "run" / "ep1.model", photos=False).config
+    assert config.features == [] and len(config.persist_features) == 1
+
+
 def test_same_losses_from_npy_lmdb_and_bin(train):
     """The format of a feature file changes nothing: losses agree to 1e-5."""
     losses = []
