@@ -104,7 +104,8 @@ def main(args) -> int:
     if args.json:
         check_writable("--json", args.json)
     findings = Findings()
-    photos = checked_photos(args.dataset, args.dataset_config_file, args.images, findings)
+    option = "--captions" if args.captions else "--dataset"
+    photos = checked_photos(args.dataset, args.dataset_config_file, args.images, findings, option)
     if args.validate:
         photos += checked_photos(args.validate, args.dataset_config_file, args.images, findings, "--validate")
     check_captions(photos, findings, args.tokenizer, args.rare)

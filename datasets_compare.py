@@ -25,7 +25,7 @@ def parse_args(argv=None) -> Namespace:
     add("--vocab_1", metavar="FILE", help="vocabulary to compare (default: the words of --dataset_1's captions)")
     add("--vocab_2", metavar="FILE", help="vocabulary to compare (default: the words of --dataset_2's captions)")
     add("--vocab_threshold", default=1, metavar="N", help="without a vocabulary file: least count of a word")
-    add("--tokenizer", default="treebank", metavar="NAME", help="treebank, whitespace, char or regex")
+    add("--tokenizer", default="treebank", metavar="NAME", help="treebank, words, whitespace, char or regex")
     add("--show", default=10, metavar="N", help="name up to N words and images of each kind")
     add("--output", metavar="FILE", help="write all figures, shared ids and words to this JSON file too")
     args = parser.parse_args(argv)

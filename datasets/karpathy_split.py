@@ -11,13 +11,14 @@ import json
 import re
 import sys
 from argparse import Namespace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from captioning.command_line import Parser
+from captioning.datasets.layouts.json_files import karpathy_id, karpathy_name
 from captioning.errors import UserError, run
-from captioning.files import atomic_write, expect, member, read_json
+from captioning.files import atomic_write, member, read_json
 
 
 def parse_args(argv=None) -> Namespace:
@@ -36,22 +37,13 @@ def convert(contents: dict, source) -> dict[str, dict]:
         if not re.fullmatch(r"[\w-]{1,40}", name):  # it becomes part of the name of a file
             raise UserError(f"{source}: {place}.split {name[:60]!r} is no name of a split")
         split = splits.setdefault(name, {"images": [], "annotations": []})
-        image_id = member(image, "cocoid" if "cocoid" in image else "imgid", (int, str), source, place)
-        split["images"].append({"id": image_id, "file_name": file_name(image, source, place)})
+        image_id = karpathy_id(image, source, place)
+        split["images"].append({"id": image_id, "file_name": karpathy_name(image, source, place)})
         for number, sentence in enumerate(member(image, "sentences", list, source, place)):
             within = f"{place}.sentences[{number}]"
             entry = {"id": member(sentence, "sentid", (int, str), source, within), "image_id": image_id}
             split["annotations"].append({**entry, "caption": member(sentence, "raw", str, source, within)})
     return splits
-
-
-def file_name(image: dict, source, place: str) -> str:
-    """The name of the image's file within the folder of images. Raises UserError for one that leads out of it."""
-    folder = expect(image.get("filepath", ""), str, source, f"{place}.filepath")
-    name = PurePosixPath(folder, member(image, "filename", str, source, place))
-    if name.is_absolute() or ".." in name.parts or "\0" in str(name) or not name.name:
-        raise UserError(f"{source}: {place}: {str(name)[:60]!r} is no name of an image within a folder")
-    return str(name)
 
 
 def main(args) -> int:

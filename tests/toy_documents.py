@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from deepcaption_toy import OldModel, save
+from own_data import picture
 from paragraph_toy import feature_map as paragraph_map
 from paragraph_toy import make_paragraphs
 from paragraph_toy import write_features as write_paragraph_features
@@ -170,10 +171,15 @@ def _other_datasets(root: Path) -> str:
 
 
 def _photos(root: Path) -> None:
-    for number, name in enumerate(("photo.jpg", "beach.jpg", "holiday/1.jpg", "photos/1.jpg", "photos/2.jpg")):
+    for number, name in enumerate(("photo.jpg", "beach.jpg", "holiday/1.jpg")):
         (root / name).parent.mkdir(exist_ok=True)
         draw(number).save(root / name)
+    (root / "photos").mkdir()
+    for number in range(19, 39):
+        picture(number).save(root / f"photos/{number}.jpg")
     shutil.make_archive(str(root / "photos"), "zip", root / "photos")
+    rows = [f"{number}.jpg,A picture of a thing.\n{number}.jpg,There is a thing\n" for number in range(19, 39)]
+    (root / "captions.csv").write_text("image,caption\n" + "".join(rows))
     (root / "rules.txt").write_text("ride VBZ rides\nhorse NNS horses\n")
 
 

@@ -88,7 +88,8 @@ def parse_args(doc: str, argv=None) -> Namespace:
 
 def check_paths(args) -> None:
     """Raises UserError where a dataset, a file or an output folder of the flags cannot be used. Needs no torch."""
-    for option in ("--validate",) if args.validate_only else ("--dataset", "--validate"):
+    trained = "--captions" if args.captions else "--dataset"
+    for option in ("--validate",) if args.validate_only else (trained, "--validate"):
         if name := getattr(args, option[2:]):
             parts = get_datasets(name, args.dataset_config_file, option, args.images)
             if not args.validate_only:

@@ -92,7 +92,7 @@ def get_datasets(
             _refuse(name, known, path, config_file, option)
         found.append(DatasetParams(name, OF_PATHS, image_dir=images, caption_path=place[0], subset=place[1]))
         of_paths += 1
-    if images and not of_paths and option == "--dataset":
+    if images and not of_paths and option != "--validate":
         raise UserError(f"--images {images}: {option} {spec} is a section of {path}, which says where its images are")
     if images and not os.path.exists(images):
         raise UserError(f"--images: no such folder: {images}")

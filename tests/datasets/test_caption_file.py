@@ -60,6 +60,7 @@ TABLES = {
     "blank lines": "\n\nimage,text\n\na.jpg,ein Hund; braun\n,\n\nb.jpg,eine Katze\n\n",
     "bars": "image_name| comment_number| comment\na.jpg| 0| ein Hund; braun\nb.jpg| 0| eine Katze\n",
     "names without extensions": "id,caption\na,ein Hund; braun\nb,eine Katze\n",
+    "two columns with names of images": "id,name,caption\n7,a.jpg,ein Hund; braun\n8,b.jpg,eine Katze\n",
     "more columns": "file_name,width,caption,url\na.jpg,3,ein Hund; braun,x\nb.jpg,3,eine Katze,x\n",
     "JSON list": '[{"image": "a.jpg", "caption": "ein Hund; braun"}, {"image": "b.jpg", "caption": ["eine Katze"]}]',
     "JSON object": json.dumps({"a.jpg": "ein Hund; braun", "b.jpg": ["eine Katze"]}),

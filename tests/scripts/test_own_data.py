@@ -151,7 +151,7 @@ def test_any_locale(chinese):
         (["--captions", "c.csv", "--val_fraction", 1], "--val_fraction 1.0: above 0 and below 1"),
         (["--captions", "c.csv", "--val_fraction", 0.1, "--validate", "x"], "--val_fraction and --validate exclude"),
         (["--captions", "c.csv", "--tokenizer", "char", "--no_tokenize"], "--no_tokenize and --tokenizer exclude"),
-        (["--captions", "gone.csv"], "--dataset: no such file or folder: gone.csv"),
+        (["--captions", "gone.csv"], "--captions: no such file or folder: gone.csv"),
         ([], "--dataset is required: sections of datasets.conf, such as coco:train2014, or a file"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from running import ROOT, run_here
 
 from captioning.text.detokenizers import as_sentence, detokenize
-from captioning.text.paragraphs import join_sentences
+from captioning.text.paragraphs import join_sentences, spaced_paragraph, split_sentences
 from captioning.text.ptb import ptb_tokens
 from captioning.text.tokenizers import TOKENIZERS, tokenize
 
@@ -133,3 +133,33 @@ def test_the_script_that_counts_round_trips(tmp_path, monkeypatch):
     (tmp_path / "c.json").write_text("[]")
     done = run_here("round_trips.py", tmp_path / "c.json")
     assert done.status == 2 and "no COCO caption file" in done.err
+
+
+OTHER_LANGUAGES = {  # what is written -> as a sentence, with the mark of its language
+    "一只狗在草地上跑": "一只狗在草地上跑。",
+    "穿红色t恤的2个人，在跑步！": "穿红色t恤的2个人，在跑步！",
+    "犬が「外」で走る": "犬が「外」で走る。",
+    "他说“你好。”": "他说“你好。”",
+    "สุนัขวิ่งบนหญ้า": "สุนัขวิ่งบนหญ้า",
+    "एक कुत्ता दौड़ता है": "एक कुत्ता दौड़ता है।",
+    "كلب، قطة": "كلب، قطة.",
+    "هل هذا كلب؟": "هل هذا كلب؟",
+    "¿qué hace el perro?": "¿Qué hace el perro?",
+    "l'été, «bien» l’homme": "L'été, «bien» l’homme.",
+    "შავი ძაღლი": "შავი ძაღლი.",
+    "շունը վազում է": "Շունը վազում է։",
+}
+
+
+@pytest.mark.parametrize("text", OTHER_LANGUAGES)
+def test_words_of_other_languages_come_back(text):
+    again = detokenize(tokenize(text, "words"), "words")
+    assert again == text and as_sentence(again) == OTHER_LANGUAGES[text]
+
+
+def test_paragraphs_of_other_languages():
+    assert split_sentences("一只狗。一只猫。") == ["一只狗", "一只猫"]
+    assert split_sentences("कुत्ता है। बिल्ली है।") == ["कुत्ता है", "बिल्ली है"]
+    assert join_sentences(["一只狗", "一只猫！"]) == "一只狗。 一只猫！"
+    assert spaced_paragraph("一只狗。一只猫") == "一只狗 。 一只猫 ."
+    assert spaced_paragraph("A dog.A cat. 3.5 m") == "A dog . A cat . 3.5 m ."

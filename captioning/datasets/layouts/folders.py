@@ -2,10 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from captioning.datasets.layouts.layout import SPLITS, Layout, split_name
+from captioning.datasets.layouts.layout import SPLITS, Layout, Photo, split_name
 from captioning.errors import UserError, first_few
 from captioning.files import read_lines
 from captioning.images.image_file import is_image_name, list_images
@@ -67,20 +67,18 @@ def _split_by_folder(layout: Layout) -> None:
 
 def _sidecars(path: str) -> Layout | None:
     """x.jpg beside x.txt, in the folder and the folders in it; a line of the text file is a caption."""
-    texts, layout = _text_files(path), Layout(path, "", folder=path)
-    alone = dict(texts)
-    for image in list_images(path, recursive=True):
-        stem = os.path.splitext(image)[0]
+    images, layout = list_images(path, recursive=True), Layout(path, "", folder=path)
+    texts = _text_files({image.parent for image in images})
+    for image in images:
         name = image.relative_to(path).as_posix()
         photo = layout.photo(name, name)
-        for text in texts.get(stem, []):
+        for text in [*texts.get(image.with_suffix(""), []), *texts.get(image, [])] if photo else []:  # or a.jpg.txt
             _add_lines(layout, photo, text)
-        alone.pop(stem, None)
     if not any(photo.captions for photo in layout.photos.values()):
         return None
-    for several in alone.values():
-        if Path(several[0]).stem.lower() not in OTHER_TEXTS:
-            layout.unused.append(f"{os.path.relpath(several[0], path)}: there is no image beside it")
+    for stem in sorted(texts.keys() - {image.with_suffix("") for image in images} - set(images)):
+        if stem.name.lower() not in OTHER_TEXTS:
+            layout.unused.append(f"{texts[stem][0].relative_to(path)}: there is no image beside it")
     bare = sum(not photo.captions for photo in layout.photos.values())
     layout.notes += [f"{bare} images have no text file"] if bare else []
     layout.kind = "folder of images, each beside a text file" + (" of tags, kept as text" if _tags(layout) else "")
@@ -88,18 +86,17 @@ def _sidecars(path: str) -> Layout | None:
     return layout
 
 
-def _text_files(path: str) -> dict[str, list[str]]:
+def _text_files(folders: Iterable[Path]) -> dict[Path, list[Path]]:
     """Path without extension -> the text files of this name."""
-    found: dict[str, list[str]] = {}
-    for place, _, files in os.walk(path, followlinks=True):
-        for name in sorted(files):
-            stem, extension = os.path.splitext(name)
-            if extension.lower() in SIDECARS and not name.startswith("."):
-                found.setdefault(os.path.join(place, stem), []).append(os.path.join(place, name))
+    found: dict[Path, list[Path]] = {}
+    for folder in folders:
+        for file in sorted(map(Path, os.scandir(folder))):
+            if file.suffix.lower() in SIDECARS and not file.name.startswith("."):
+                found.setdefault(file.with_suffix(""), []).append(file)
     return found
 
 
-def _add_lines(layout: Layout, photo, file: str) -> None:
+def _add_lines(layout: Layout, photo: Photo, file: Path) -> None:
     name = os.path.relpath(file, layout.path)
     try:
         lines = read_lines(file, "captions")

@@ -49,7 +49,7 @@ def _karpathy(path: str, content: dict) -> Layout:
         place = f"images[{index}]"
         split, image_id = member(image, "split", str, path, place), karpathy_id(image, path, place)
         photo = layout.photo(karpathy_name(image, path, place), place, split, image_id)
-        for number, sentence in enumerate(member(image, "sentences", list, path, place)):
+        for number, sentence in enumerate(member(image, "sentences", list, path, place) if photo else []):
             within = f"{place}.sentences[{number}]"
             photo.captions.append((member(sentence, "raw", str, path, within), within))
     return layout

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -62,17 +62,23 @@ def read_json_lines(path: str, text: str) -> Layout | None:
     return layout
 
 
-def columns_of(names: Iterable[str]) -> tuple[str, str, str | None] | None:
-    """Which of `names` are the image, the caption and the split; None where the first two are not all there."""
+def columns_of(row: Mapping[str, object]) -> tuple[str, str, str | None] | None:
+    """Which names of `row` are the image, the caption and the split; None where the first two are not all there.
+
+    row: name -> a value. Of several names for an image the first counts whose value is the name of an image file.
+    """
     known: dict[str, str] = {}
-    for name in names:
+    for name in row:
         known.setdefault(plain(name), name)
-    image, caption, split = (
-        next((known[wanted] for wanted in several if wanted in known), None)
+    images, captions, splits = (
+        [known[wanted] for wanted in several if wanted in known]
         for several in (IMAGE_NAMES, CAPTION_NAMES, SPLIT_COLUMNS)
     )
-    caption = caption or next((name for key, name in known.items() if SEVERAL.fullmatch(key)), None)
-    return (image, caption, split) if image and caption else None
+    captions += [name for key, name in known.items() if SEVERAL.fullmatch(key)]
+    if not images or not captions:
+        return None
+    image = next((name for name in images if isinstance(row[name], str) and is_image(unquoted(row[name]))), images[0])
+    return image, captions[0], splits[0] if splits else None
 
 
 def plain(name: str) -> str:
@@ -128,7 +134,8 @@ def first_rows(text: str, delimiter: str) -> list[list[str]]:
 def columns_of_table(rows: list[list[str]]) -> Columns | None:
     """The columns of a table by its first rows; None where there is none of images, or no other."""
     header = [unquoted(cell) for cell in rows[0]]
-    if len(header) > 1 and (known := columns_of(header)) is not None:
+    sample = dict(zip(header, [*rows[min(1, len(rows) - 1)], *[""] * len(header)]))
+    if len(header) > 1 and (known := columns_of(sample)) is not None:
         image, caption, split = (None if name is None else header.index(name) for name in known)
         numbered = [i for i, name in enumerate(header) if SEVERAL.fullmatch(plain(name)) and i != image]
         return Columns(True, image, numbered if caption in numbered else [caption], split)
