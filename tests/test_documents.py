@@ -102,6 +102,7 @@ def run(words: list[str], place: str) -> None:
 FOLDERS = "captioning|training|inference|tests|benchmarks|recipes|datasets"
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "parse_args" in path.read_text(encoding="utf-8"))
 OF_OTHERS = {"help", "help_all", "nproc_per_node", "logdir"}
+OF_OLDER_VERSIONS = {"threshold", "show_stats", "vocab_path", "class_filter"}  # DeepCaption's, with their names today
 
 
 def text_of(page: str) -> str:
@@ -137,7 +138,8 @@ def test_named_flags_exist(monkeypatch):
     known = OF_OTHERS.union(*(flags_of(script) for script in [*SCRIPTS, "bench.py"]))
     for page in PAGES:
         text = re.sub(r"^\|.*left out.*\|$", "", text_of(page), flags=re.MULTILINE)  # rows of the table of flags
-        lost = {flag for flag in re.findall(r"(?<![\w-])--(\w+)", text) if flag not in known}
+        older = OF_OLDER_VERSIONS if page == "docs/deepcaption.md" else set()
+        lost = set(re.findall(r"(?<![\w-])--(\w+)", text)) - known - older
         assert not lost, f"{page}: {lost}"
 
 

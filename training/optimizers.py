@@ -11,6 +11,8 @@ from captioning.errors import UserError
 from model import CaptionModel
 from training.settings import TrainSettings
 
+WEIGHT_DECAY = 1e-6  # unless the settings say otherwise, as in DeepCaption
+
 
 def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int, num_epochs: int) -> float:
     """The learning rate of `step`, counted from 0 (ReduceLROnPlateau scales it further by what validation shows).
@@ -37,13 +39,15 @@ def self_critical_settings(settings: TrainSettings, typed_flags: dict) -> TrainS
     """The settings of a run that is self-critical from its first epoch: Adam at 5e-5, as DeepCaption, unless typed.
 
     typed_flags: what the flags say that were typed. The rate is that of --self_critical_learning_rate, else that of
-    --learning_rate.
+    --learning_rate. Without --weight_decay there is none: Adam divides by the size of the gradients, and those of a
+    word that is never drawn are next to nothing, so that its weights would shrink by the whole rate at every step.
     """
     kept = [name for name in ("optimizer", "learning_rate") if name in typed_flags]
     if "self_critical_learning_rate" in typed_flags:
         kept = [name for name in kept if name != "learning_rate"]
     changes = {"optimizer": "adam", "learning_rate": settings.self_critical_learning_rate}
-    return replace(settings, **{name: value for name, value in changes.items() if name not in kept})
+    changes = {name: value for name, value in changes.items() if name not in kept}
+    return replace(settings, weight_decay=settings.weight_decay or 0.0, **changes)
 
 
 class ParameterGroups(NamedTuple):
@@ -73,7 +77,8 @@ def make_optimizer(settings: TrainSettings, groups: ParameterGroups) -> optim.Op
         if parameters:
             share = 1.0 if own.get(name) is None else own[name] / settings.learning_rate
             parts.append({"params": parameters, "share": share})
-    return kinds[settings.optimizer](parts, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    decay = WEIGHT_DECAY if settings.weight_decay is None else settings.weight_decay
+    return kinds[settings.optimizer](parts, lr=settings.learning_rate, weight_decay=decay)
 
 
 def make_plateau() -> optim.lr_scheduler.ReduceLROnPlateau:

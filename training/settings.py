@@ -97,7 +97,9 @@ class TrainSettings(Settings):
     lr_word_decoder: float | None = setting(
         None, "learning rate of the word RNN; 0 leaves it as it is (default: --learning_rate)", "RATE"
     )
-    weight_decay: float = setting(1e-6, "factor of the penalty on large weights")
+    weight_decay: float | None = setting(
+        None, "factor of the penalty on large weights (default: 1e-06; 0 in self-critical training)"
+    )
     grad_clip: float | None = setting(None, "clip every gradient value to +-X (default: no clipping)")
     lr_scheduler: Schedule | None = setting(
         None, "default: constant; without a name: ReduceLROnPlateau", nargs="?", const="ReduceLROnPlateau"

@@ -53,7 +53,8 @@ class Trainer:
     def restart(self, objective: Objective, epoch: int, epochs_left: int) -> None:
         """Go on with another objective from `epoch` on: optimizer, schedules and averaged weights begin anew.
 
-        The optimizer is Adam with `self_critical_learning_rate`, as DeepCaption has it.
+        The optimizer is Adam with `self_critical_learning_rate`, as DeepCaption has it; about the weight decay see
+        `self_critical_settings`.
         """
         self.objective, self.turned, self.began, self.num_epochs = objective, epoch, self.step, epochs_left
         self._adam()
@@ -69,7 +70,8 @@ class Trainer:
         s = self.settings
         rate = s.self_critical_learning_rate
         encoder = s.encoder_learning_rate and s.encoder_learning_rate * rate / s.learning_rate
-        self.settings = replace(s, optimizer="adam", learning_rate=rate, encoder_learning_rate=encoder)
+        changes = {"optimizer": "adam", "learning_rate": rate, "encoder_learning_rate": encoder}
+        self.settings = replace(s, weight_decay=s.weight_decay or 0.0, **changes)
         self.optimizer = make_optimizer(self.settings, self.groups)
 
     def train_epoch(self, loader, on_step: Callable, resumed: dict | None = None) -> "Progress":

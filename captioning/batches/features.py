@@ -173,8 +173,11 @@ def as_map(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def pixels_of(item: ImageItem) -> tuple:
-    """Tells items apart that have other pixels: by path and box, a story by all of its photos."""
-    return item.path, tuple(photo.path for photo in item.photos) or item.box
+    """Tells items apart that have other pixels: by path and box, a story by its first photo and its id.
+
+    A story keeps both where some of its photos are missing.
+    """
+    return item.path, ("story", item.image_id) if item.photos else item.box
 
 
 def alternatives(item: ImageItem) -> str | tuple[str, ...]:

@@ -199,12 +199,13 @@ class SharedLmdbFile:
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of `keys` that have no record. Raises UserError where the file is damaged, or has other features."""
-        if not (self.path / "data.mdb").exists():
+        data = self.path / "data.mdb"
+        if not data.exists() or data.stat().st_size < LMDB_SMALLEST:  # add() makes one that was begun anew
             return list(keys)
         with naming(self.path):
-            check_header(self.path / "data.mdb")
+            check_header(data)
         with environment(self.path, self.path, "read", shared=True) as opened, opened.begin() as transaction:
-            check_whole(self.path / "data.mdb", transaction)
+            check_whole(data, transaction)
             made = transaction.get(b"@extractor")
             if made is not None and json.loads(made) != self.provenance:
                 raise UserError(f"feature file {self.path} holds features of something else: remove it")

@@ -79,7 +79,8 @@ def test_cosine_is_torchs():
 )
 def test_self_critical_training_is_by_adam_unless_typed(typed, optimizer, rate):
     settings = self_critical_settings(TrainSettings(**typed), typed)
-    assert (settings.optimizer, settings.learning_rate) == (optimizer, rate)
+    assert (settings.optimizer, settings.learning_rate, settings.weight_decay) == (optimizer, rate, 0)
+    assert self_critical_settings(TrainSettings(weight_decay=0.1), {"weight_decay": 0.1}).weight_decay == 0.1
 
 
 @pytest.fixture(scope="module")

@@ -299,6 +299,7 @@ def test_turning_midway_goes_back_to_the_best_epoch(trained):
     assert "training_reward" in rows["5"] and "training_reward" not in rows["4"]
     last = checkpoint.load(folder / "last.model")
     assert last["training"]["trainer"]["optimizer_name"] == "adam" and last["training"]["trainer"]["turned"] == 5
+    assert last["training"]["trainer"]["optimizer"]["param_groups"][0]["weight_decay"] == 0
     started = checkpoint.load(folder / f"ep{best}.model")["state"]
     for name, value in checkpoint.load(folder / "ep5.model")["state"].items():  # nothing moves at a rate of 1e-30
         assert torch.allclose(value, started[name], atol=1e-12)
