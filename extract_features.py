@@ -69,7 +69,7 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
-from captioning.cores import process_count
+from captioning.cores import first_speaks, process_count
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
@@ -212,7 +212,8 @@ class ExtractRun:
 
 def main(args) -> int:
     with contextlib.closing(ExtractRun(**vars(args))) as job:
-        job.prepare()
+        with first_speaks():
+            job.prepare()
         if job.complete:
             return 0
         # torch is imported only now, so that the mistakes above are answered at once

@@ -35,7 +35,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from captioning.cores import process_count, process_number
+from captioning.cores import first_speaks, process_count, process_number
 from captioning.datasets.base import CaptionDataset, ImageItem, image_key, shared_ids
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
@@ -288,7 +288,6 @@ class InferRun:
 
     def caption_share(self):
         """The inference.sharing.Share of this process: captions of its part of the images that are left."""
-        from captioning.devices import first_speaks
         from data_loader import LoaderSettings
         from inference.attention_maps import AttentionLog
         from inference.captions import ImageCaptions, open_loader
@@ -457,7 +456,8 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
 
 def main(args) -> int:
     with contextlib.closing(InferRun(**vars(args))) as job:
-        job.prepare()
+        with first_speaks():
+            job.prepare()
         return job.run()
 
 

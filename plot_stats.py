@@ -7,7 +7,8 @@
     ./plot_stats.py models/mymodel --metrics bleu,rouge_l --smooth_cider 5
 
 Losses are plain lines on the left axis, scores are lines with markers on the right axis, a star is the best epoch:
-the highest of the first score drawn, or the lowest validation loss. Several files get a colour each.
+the highest of the first score drawn, or the lowest validation loss where that score stays under 0.01. Several files
+get a colour each.
 """
 
 import sys
@@ -61,6 +62,7 @@ from matplotlib.ticker import MaxNLocator
 
 from captioning.errors import UserError, run
 from captioning.files import atomic_write, check_writable, read_json
+from captioning.scoring.bootstrap import NOISE
 
 SCORES = {  # name in the file -> in the legend, marker
     "cider": ("CIDEr", "o"),
@@ -252,10 +254,14 @@ def losses(histories: list[History]) -> list[str]:
 
 
 def best(history: History, scores: list[str]) -> tuple[str, float, float] | None:
-    """(quantity, epoch, value) of the run's best epoch: by its first known score, else its validation loss."""
+    """(quantity, epoch, value) of the run's best epoch: by its first known score, else its validation loss.
+
+    The loss decides too where the score is noise in all epochs, as it does for best.model.
+    """
+    losses = bool(history.curve("validation_loss")[1])
     for quantity in [*(score for score in scores if score in SCORES), "validation_loss"]:
         epochs, values = history.curve(quantity)
-        if values:
+        if values and (is_loss(quantity) or not losses or max(values) >= NOISE):
             pick = (min if is_loss(quantity) else max)(range(len(values)), key=values.__getitem__)
             return quantity, epochs[pick], values[pick]
     return None

@@ -42,7 +42,7 @@ from captioning.batches.features import CachedFeatures, FeatureFiles
 from captioning.batches.inputs import Input, keep_sizes, plan_inputs
 from captioning.checkpoint import command_history
 from captioning.config import ModelConfig, ParagraphConfig
-from captioning.cores import process_count
+from captioning.cores import first_speaks, process_count
 from captioning.datasets.base import CaptionDataset, image_key
 from captioning.datasets.names import short_names
 from captioning.decoder.search import Search
@@ -110,32 +110,39 @@ class TrainRun:
         device = start_processes(choose_device(s.device, s.cpu))
         torch.manual_seed(self.training.seed)
         torch.use_deterministic_algorithms(s.deterministic)
-        dataset = open_images(self.data)
+        with first_speaks():
+            dataset = open_images(self.data)
         dataset.require_captions()
         name = s.model_name or run_name(s.model_basename, self.builder.wanted, self.builder.config)
         self.folder = RunFolder(Path(s.output_root) / s.model_path / name, sys.argv, s.keep)
         saved = self.folder.prepare(int(s.resume or s.resume_changed), s.replace, is_main())
         self.log = TrainingLog(self.folder.path, s.tensorboard and is_main(), s.profiler and is_main())
-        self.captioner = self.builder.build(dataset)
+        with first_speaks():
+            self.captioner = self.builder.build(dataset)
+            if s.show_tokens:
+                show_tokens(dataset, self.captioner.vocabulary)
         self.captioner.model.to(device)
         self.folder.history = saved.get("history", []) if saved else command_history(self.captioner.info)
-        if s.show_tokens:
-            show_tokens(dataset, self.captioner.vocabulary)
         objective = self.open_data(dataset)
         self.start(saved, objective)
         self.folder.remove_older()  # all that the new run needs is open
 
     def open_data(self, dataset: CaptionDataset) -> Objective:
         """Open the batches for training and for validation. Returns the objective, before self-critical training."""
+        cached, bad = self.cache(dataset) if self.data.cache_features else ({}, [])
+        with first_speaks():
+            objective = self.open_loaders(readable(dataset, cached), cached)
+        self.loader.bad_items += bad
+        return objective
+
+    def open_loaders(self, dataset: CaptionDataset, cached: dict[str, CachedFeatures]) -> Objective:
+        """`open_data` with what `cache` gave."""
         data, captioner, config = self.data, self.captioner, self.captioner.config
-        cached, bad = self.cache(dataset) if data.cache_features else ({}, [])
-        dataset = readable(dataset, cached)
         inputs = plan_inputs(config, dataset, sources=cached)
         keep_sizes(config, inputs)
         models, weights = self.settings.distill, self.builder.wanted.weights
         teachers = Teachers(models, captioner, inputs, dataset, weights) if models else None
         self.loader = self.open_loader(dataset, inputs + (teachers.inputs if teachers else []))
-        self.loader.bad_items += bad
         if (share := self.loader.unknown_share) > MOST_UNKNOWN:
             loaded = self.builder.wanted.load_model
             what = f"lacks {share:.0%} of the words of --dataset {data.dataset}"
@@ -152,7 +159,8 @@ class TrainRun:
         """--cache_features: the encoders run over all images now, or did before. As `cache_features` returns it."""
         datasets = [dataset]
         if self.data.validates:
-            datasets.append(open_images(self.data, validation=True))
+            with first_speaks():
+                datasets.append(open_images(self.data, validation=True))
         tell = print if is_main() else lambda line: None
         folder, workers = self.data.cache_features, self.data.num_workers
         found = cache_features(folder, self.captioner, datasets, num_workers=workers, tell=tell)

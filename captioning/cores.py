@@ -1,5 +1,7 @@
-"""How many processor cores there are, and how many processes torchrun started, as the environment tells it."""
+"""How many processor cores there are, and which processes torchrun started, as the environment tells it."""
 
+import contextlib
+import io
 import os
 
 
@@ -21,6 +23,17 @@ def process_count() -> int:
 def process_number() -> int:
     """Which of them this one is, from 0 on."""
     return _number("RANK", 0)
+
+
+@contextlib.contextmanager
+def first_speaks():
+    """Within it only the first process prints: what all of them would say is said once."""
+    if process_number() == 0:
+        yield
+        return
+    silence = io.StringIO()
+    with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+        yield
 
 
 def _number(name: str, default: int) -> int:

@@ -1,7 +1,6 @@
 """The device to compute on, and the processes that torchrun starts."""
 
 import contextlib
-import io
 import os
 import signal
 from datetime import timedelta
@@ -125,13 +124,6 @@ def process() -> tuple[int, int]:
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return process()[0] == 0
-
-
-@contextlib.contextmanager
-def first_speaks():
-    """Within it only the first process writes to stderr: what all of them would say is said once."""
-    with contextlib.nullcontext() if is_main() else contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def wait_for_all() -> None:

@@ -73,7 +73,7 @@ def read_training_captions(name: str, config_file: str | None = None) -> list[st
     """All captions of a caption file, or of a dataset of datasets.conf. Raises UserError where there are none."""
     if os.path.exists(name) or name.lower().endswith(".json"):
         return [text for texts in read_references(name, "--training").values() for text in texts]
-    captions = [text for item in open_dataset(name, config_file).items for text in item.captions]
+    captions = [text for item in open_dataset(name, config_file, option="--training").items for text in item.captions]
     if not captions:
         raise UserError(f"--training: the dataset {name} has no captions")
     return captions

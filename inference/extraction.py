@@ -6,8 +6,9 @@ Shapes: B images in a batch, S size of an image in pixels, D feature size, h x w
 import numpy as np
 import torch
 
+from captioning.cores import first_speaks
 from captioning.datasets.base import CaptionDataset
-from captioning.devices import first_speaks, from_main, to_main
+from captioning.devices import from_main, to_main
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.ten_crops import pooled_crops
 from captioning.encoder.transforms import ImageTransform, TenCrops

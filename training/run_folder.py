@@ -21,6 +21,7 @@ from captioning.errors import UserError
 from captioning.features.factory import is_feature_file
 from captioning.files import atomic_write, check_writable, expect, read_json, remove_leftovers
 from captioning.locks import FileLock
+from captioning.scoring.bootstrap import NOISE
 from model import Captioner, save_captioner
 from training.settings import FIXED, ModelSettings, changes, model_settings
 from training.trainer import Trainer
@@ -28,7 +29,6 @@ from vocabulary import Vocabulary
 
 # The first of these that was measured decides which epoch is best; losses are better when lower.
 CRITERIA = ("cider", "ciderd", "spice", "meteor", "bleu_4", "rouge_l", "loss")
-NOISE = 0.01  # a score below it says nothing about captions: chance decides which epoch has the highest
 
 
 def run_name(basename: str, wanted: ModelSettings, config: ModelConfig) -> str:

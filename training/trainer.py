@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from captioning.devices import sum_gradients
+from captioning.devices import process, sum_gradients
 from captioning.errors import UserError
 from model import Captioner
 from training.losses import Objective, StepLoss
@@ -64,7 +64,10 @@ class Trainer:
     @property
     def method(self) -> str:
         """The optimizer and its learning rate, in words."""
-        return f"{self.settings.optimizer} at a learning rate of {self.settings.learning_rate:g}"
+        s = self.settings
+        if s.lr_scheduler == "CyclicalLR":
+            return f"{s.optimizer} at learning rates from {s.lr_cyclical_min:g} to {s.lr_cyclical_max:g} (CyclicalLR)"
+        return f"{s.optimizer} at a learning rate of {s.learning_rate:g}"
 
     def _adam(self) -> None:
         s = self.settings
@@ -91,7 +94,7 @@ class Trainer:
     def train_step(self, batch) -> StepLoss:
         """One step of the optimizer on a batch: set the learning rate, forward, backward, clip, step."""
         s = self.settings
-        torch.manual_seed((s.seed * 1_000_003 + self.step) % 2**63)  # all random numbers of the step follow from it
+        torch.manual_seed(seed_of(s.seed, self.step, process()[0]))
         rate = learning_rate(s, self.step - self.began, self.steps_per_epoch, self.num_epochs)
         if self.plateau is not None:
             rate *= self.plateau.optimizer.param_groups[0]["lr"]
@@ -245,6 +248,12 @@ class Trainer:
         if not isinstance(average, list) or list(map(shape_of, average)) != list(map(shape_of, self.average)):
             raise UserError("the checkpoint's averaged weights (--ema) are not those of this model")
         copy_all(self.average, average)
+
+
+def seed_of(seed: int, step: int, process: int) -> int:
+    """The seed of all random numbers of a step; each process has its own, as its rows would have in one process."""
+    # On a CPU the lowest 32 bits count. By this factor the processes' steps lie far apart in them (Knuth's hashing).
+    return (seed * 1_000_003 + step + process * 2_654_435_769) % 2**63
 
 
 def not_finite(step: int) -> UserError:

@@ -17,12 +17,13 @@ import torch
 
 from captioning.batches.features import CachedFeatures
 from captioning.batches.inputs import plan_inputs
+from captioning.cores import first_speaks
 from captioning.datasets.base import CaptionDataset, image_key
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.names import short_names
 from captioning.datasets.splits import divided
 from captioning.decoder.search import Search
-from captioning.devices import autocast, first_speaks, from_main, is_main, process, to_main
+from captioning.devices import autocast, from_main, is_main, process, to_main
 from captioning.errors import UserError, warn, warn_once
 from captioning.files import atomic_write
 from captioning.locks import FileLock

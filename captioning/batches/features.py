@@ -97,7 +97,7 @@ class FeatureFiles:
         if found:
             key = min(found)
             note_once(
-                f"{reader.path}: {len(found)} records have DeepCaption's names: {found[key]!r} stands for {key!r}"
+                f"{reader.path}: records have DeepCaption's names, as {found[key]!r} for {key!r} ({len(found)} in all)"
             )
         self.renamed |= {(part, key): name for key, name in found.items()}
         return set(found)

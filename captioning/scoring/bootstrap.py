@@ -23,6 +23,7 @@ NUMBERS_AT_ONCE = 2_000_000  # random numbers held at a time: 16 MB
 # With captions of good quality the standard deviation of CIDEr over images is about as large as its mean. The 95%
 # interval of 100 images is then 20% of the score to either side: more than what most papers report as progress.
 FEW_IMAGES = 100
+NOISE = 0.01  # a score below it says nothing about captions: chance decides which model has the highest
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def test_deepcaptions_prefix_of_coco(tmp_path, capsys, file):
     write(tmp_path / file, own)
     assert read(tmp_path, "c", file) == [1, 2, 3]  # the plain name counts where it has a record
     said = capsys.readouterr().err
-    assert said.count("1 records have DeepCaption's names: 'COCO_val2014_000002.jpg' stands for '000002.jpg'") == 1
+    assert said.count("records have DeepCaption's names, as 'COCO_val2014_000002.jpg' for '000002.jpg' (1 in all)") == 1
     coco(tmp_path, ["000004.jpg"], "d")
     with pytest.raises(UserError, match="no record for '000004.jpg'"):
         read(tmp_path, "d", file)

@@ -113,6 +113,14 @@ def test_best_epoch():
     assert best(history({1: {"training_loss": 1.0}}), ["cider"]) is None
 
 
+def test_best_epoch_where_the_score_is_noise():
+    """As RunFolder chooses best.model: by the loss while no score reaches 0.01."""
+    noise = {1: {"validation_loss": 3.0, "cider": 0.009}, 2: {"validation_loss": 2.0, "cider": 0.0}}
+    assert best(history(noise), ["cider"]) == ("validation_loss", 2, 2.0)
+    assert best(history(noise | {3: {"validation_loss": 4.0, "cider": 0.01}}), ["cider"]) == ("cider", 3, 0.01)
+    assert best(history({1: {"cider": 0.001}, 2: {"cider": 0.002}}), ["cider"]) == ("cider", 2, 0.002)
+
+
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 9])
 def test_smoothing_is_a_mean_that_keeps_a_straight_line(window):
     assert smoothed([3.0, 6.0, 0.0], 3) == [3.0, 3.0, 0.0]

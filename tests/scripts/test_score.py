@@ -283,7 +283,7 @@ def test_score_refuses_flags_that_do_not_fit(script, several, tmp_path):
         ([first, "--resamples", "500"], "--resamples is for --confidence"),
         ([first, "--confidence", "95", "--resamples", "5"], "--resamples 5: must be at least 100"),
         ([first, "--dataset_config_file", "x"], "--dataset_config_file is for --training"),
-        ([first, "--training", "no_such_dataset"], "unknown dataset 'no_such_dataset'"),
+        ([first, "--training", "no_such_dataset"], "--training: unknown dataset 'no_such_dataset'"),
     ):
         done = script("score.py", *arguments, *flags)
         assert done.status == 2 and len(done.err.splitlines()) == 1, (arguments, done)

@@ -12,6 +12,8 @@ import pytest
 from running import ROOT, run_here
 from toy import FAST, make_coco, write_config, write_features
 
+from captioning.cores import first_speaks
+
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 SHARING = ("train.py", "infer.py", "extract_features.py")
 
@@ -24,9 +26,13 @@ def torchrun(processes: int, script: str, *arguments, cwd=None, timeout=200) -> 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model of feature files, and 13 images to caption."""
+    """A model of feature files, and 13 images to caption. In each caption file a caption is blank."""
     root = tmp_path_factory.mktemp("processes")
     make_coco(root, {"train": 24, "val": 13})
+    for path in (root / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        content["annotations"][0]["caption"] = " "
+        path.write_text(json.dumps(content))
     write_config(root, ["train", "val"])
     write_features(root, "pooled.lmdb")
     common = ["--dataset_config_file", root / "datasets.conf", "--features", "pooled.lmdb", "--cpu", *FAST]
@@ -55,7 +61,7 @@ def test_each_image_once_and_as_by_one_process(flags, tmp_path, processes):
     several = torchrun(processes, "infer.py", *flags, *more, "--output_file", tmp_path / "many.jsonl")
     assert several.returncode == 0, several.stderr
     assert several.stdout == one.out
-    assert several.stderr.count("captions of 13 images") == 1
+    assert several.stderr.count("captions of 13 images") == several.stderr.count("1 blank captions left out") == 1
     assert captions(tmp_path / "many.jsonl") == captions(tmp_path / "one.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many.jsonl", "one.jsonl"]
 
@@ -147,6 +153,27 @@ def test_a_mistake_is_told_once(flags, tmp_path):
     assert done.returncode != 0 and done.stderr.count("infer.py: error: ") == 1
     assert "Traceback (most recent call last)" not in done.stderr.split("ChildFailedError")[0].split("torch/")[0]
     assert [path.name for path in tmp_path.iterdir()] == ["bad.model"]
+
+
+@pytest.mark.slow
+def test_training_says_all_once(world, tmp_path):
+    common = ["--dataset_config_file", world / "datasets.conf", "--features", "pooled.lmdb", "--cpu", "--show_tokens"]
+    where = ["--model_path", tmp_path, "--model_name", "two", "--vocab_root", world / "vocab", "--num_epochs", 1]
+    done = torchrun(2, "train.py", "--dataset", "toy:train", "--validate", "toy:val", *common, *FAST, *where)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("captions_train.json: 1 blank") == done.stderr.count("captions_val.json: 1 blank") == 1
+    told = [line for line in done.stdout.splitlines() if not line.startswith("tokens:")]
+    assert len(told) == len(set(told)) and done.stdout.count("vocabulary from ") == 1
+
+
+def test_who_speaks(monkeypatch, capsys):
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        with first_speaks():
+            print("out of", rank)
+            print("err of", rank, file=sys.stderr)
+        print("after", rank)
+    assert capsys.readouterr() == ("out of 0\nafter 0\nafter 1\n", "err of 0\n")
 
 
 # ---- scripts that work in one process ----

@@ -124,6 +124,28 @@ def test_two_processes_are_one(tmp_path, first):
     assert (alone["decoder.embed.weight"] - before["decoder.embed.weight"]).norm() > 0.1
 
 
+def test_each_process_draws_its_own_random_numbers(tmp_path):
+    """Else rows of dropout masks and of sampled captions would be the same in all, and their noise would add up."""
+
+    def work() -> torch.Tensor:
+        drawn = []
+
+        class Drawing(CrossEntropy):
+            def __call__(self, captioner, batch, step):
+                drawn.append(torch.rand(8))
+                return super().__call__(captioner, batch, step)
+
+        captioner = captioner_of()
+        trainer = Trainer(captioner, SETTINGS, Drawing(SETTINGS))
+        for step in range(2):
+            trainer.train_step(batch_of(step))
+        return torch.cat(drawn)
+
+    alone, (first, second) = work(), in_processes(work, tmp_path)
+    assert torch.equal(first, alone)
+    assert not torch.isin(second, first).any()
+
+
 def test_a_process_without_images_takes_part(tmp_path):
     """The second process has nothing but a stand-in at every other step: that weighs nothing, also in batch norm."""
     alone = trained(batch_of(s) if s % 2 == 0 else part_of(batch_of(s), 0, 5) for s in range(STEPS))

@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 from toy import make_coco, write_config, write_features
-from toy_decoders import Keys, TableDecoder
+from toy_decoders import Keys, TableDecoder, config_of
 
 from captioning import checkpoint
 from captioning.decoder.search import Search, generate, generate_rows
 from captioning.rows import Packing
 from captioning.text.tokens import END, PAD, START, UNK
+from model import Captioner, build_model
 from training.cider_reward import CiderReward
+from training.losses import Objective
 from training.self_critical import SelfCritical, policy_logits, self_critical_loss
 from training.self_critical_terms import WordCounts, extra_term, face_loss, sentence_bleu
 from training.settings import SelfCriticalLoss, TrainSettings
+from training.trainer import Trainer
 from vocabulary import build_vocabulary
 
 SAMPLES = [[5, 6, 7, 5, 6, 7, 5, 6], [5, 5, 5, 5], [9], [5, 6, 7, 8], []]
@@ -324,6 +327,13 @@ def test_a_loaded_model_is_trained_by_adam_at_a_low_rate(trained):
     assert max(int(one["step"]) for one in state["optimizer"]["state"].values()) == 3  # of this epoch
     resumed = trained.run("train.py", *flags, *more[:-4], "--num_epochs", 7, *more[-2:], "--resume")
     assert resumed.status == 0 and list(rows_of(trained, "loaded")) == ["6", "7"], resumed.err
+
+
+def test_the_rates_of_a_cycle_are_told():
+    settings = TrainSettings(optimizer="adam", lr_scheduler="CyclicalLR", lr_cyclical_min=1e-6, lr_cyclical_max=1e-4)
+    words = build_vocabulary(["a"], 1)
+    told = Trainer(Captioner(build_model(config_of(image=4), words), words), settings, Objective(settings)).method
+    assert told == "adam at learning rates from 1e-06 to 0.0001 (CyclicalLR)"
 
 
 def test_mixed_precision(trained):
