@@ -89,6 +89,9 @@ class InferRun:
         if s.lemma_pos_rules:
             self.style = replace(self.style, rules=LemmaRules.load(s.lemma_pos_rules))
         self.vocabulary = Vocabulary.load(s.vocab) if s.vocab else None
+        if s.output_file and not (s.output_format or format_of(s.output_file)) and self.first:
+            name = shown(s.output_file)
+            note(f"--output_file {name}: its ending names no format, so it is a txt file (--output_format)")
 
     def check_feature_files(self) -> None:
         """Raises UserError where a file of --ext_features or --ext_persist_features is not there."""
@@ -147,8 +150,6 @@ class InferRun:
             from captioning.scoring.metrics import parse_metrics
 
             self.metrics = parse_metrics(s.scoring)
-        if s.output_file and not (s.output_format or format_of(s.output_file)):
-            note(f"--output_file {s.output_file}: its ending names no format, so it is a txt file (--output_format)")
         words = self.style.wants_words
         if path is None or self.first:
             return ResultsFile(path, form, s.resume, words, s.force, not self.alone) if path else None

@@ -69,9 +69,10 @@ def is_position(value) -> bool:
     """Whether `value` says where training stands, for --resume: epoch, batch, sums so far, the trainer's state."""
     if not isinstance(value, dict) or not is_trainer_state(value.get("trainer")):
         return False
-    sums = value.get("progress")
-    counted = is_count(value.get("epoch")) and is_count(value.get("batch"))
-    return counted and (sums is None or are_sums(sums)) and are_settings(value.get("settings") or {})
+    if not is_count(value.get("epoch")) or not is_count(value.get("batch")):
+        return False
+    settings = value.get("settings", {})  # older versions wrote none, or None
+    return (value["batch"] == 0 or are_sums(value.get("progress"))) and (settings is None or are_settings(settings))
 
 
 def is_trainer_state(value) -> bool:
@@ -122,7 +123,7 @@ ENTRIES = {  # what a model file may hold -> whether a value is of the right typ
     "length_penalty": lambda value: type(value) in (int, float) and -1e6 < value < 1e6,
     "training": is_position,
     "counters": is_trainer_state,
-    "settings": are_settings,
+    "settings": lambda value: value is None or are_settings(value),
     "converted_from": lambda value: is_table_of(str, value) and {"file", "sha256"} <= set(value),
 }
 

@@ -145,7 +145,8 @@ def run(main, args) -> int:
 
 
 # What a full, read-only or forbidden disk answers, wherever no function named the file by a UserError.
-OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+OF_THE_DISK = UNWRITABLE | {errno.EACCES, errno.EPERM}
 # How torch says it, of the CPU, of a GPU, and of sizes beyond what can be counted.
 OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory|Storage size calculation overflowed|not enough memory")
 OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}

@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from captioning.errors import UserError
+from captioning.errors import UNWRITABLE, UserError
 
 try:
     import fcntl
 except ImportError:  # Windows: leftovers stay, since nothing tells whether their writer is alive
     fcntl = None
 
-CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EISDIR}
+CANNOT_WRITE = UNWRITABLE | {errno.EISDIR}
 STREAM = re.compile(r"/dev/std(out|err)|/(?:dev|proc/self)/fd/(\d+)")  # what is open in this process, by its number
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # names that atomic_write gives
 

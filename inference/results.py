@@ -156,11 +156,11 @@ class ResultsFile:
         return self
 
     def add(self, result: Result) -> None:
-        self.results.append(result)
         if self.grows:
             with naming_file(self.path):
                 self._file.write(_lines(self.form, result))
                 self._file.flush()
+        self.results.append(result)
 
     def arrange(self, results: list[Result]) -> None:
         """`results` are all that FILE shall have, in this order: those of the other processes too."""

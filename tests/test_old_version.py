@@ -68,7 +68,8 @@ def test_validation_loss_and_scores(script, files, kind):
     common = ["--dataset_config_file", "datasets.conf", "--cpu", "--num_workers", 0]
     run(script, "train.py", "--validate_only", "--load_model", model, "--validate", section, *common)
     (stats,) = json.loads(next(model.parent.glob("train_stats-*.json")).read_text()).values()
-    assert stats == pytest.approx(EXPECTED[kind]["validation"], abs=1e-5)
+    expected = EXPECTED[kind]["validation"]
+    assert {name: stats[name] for name in expected} == pytest.approx(expected, abs=1e-5)  # figures of today may be more
 
 
 def test_a_run_that_was_killed_within_an_epoch_goes_on(script, files, fast):

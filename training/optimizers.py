@@ -89,9 +89,9 @@ def make_plateau() -> optim.lr_scheduler.ReduceLROnPlateau:
     return schedule(stand_in, factor=0.1, patience=2, threshold_mode="abs")
 
 
-# What the optimizers keep of a parameter once it was trained. Files may hold more.
-STATE_OF = {"rmsprop": {"square_avg"}, "adam": {"exp_avg", "exp_avg_sq"}, "adamw": {"exp_avg", "exp_avg_sq"}}
-STATE_OF["sgd"] = set()
+ADAM = {"step", "exp_avg", "exp_avg_sq"}
+STATE_OF = {"rmsprop": {"step", "square_avg"}, "adam": ADAM, "adamw": ADAM, "sgd": set()}  # kept of each parameter
+ANEW = "start from it with --load_model and --optimizer_reset"
 
 
 def shape_of(value) -> tuple[int, ...] | None:
@@ -102,7 +102,7 @@ def shape_of(value) -> tuple[int, ...] | None:
 def load_optimizer(optimizer: optim.Optimizer, names: set[str], state) -> None:
     """Go on where `state`, its state_dict(), was taken, with options that are those of `optimizer`, but for the rate.
 
-    names: what there must be of each parameter, in its shape. Raises ValueError where the state is another one's.
+    names: what there must be of each parameter that has some. Raises ValueError where the state is another one's.
     """
     own = optimizer.state_dict()
     if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
@@ -116,13 +116,18 @@ def load_optimizer(optimizer: optim.Optimizer, names: set[str], state) -> None:
         if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(values, dict):
             raise ValueError("it is no state of an optimizer")
         shape = shape_of(parameters[number])
-        if any(shape_of(values.get(name)) != shape for name in names) or not all(
-            value is None or type(value) in (int, float) or shape_of(value) in ((), shape) for value in values.values()
-        ):
+        if not names <= values.keys() or not all(_is_kept(name, value, shape) for name, value in values.items()):
             raise ValueError(f"it has other numbers for parameter {number}, of shape {shape}")
     for group, given in zip(own["param_groups"], groups):
         group["lr"] = float(given["lr"])
     optimizer.load_state_dict({"state": state["state"], "param_groups": own["param_groups"]})
+
+
+def _is_kept(name: str, value, shape: tuple[int, ...]) -> bool:
+    """Whether `value` is what an optimizer keeps of a parameter of `shape`: a count of steps, or numbers like it."""
+    if name == "step":
+        return (type(value) in (int, float) or shape_of(value) == ()) and value >= 0
+    return shape_of(value) == shape or (value is None and name == "momentum_buffer")
 
 
 def _size(group) -> int | None:
@@ -136,6 +141,6 @@ def load_plateau(plateau: optim.lr_scheduler.ReduceLROnPlateau, state: dict, fac
     """Go on where `state`, its state_dict(), was taken, when the rate was `factor` of the first."""
     counts = {name: state.get(name) for name in ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")}
     if not all(type(value) in (int, float) for value in counts.values()):
-        raise UserError("the checkpoint does not say where ReduceLROnPlateau stands: leave out --lr_scheduler")
+        raise UserError(f"the checkpoint does not say where ReduceLROnPlateau stands: {ANEW}")
     plateau.load_state_dict(counts)
     plateau.optimizer.param_groups[0]["lr"] = factor

@@ -11,6 +11,7 @@ from typing import Literal
 from captioning.command_line import text_or_nothing
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig, Settings, setting
 from captioning.datasets.config import CONFIG_HELP
+from captioning.files import sha256_of
 
 Tokenizer = Literal["treebank", "words", "char", "regex", "whitespace"]
 Optimizer = Literal["rmsprop", "adam", "adamw", "sgd"]
@@ -281,8 +282,4 @@ def data_checksum(items: Sequence, sources: Iterable) -> str:
 
 def file_checksum(path) -> str:
     """Eight digits that tell files of other content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:8]
+    return sha256_of(path)[:8]

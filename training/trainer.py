@@ -17,6 +17,7 @@ from captioning.errors import UserError
 from model import Captioner
 from training.losses import Objective, StepLoss
 from training.optimizers import (
+    ANEW,
     STATE_OF,
     ParameterGroups,
     learning_rate,
@@ -27,8 +28,6 @@ from training.optimizers import (
     shape_of,
 )
 from training.settings import TrainSettings
-
-ANEW = "start from it with --load_model and --optimizer_reset"
 
 
 class Trainer:
@@ -228,7 +227,7 @@ class Trainer:
             self.began = self.step - (self.step - self.began) * self.steps_per_epoch // before
         if self.plateau is not None and state.get("plateau"):
             load_plateau(self.plateau, state["plateau"], state["plateau_factor"])
-        if self.average is not None and state.get("average"):
+        if self.average is not None and state.get("average") is not None:
             self._load_average(state["average"])
 
     def _load_optimizer(self, state: dict) -> None:

@@ -17,8 +17,7 @@ def handle(path: Path, opener):
 
     opener: called where the file is not open yet, or another one took its place.
     """
-    now = os.stat(path)
-    stamp = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+    stamp = stamp_of(path)
     if path in _recent and _recent[path][0] == stamp:
         return _recent[path][1]
     name = os.path.realpath(path)
@@ -28,6 +27,12 @@ def handle(path: Path, opener):
         _handles[name] = (stamp, opener())
     _recent[path] = _handles[name]
     return _handles[name][1]
+
+
+def stamp_of(path) -> tuple[int, ...]:
+    """What is another once another file took the place of `path`, or it was written to."""
+    now = os.stat(path)
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 
 def forget(path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from captioning.errors import UserError, one_line
 from captioning.features.base import RowReader, RowStore, parse_provenance
-from captioning.features.handles import handle, handles_lock
+from captioning.features.handles import handle, handles_lock, stamp_of
 
 HEADERS = 2**16  # bytes, more than those of a file with one dataset
 FILTERS = {1, 2, 3, 6, 32000}  # numbers of HDF5's: gzip, shuffle, checksum, scale and offset, lzf
@@ -116,8 +116,7 @@ def check_text(path: Path) -> None:
 
     Over damaged ones it may go on for ever. So a process of its own tries first, once for each file.
     """
-    status = os.stat(path)
-    stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    stamp = stamp_of(path)
     if stamp in _readable:
         return
     try:

@@ -16,7 +16,7 @@ import numpy as np
 
 from captioning.errors import UserError
 from captioning.features.base import FeatureReader, parse_provenance
-from captioning.features.handles import forget, handle, handles_lock, naming
+from captioning.features.handles import forget, handle, handles_lock, naming, stamp_of
 from captioning.features.lmdb_pages import check_header, check_records
 from captioning.files import require_plain_file
 
@@ -120,8 +120,7 @@ class LmdbReader(FeatureReader):
 
 def check_whole(file: Path, transaction) -> None:
     """Raises ValueError where the records that `transaction` sees are damaged. A file is looked through once."""
-    status = os.stat(file)
-    stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, transaction.id()
+    stamp = *stamp_of(file), transaction.id()
     if stamp not in _whole:
         check_records(file, transaction.id())
         _whole.add(stamp)
