@@ -11,6 +11,7 @@ from running import ROOT
 
 import plot_stats
 from captioning import checkpoint
+from captioning.datasets.factory import open_dataset
 from captioning.datasets.references import read_references
 from captioning.errors import UserError
 from captioning.features.factory import open_features
@@ -60,6 +61,11 @@ def encode(path):
     assert words.sentence(words.encode("a dog")) and json.dumps(words.to_dict())
 
 
+def own_captions(path):
+    for split in ("", ":val", ":train"):
+        assert open_dataset(f"{path}{split}").items
+
+
 def judge(path):
     (path.parent / "captions_test.json").write_text(json.dumps({"annotations": [{"image_id": 1, "caption": "A cat."}]}))
     scenes, references = demo_scenes.read_set(path.parent)
@@ -103,6 +109,11 @@ KINDS = {
     "validation figures": ("v.json", EPOCHS, lambda path: read_stats(path, "--validate_only")),
     "results": ("r.json", RESULTS, lambda path: caption_files.read_results(str(path))),
     "references": ("t.json", TRUTH, read_references),
+    "Karpathy's split, as it is": ("k.json", SPLIT, own_captions),
+    "COCO, as it is": ("k.json", {**TRUTH, "images": [{"id": 1, "file_name": "a.jpg", "split": "val"}]}, own_captions),
+    "captions in a list": ("l.json", [{"image": "a.jpg", "caption": ["A dog."], "split": "val"}], own_captions),
+    "captions in lines": ("l.jsonl", {"file_name": "a.jpg", "text": "A dog.", "image_id": 3}, own_captions),
+    "captions by names": ("n.json", {"a.jpg": ["A dog.", "A cat."], "b.jpg": "A bird."}, own_captions),
     "jsonl": ("r.jsonl", LINE, lambda path: results.read_results(path, "jsonl", words=True)),
     "vocabulary": ("v.json", build_vocabulary(["a dog", "a cat"], 1).to_dict(), encode),
     "cached words": ("w.json", table_of_words, lambda path: CachedWords.load(path).to_dict()),

@@ -200,7 +200,8 @@ def open_images(data: DataSettings, validation: bool = False) -> CaptionDataset:
     """The images of --dataset, or of the validation data: those of --validate, or a --val_fraction of --dataset."""
     if validation and data.validate:
         return open_dataset(data.validate, data.dataset_config_file, data.images, "--validate")
-    dataset = open_dataset(data.dataset, data.dataset_config_file, data.images)
+    option = "--captions" if data.captions else "--dataset"
+    dataset = open_dataset(data.dataset, data.dataset_config_file, data.images, option)
     if data.val_fraction:
         return divided(dataset, data.val_fraction, f"--val_fraction {data.val_fraction:g}")[validation]
     return dataset

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from captioning.datasets.caption_file import PhotoFinder, photos_of_split
+from captioning.datasets.caption_file import CaptionFile, PhotoFinder, photos_of_split
 from captioning.datasets.coco import CocoDataset
-from captioning.datasets.config import OF_PATHS, DatasetParams, get_datasets
-from captioning.datasets.factory import DATASET_CLASSES
+from captioning.datasets.config import DatasetParams, get_datasets
+from captioning.datasets.factory import class_of
 from captioning.datasets.layouts.layout import Photo
 from captioning.datasets.layouts.reading import read_layout
-from captioning.errors import UserError, note_once
+from captioning.errors import note_once
 from captioning.images.fingerprint import Fingerprint, near_pairs
 from captioning.text.cleaning import clean_caption
 from captioning.text.tokenizers import tokenize_function
@@ -64,10 +64,8 @@ def checked_photos(
     """
     photos = []
     for params in get_datasets(spec, config_file, option, images):
-        kind = DATASET_CLASSES.get(params.dataset_class)
-        if kind is None:
-            raise UserError(f"[{params.name}] unknown dataset_class {params.dataset_class!r}")
-        by_row = params.dataset_class == OF_PATHS or kind is CocoDataset
+        kind = class_of(params)
+        by_row = kind in (CaptionFile, CocoDataset)
         photos += _by_row(params, findings) if by_row else _by_item(kind(params))
     return photos
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from captioning.datasets.base import CaptionDataset
 from captioning.datasets.caption_file import CaptionFile
 from captioning.datasets.coco import CocoDataset
-from captioning.datasets.config import get_datasets
+from captioning.datasets.config import DatasetParams, get_datasets
 from captioning.datasets.folder import GenericDataset
 from captioning.datasets.picsom import PicSOMDataset
 from captioning.datasets.video import MSRVTTDataset, TRECVID2018Dataset
@@ -16,7 +16,6 @@ from captioning.errors import UserError
 DATASET_CLASSES = {
     kind.__name__: kind
     for kind in (
-        CaptionFile,
         CocoDataset,
         GenericDataset,
         MSRVTTDataset,
@@ -25,6 +24,7 @@ DATASET_CLASSES = {
         VisualGenomeIM2PDataset,
         VisualGenomeRegionsDataset,
         VistDataset,
+        CaptionFile,
     )
 }
 
@@ -37,14 +37,15 @@ def open_dataset(
     images: where the images of paths lie; option: the flag that errors name. Raises UserError for whatever is wrong
     with the configuration or a caption file.
     """
-    parts = []
-    for params in get_datasets(spec, config_file, option, images):
-        kind = DATASET_CLASSES.get(params.dataset_class)
-        if kind is None:
-            unknown = f"{params.config_path}: [{params.name}] unknown dataset_class {params.dataset_class!r}"
-            raise UserError(f"{unknown}; known: {', '.join(DATASET_CLASSES)}")
-        parts.append(kind(params))
-    return join_datasets(parts)
+    return join_datasets([class_of(params)(params) for params in get_datasets(spec, config_file, option, images)])
+
+
+def class_of(params: DatasetParams) -> type[CaptionDataset]:
+    """The class that reads a dataset. Raises UserError for an unknown one."""
+    if params.dataset_class not in DATASET_CLASSES:
+        unknown = f"{params.config_path}: [{params.name}] unknown dataset_class {params.dataset_class!r}"
+        raise UserError(f"{unknown}; known: {', '.join(DATASET_CLASSES)}")
+    return DATASET_CLASSES[params.dataset_class]
 
 
 def join_datasets(parts: list[CaptionDataset]) -> CaptionDataset:
