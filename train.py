@@ -528,8 +528,8 @@ def train_in_turn(every: list, validation: Validation) -> int:
     """
     statuses = []
     for args in every:
-        if is_main():
-            folder = Path(args.output_root) / args.model_path / args.model_name
+        folder = Path(args.output_root) / args.model_path / args.model_name
+        with first_speaks():  # the processes have not met yet
             print(f"from {args.load_model[0]}: {folder}", flush=True)
         try:
             statuses.append(train(args, validation))

@@ -161,6 +161,10 @@ def test_training_says_all_once(world, tmp_path):
     where = ["--model_path", tmp_path, "--model_name", "two", "--vocab_root", world / "vocab", "--num_epochs", 1]
     done = torchrun(2, "train.py", "--dataset", "toy:train", "--validate", "toy:val", *common, *FAST, *where)
     assert done.returncode == 0, done.stderr
+    models = [world / f"models/m/ep{number}.model" for number in (1, 2)]
+    more = ["--load_model", *models, *where[:2], "--model_name", "on", *where[4:6], "--num_epochs", 1]
+    several = torchrun(2, "train.py", "--dataset", "toy:train", *common[:2], "--cpu", *more)
+    assert (several.stdout.count("on-m-ep1\n"), several.stdout.count("on-m-ep2\n")) == (1, 1), several.stderr
     assert done.stderr.count("captions_train.json: 1 blank") == done.stderr.count("captions_val.json: 1 blank") == 1
     told = [line for line in done.stdout.splitlines() if not line.startswith("tokens:")]
     assert len(told) == len(set(told)) and done.stdout.count("vocabulary from ") == 1
