@@ -7,7 +7,7 @@ from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError
 from captioning.files import read_lines
-from captioning.images.image_file import list_images
+from captioning.images.listing import list_images
 
 
 class GenericDataset(CaptionDataset):
