@@ -45,6 +45,7 @@ from captioning.files import check_writable, require_file, require_model_file
 from captioning.images.image_file import image_exists
 from captioning.images.zip_file import is_zip
 from captioning.text.cleaning import id_text, printable
+from captioning.text.function_words import content_words
 from inference.gallery import write_gallery
 from inference.lemmas import LemmaRules
 from inference.results import GROWING, PartFile, Result, ResultsFile, Style, format_of, shown_texts
@@ -389,7 +390,8 @@ class InferRun:
         s, old = self.settings, self.as_deepcaption(captioner)
         return Search(
             beam_size=1 if s.sample or old else s.beam_size or max(3, s.n_best),
-            max_length=s.max_seq_length,
+            min_length=s.min_words,
+            max_length=s.max_words or s.max_seq_length,
             length_penalty=captioner.length_penalty if s.length_penalty is None else s.length_penalty,
             n_best=s.n_best,
             sample=s.sample,
@@ -399,9 +401,19 @@ class InferRun:
             allow_unk=s.allow_unk or old,
             block_trigrams=s.block_trigrams,
             trigram_penalty_alpha=s.trigram_penalty_alpha,
+            once=self.words_once(captioner.vocabulary),
             no_repeat_sentences=s.no_repeat_sentences,
             only_complete_sentences=s.only_complete_sentences,
         )
+
+    def words_once(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        """The ids of the words that --no_repeat_words keeps from coming twice."""
+        s = self.settings
+        if not s.no_repeat_words:
+            return ()
+        if vocabulary.tokenizer == "char":
+            raise UserError("--no_repeat_words: the model writes characters, not words")
+        return content_words(vocabulary.words, [word.strip() for word in (s.may_repeat or "").split(",")])
 
     def describe(self, captioner, inputs) -> None:
         """Print what --verbose asks for; inputs: the Input of each feature that the model reads."""

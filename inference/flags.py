@@ -43,6 +43,16 @@ def add_model(add) -> None:
 
 def add_search(add) -> None:
     add("--max_seq_length", default=20, metavar="N", help="most words of a sentence")
+    add("--max_words", type=int, metavar="N", help="the same; counts in place of --max_seq_length where both are given")
+    add("--min_words", default=0, metavar="N", help="fewest words of a sentence (default: 0)")
+    add(
+        "--no_repeat_words",
+        action="store_true",
+        help="write no word twice in a sentence, but function words (a, in, is)",
+    )
+    add(
+        "--may_repeat", metavar="WORDS", help="--no_repeat_words: other words that may be repeated, separated by commas"
+    )
     add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
     add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
     add("--n_best", default=1, metavar="N", help="captions of each image, best first")
@@ -92,9 +102,10 @@ def parse_args(doc: str, argv=None) -> Namespace:
     add_output(parser.group("output"))
     args = parser.parse_args(argv)
     parser.at_least(1, args, "batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives")
-    parser.at_least(0, args, "num_workers")
+    parser.at_least(1, args, "max_words")
+    parser.at_least(0, args, "num_workers", "min_words")
     parser.at_most(1000, args, "num_workers")
-    parser.at_most(10_000, args, "resize", "max_seq_length", "beam_size", "n_best", "alternatives")
+    parser.at_most(10_000, args, "resize", "max_words", "max_seq_length", "beam_size", "n_best", "alternatives")
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not args.sample:
             parser.error(f"--{name} is for sampling: add --sample")
@@ -108,6 +119,10 @@ def parse_args(doc: str, argv=None) -> Namespace:
         parser.error("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
     if args.beam_size and args.n_best > args.beam_size and not args.sample:
         parser.error(f"--n_best {args.n_best} needs as many beams, not --beam_size {args.beam_size}")
+    if args.min_words > (most := args.max_words or args.max_seq_length):
+        parser.error(f"--min_words {args.min_words} is more than the {most} words of --max_words or --max_seq_length")
+    if args.may_repeat and not args.no_repeat_words:
+        parser.error("--may_repeat is for --no_repeat_words")
     if args.cpu and args.device not in (None, "cpu"):
         parser.error(f"--cpu and --device {args.device} exclude each other")
     if args.resume and args.force:
