@@ -2,7 +2,8 @@
 """Caption photos, folders and datasets with a trained model; score the captions of a dataset that has references.
 
     ./infer.py photo.jpg                                                 # photo.jpg: A man in a red shirt.
-    ./infer.py --model models/mymodel/ep5.model --image_dir photos --recursive --html gallery.html
+    ./infer.py holiday photos.zip 'more/**/*.jpg' --html gallery.html    # folders, zip files, patterns
+    ./infer.py holiday --recursive --sidecar txt                         # holiday/a.txt beside holiday/a.jpg
     ./infer.py --model models/mymodel/ep5.model --dataset coco:val2014 --scoring bleu,cider
     ./infer.py --model models/mymodel/ep5.model --image_dir photos --output_file captions.jsonl --resume
     ./infer.py --model models/mymodel/ep5.model --probabilities --alternatives 3 photo.jpg
@@ -10,7 +11,8 @@
 
 The model file holds its vocabulary, its encoder and the size of its images. A dataset whose feature files exist is
 captioned from them, without the encoder. Captions are printed unless they are written to a file; those of a dataset
-are written to results/DATASET_MODEL.json. Images that cannot be read are named and skipped; the exit status is then 1.
+are written to results/DATASET_MODEL.json. What folders hold besides images is counted by kind. Images that cannot be
+read are named and skipped; the exit status is then 1.
 """
 
 import sys
@@ -28,6 +30,7 @@ if __name__ == "__main__":
 
 import contextlib
 import copy
+import os
 import re
 import time
 from collections import Counter
@@ -42,11 +45,12 @@ from captioning.datasets.folder import GenericDataset
 from captioning.datasets.names import short_names
 from captioning.errors import first_few, script_name, shown, warn
 from captioning.files import check_writable, require_file, require_model_file
-from captioning.images.image_file import image_exists
-from captioning.images.zip_file import is_zip
+from captioning.images.listing import PassedOver
 from captioning.text.cleaning import id_text, printable
 from captioning.text.function_words import content_words
 from inference.gallery import write_gallery
+from inference.image_arguments import holds_images, named_images
+from inference.image_outputs import Copies, Sidecars
 from inference.lemmas import LemmaRules
 from inference.results import GROWING, PartFile, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
@@ -82,6 +86,8 @@ class InferRun:
         self.file = self.open_results()
         self.results = self.file.results if self.file else []
         self.rest = self.skip_captioned() if self.file else self.dataset
+        self.outputs = self.open_outputs()
+        self.skip_written()
         if self.rest.items and self.first:  # otherwise all is done, and no model is needed
             require_model_file(self.model)
         if s.weights:
@@ -111,12 +117,17 @@ class InferRun:
         s = self.settings
         loose = bool(s.images or s.image_dir)
         if loose and s.dataset in (None, "generic"):
-            check_photos(s.images)
-            dataset = GenericDataset(files=s.images, image_dir=s.image_dir, recursive=s.recursive)
+            if s.recursive and not s.image_dir and not any(map(holds_images, s.images)):
+                raise UserError("--recursive is for folders: name one, or give --image_dir")
+            passed = PassedOver()
+            files = named_images(s.images, s.recursive, passed)
+            dataset = GenericDataset(files=files, image_dir=s.image_dir, recursive=s.recursive, passed=passed)
+            if line := passed.line():
+                note(f"{script_name()}: {line}")
         elif loose:
             raise UserError(f"--dataset {s.dataset} and images or --image_dir exclude each other")
         elif not s.dataset:
-            raise UserError("nothing to caption: give image files, --image_dir or --dataset")
+            raise UserError("nothing to caption: give image files, folders, --image_dir or --dataset")
         else:
             dataset = open_dataset(s.dataset, s.dataset_config_file, s.dataset_images)
         self.check_names(dataset)
@@ -170,11 +181,13 @@ class InferRun:
         return Path(s.results_path or "results") / f"{name}.{form}", form
 
     def source(self, loose: str) -> str:
-        """What the images are from: the dataset or the name of the folder; `loose` where they were given one by one."""
+        """What the images are from: the dataset, the name of the only folder, or else `loose`."""
         s = self.settings
         if s.dataset:
             return short_names(s.dataset)
-        return Path(s.image_dir).resolve().name if s.image_dir else loose
+        places = [s.image_dir] if s.image_dir else s.images
+        alone = len(places) == 1 and (s.image_dir or holds_images(places[0])) and os.path.exists(places[0])
+        return Path(places[0]).resolve().name if alone else loose
 
     def skip_captioned(self) -> CaptionDataset:
         """The images that the results file does not have yet; its results get what the dataset knows of theirs."""
@@ -190,6 +203,26 @@ class InferRun:
             return self.dataset
         note(f"{len(done)} of {len(self.dataset)} images are captioned already")
         return self.without([item for item in self.dataset.items if id_text(self.style.id_of(item)) not in done])
+
+    def open_outputs(self) -> list[Sidecars | Copies]:
+        """What is written for each image. Raises UserError where it cannot be."""
+        s, outputs = self.settings, []
+        if s.sidecar:
+            outputs.append(Sidecars(s.sidecar, s.existing, s.prefix or "", s.suffix or ""))
+        if s.write_metadata or s.write_metadata_in_place:
+            outputs.append(Copies(s.write_metadata, "skip" if s.existing == "append" else s.existing))
+        for output in outputs:
+            output.plan(self.dataset.items)
+        return outputs
+
+    def skip_written(self) -> None:
+        """Leave out the images that have all their sidecars and copies."""
+        if not self.outputs:
+            return
+        left = [item for item in self.rest.items if not all(output.is_done(item) for output in self.outputs)]
+        if done := len(self.rest) - len(left):
+            note(f"{done} of {len(self.rest)} images have their files already (--existing overwrite writes them anew)")
+            self.rest = self.without(left)
 
     def without(self, left: list[ImageItem]) -> CaptionDataset:
         """The dataset with the items `left` only."""
@@ -250,6 +283,8 @@ class InferRun:
 
         if not shares:
             return []
+        for output, *counts in zip(self.outputs, *(share.counts for share in shares)):
+            output.counts = sum(counts, Counter())
         by_id = {id_text(self.style.id_of(item)): item for item in self.dataset.items}
         order = {image_id: number for number, image_id in enumerate(by_id)}
         share = joined(shares, order)
@@ -277,7 +312,9 @@ class InferRun:
         """Say what was written, score it, draw the gallery. Gives the exit status."""
         if self.file:
             note(f"{self.file.path}: captions of {len(self.results)} images")
-        lines, left_out = report_scores(self.metrics, self.results) if self.metrics else ([], False)
+        for output in self.outputs:
+            note(output.report())
+        lines, left_out = report_scores(self.metrics, self.results) if self.metrics and self.results else ([], False)
         if self.settings.html:
             title = f"{len(self.results)} images of {self.source('a list')}"
             model = Path(self.model.resolve().parent.name, self.model.name)  # without the folders of whoever ran it
@@ -285,7 +322,9 @@ class InferRun:
             note(f"{self.settings.html}: gallery of {len(self.results)} images")
         if bad:
             note(f"{script_name()}: {len(bad)} of {len(self.rest)} images could not be read")
-        return 1 if bad or left_out else 0
+        if unwritten := sum(output.counts["failed"] for output in self.outputs):
+            note(f"{script_name()}: the captions of {unwritten} images could not be written into them")
+        return 1 if bad or left_out or unwritten else 0
 
     def caption_share(self):
         """The inference.sharing.Share of this process: captions of its part of the images that are left."""
@@ -313,11 +352,12 @@ class InferRun:
             if self.file and self.file.form in GROWING and self.first:
                 note(f"\n{self.file.part} has the captions so far: add --resume to go on")
             raise
-        return Share(results, loader.bad_items, attention, self.style.rules.unknown if self.style.rules else Counter())
+        unknown = self.style.rules.unknown if self.style.rules else Counter()
+        return Share(results, loader.bad_items, attention, unknown, [output.counts for output in self.outputs])
 
     @property
     def printed(self) -> bool:
-        return self.settings.print_results or self.file is None
+        return self.settings.print_results or not (self.file or self.outputs)
 
     @property
     def sampling_seed(self) -> int | None:
@@ -337,6 +377,8 @@ class InferRun:
         with tqdm(total=len(self.rest), unit="image", desc="caption", disable=True if hidden else None) as bar:
             for item, result in results:
                 kept.append(result)
+                for output in self.outputs:
+                    output.write(item, result)  # before the results file has it: --resume then need not write it
                 if self.file:
                     self.file.add(result)
                 if self.printed and self.alone:
@@ -426,16 +468,6 @@ class InferRun:
         pixels = f"; images {captioner.size}x{captioner.size}" if any(one.from_pixels for one in inputs) else ""
         note(f"features {', '.join(made)}{pixels}; device {captioner.device}")
         note(f"{len(self.rest)} images of {self.rest.name}")
-
-
-def check_photos(images: list[str]) -> None:
-    """Raises UserError for a photo that is not there, or is a folder or a zip file."""
-    for path in map(Path, images):
-        if path.is_dir() or is_zip(path):
-            kind = "folder" if path.is_dir() else "zip file"
-            raise UserError(f"{path} is a {kind}: give it with --image_dir")
-        if not image_exists(path):
-            raise UserError(f"no such image: {path}")
 
 
 def print_captions(item: ImageItem, result: Result) -> None:

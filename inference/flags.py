@@ -18,9 +18,14 @@ def model_path(typed: str | None) -> Path:
 
 
 def add_images(add) -> None:
-    add("images", nargs="*", metavar="IMAGE", help="image files")
+    add(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="images: files, folders, zip files, and patterns such as 'holiday/**/*.jpg'",
+    )
     add("--image_dir", metavar="DIR", help="caption every image of this folder or zip file")
-    add("--recursive", action="store_true", help="with --image_dir: caption the images of its subfolders too")
+    add("--recursive", action="store_true", help="caption the images of subfolders too")
     add("--dataset", metavar="NAME", help='section of datasets.conf, or PATH[:SPLIT] of captions; several: "a:x+b:y"')
     add("--images", dest="dataset_images", metavar="DIR", help="folder or zip file of the images of --dataset PATH "
         "(default: looked for beside it)")  # fmt: skip
@@ -89,6 +94,29 @@ def add_output(add) -> None:
     add("--verbose", action="store_true", help="print which model, encoder and device are used, and the speed")
 
 
+def add_beside(add) -> None:
+    add("--sidecar", metavar="ENDING", help="write x.ENDING beside each image x.jpg: its captions, one a line")
+    add("--prefix", metavar="TEXT", help="--sidecar: text in front of each caption")
+    add("--suffix", metavar="TEXT", help="--sidecar: text behind each caption")
+    add("--write_metadata", metavar="DIR", help="write copies of the images, with their captions in XMP and EXIF")
+    add("--write_metadata_in_place", action="store_true", help="write the captions into the images themselves")
+    add("--existing", choices=("skip", "overwrite", "append"), default="skip",
+        help="what to do where a text file or copy is there; skip: not caption the image again")  # fmt: skip
+
+
+def check_beside(parser: Parser, args: Namespace) -> None:
+    """Ends the script for flags about sidecars and metadata that exclude each other, or have nothing to work on."""
+    for name in ("prefix", "suffix"):
+        if getattr(args, name) and not args.sidecar:
+            parser.error(f"--{name} is for text files beside the images: add --sidecar txt")
+    if "existing" in args.typed_flags and not (args.sidecar or args.write_metadata):
+        parser.error("--existing is for --sidecar and --write_metadata")
+    if args.existing == "append" and not args.sidecar:
+        parser.error("--existing append is for --sidecar: a copy of an image has one caption; give skip or overwrite")
+    if args.write_metadata and args.write_metadata_in_place:
+        parser.error("--write_metadata writes copies, --write_metadata_in_place the images: give one of them")
+
+
 def parse_args(doc: str, argv=None) -> Namespace:
     """The flags of `argv` (default: the command line's); `doc` is what --help begins with.
 
@@ -100,6 +128,7 @@ def parse_args(doc: str, argv=None) -> Namespace:
     add_search(parser.group("search"))
     add_words(parser.group("probabilities of words"))
     add_output(parser.group("output"))
+    add_beside(parser.group("captions beside the images and in them"))
     args = parser.parse_args(argv)
     parser.at_least(1, args, "batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives")
     parser.at_least(1, args, "max_words")
@@ -125,10 +154,11 @@ def parse_args(doc: str, argv=None) -> Namespace:
         parser.error("--may_repeat is for --no_repeat_words")
     if args.cpu and args.device not in (None, "cpu"):
         parser.error(f"--cpu and --device {args.device} exclude each other")
+    check_beside(parser, args)
     if args.resume and args.force:
         parser.error("--resume goes on with an interrupted run, --force begins anew: give one of them")
     if args.dataset_images and not args.dataset:
         parser.error("--images is for --dataset PATH; --image_dir captions a folder of images")
-    if args.recursive and not args.image_dir:
-        parser.error("--recursive is for --image_dir")
+    if args.recursive and not (args.image_dir or args.images):
+        parser.error("--recursive is for folders: name one, or give --image_dir")
     return args

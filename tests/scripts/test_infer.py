@@ -529,7 +529,8 @@ def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
     [
         ([], "nothing to caption"),
         (["gone.png"], "gone.png"),
-        (["{root}/images"], "--image_dir"),
+        (["{root}/empty"], "no images in {root}/empty"),
+        (["{root}/*.gone"], "no file matches the pattern {root}/*.gone"),
         (["--image_dir", "{root}/empty"], "no images in"),
         (["--image_dir", "{root}/gone"], "no such image folder"),
         (["--dataset", "c:gone"], "unknown dataset"),
