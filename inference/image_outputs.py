@@ -3,7 +3,7 @@
 output = Sidecars("txt", existing="append")     # or Copies("captioned")
 output.plan(dataset.items)                      # finds what cannot be written, before anything is captioned
 output.write(item, result)
-output.report()                                 # "80 text files beside their images (.txt)"
+output.report()                                 # "captions in text files beside the images (.txt): 80"
 """
 
 import contextlib
@@ -125,7 +125,8 @@ class Sidecars(_Output):
         return (old if not old or old.endswith(b"\n") else old + b"\n") + new
 
     def report(self) -> str:
-        return f"{self.counts['written']} text files beside their images (.{self.ending})"
+        """What is said of it at the end."""
+        return f"captions in text files beside the images (.{self.ending}): {self.counts['written']}"
 
 
 class Copies(_Output):
@@ -186,8 +187,9 @@ class Copies(_Output):
             shutil.copystat(item.path, path) if self.folder else os.chmod(path, mode)
 
     def report(self) -> str:
-        where = f"copies of images in {self.folder}" if self.folder else "images"
-        return f"{self.counts['written']} {where} with their captions in them"
+        """What is said of it at the end."""
+        what = f"captions in copies of the images, in {self.folder}" if self.folder else "captions in the images"
+        return f"{what}: {self.counts['written']}"
 
 
 def _bytes_of(path: str) -> bytes:

@@ -32,7 +32,6 @@ class Search:
     """
 
     beam_size: int = 1  # 1: greedy, or sampling with `sample`
-    min_length: int = 0  # fewest words before <end>, as long as there is a word that may follow
     max_length: int = 20  # most words before <end>
     # a: beams are ranked by log-probability / (number of tokens with <end>) ** a (Wu et al. 2016 without its offset)
     length_penalty: float = 0.0
@@ -46,9 +45,10 @@ class Search:
     # a: the log-probability of a word that would repeat a trigram is lower by a * ln 2 for each earlier time
     # (Melas-Kyriazi et al. 2018); 0 or less: off
     trigram_penalty_alpha: float = 0.0
-    once: tuple[int, ...] = ()  # ids of words that a sentence has once at most, such as content_words() gives
     no_repeat_sentences: bool = False  # a sentence that a paragraph has gives way to the next best beam, or to none
     only_complete_sentences: bool = False  # so does a sentence of `max_length` words, which was cut off there
+    min_length: int = 0  # fewest words before <end>, as long as there is a word that may follow
+    once: tuple[int, ...] = ()  # ids of words that a sentence has once at most, such as content_words() gives
 
     def __post_init__(self):
         if not abs(self.length_penalty) <= 50:
