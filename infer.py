@@ -312,6 +312,7 @@ class InferRun:
         """Say what was written, score it, draw the gallery. Gives the exit status."""
         if self.file:
             note(f"{self.file.path}: captions of {len(self.results)} images")
+        self.write_earlier()
         for output in self.outputs:
             note(output.report())
         lines, left_out = report_scores(self.metrics, self.results) if self.metrics and self.results else ([], False)
@@ -325,6 +326,15 @@ class InferRun:
         if unwritten := sum(output.counts["failed"] for output in self.outputs):
             note(f"{script_name()}: the captions of {unwritten} images could not be written into them")
         return 1 if bad or left_out or unwritten else 0
+
+    def write_earlier(self) -> None:
+        """The sidecars and copies of images whose captions --resume found in the results file."""
+        if not (self.file and self.outputs) or self.settings.existing == "append":  # which may have been done before
+            return
+        by_id = {self.style.id_of(item): item for item in self.dataset.items}
+        for result in self.file.earlier:
+            for output in self.outputs:
+                output.write(by_id[result.image_id], result)
 
     def caption_share(self):
         """The inference.sharing.Share of this process: captions of its part of the images that are left."""
@@ -347,7 +357,8 @@ class InferRun:
         self.began = time.monotonic()
         captions = ImageCaptions(captioner, self.search(captioner), self.style, s.amp, attention, self.sampling_seed)
         try:
-            results = self.take(captions.of(loader))
+            with contextlib.closing(captions.of(loader)) as found:  # also its processes, whatever happens
+                results = self.take(found)
         except KeyboardInterrupt:
             if self.file and self.file.form in GROWING and self.first:
                 note(f"\n{self.file.part} has the captions so far: add --resume to go on")
