@@ -5,6 +5,7 @@
     ./average_models.py models/a/ep9.model models/a/ep10.model --weights 1 3 --output models/a/average.model
     ./average_models.py models/a/ep*.model --greedy --dataset coco:val2014 --output models/a/soup.model
     ./average_models.py models/a/best.model --half --output small.model             # half the size, for sharing
+    ./average_models.py models/a/best.model --with_encoders --output whole.model    # it needs no package of weights
     ./average_models.py models/a/best.model --image_size 256 --output large.model   # trained on crops of 224 pixels
 
 The models must come from one run, or must have been trained on from the same model, with the same flags: a mean of
@@ -34,6 +35,7 @@ def parse_args(argv=None) -> Namespace:
         "--weights", nargs="+", type=float, metavar="W", help="numbers: how much each model counts (default: all alike)"
     )
     add("--half", action="store_true", help="write float16, half the size; models are still loaded as float32")
+    add("--with_encoders", action="store_true", help="keep the encoders' weights in the file, those of features too")
     add("--image_size", type=int, metavar="PIXELS", help="caption photos of this size with the result")
     add("--length_penalty", type=float, metavar="A", help="default of infer.py --length_penalty for the result")
     add("--greedy", action="store_true", help="average only models that raise the CIDEr on --dataset (default: all)")
@@ -41,7 +43,7 @@ def parse_args(argv=None) -> Namespace:
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
     add("--beam_size", default=1, metavar="K", help="--greedy: beams of the captions; 1 is greedy")
     add("--num_workers", type=int, metavar="N", help="--greedy: processes that load images (default: all cores)")
-    add("--encoder_weights", metavar="FILE", help="--greedy: local file of the encoder's weights (default: download)")
+    add("--encoder_weights", metavar="FILE", help="local file of the encoder's weights (default: download)")
     add("--device", metavar="NAME", help="--greedy: cpu, cuda, cuda:1, mps (default: the best there is)")
     add("--cpu", action="store_true", help="--greedy: the same as --device cpu")
     args = parser.parse_args(argv)
@@ -108,6 +110,8 @@ def main(args) -> int:
             average = soup(args.models, captioner, loader, args.beam_size)
     else:
         average = Average(args.models, args.weights)
+    if args.with_encoders:
+        average.take_encoders(args.encoder_weights)
     if args.image_size:
         average.give_images_at(args.image_size)
     extra = {} if args.length_penalty is None else {"length_penalty": args.length_penalty}

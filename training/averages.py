@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from captioning import checkpoint
+from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
 from captioning.errors import UserError
+from model import captioner_of
 from vocabulary import Vocabulary
 
 NEEDED = ("config", "vocabulary", "state")
@@ -61,6 +63,23 @@ class Average:
             spec["shape"] = extractor.shape
         config["crop_size"] = size
         self.contents = {**self.contents, "config": config}
+
+    def take_encoders(self, weights: str | None = None) -> None:
+        """Put the encoders behind feature files, and those that a package holds, into the model with their weights.
+
+        weights: a local file of them. The model then needs neither files nor packages. Raises UserError where a file
+        does not say what made it, or was made of ten crops, and where the encoder's weights cannot be had.
+        """
+        captioner = captioner_of({**self.contents, "state": self.state()}, "cpu", weights, self.paths[0])
+        captioner.prepare_for_photos()
+        for spec, extractor in zip(captioner.config.specs, captioner.model.extractors):
+            if not isinstance(extractor, ImageEncoder):
+                raise UserError(f"--with_encoders: {spec.name} was made of ten crops, which a model file cannot hold")
+            spec.name, spec.from_file = extractor.name, False
+        captioner.config.encoder_in_file = True
+        state, whole = captioner.model.trained_state(), sum(self.weights)
+        self.contents = {**self.contents, "config": captioner.config.to_dict(), "state": state}
+        self.total = {name: value.double() * whole for name, value in state.items() if value.is_floating_point()}
 
     def state(self) -> dict[str, Tensor]:
         """The mean weights in float32, beside what is no float (counters) from the first model."""

@@ -25,7 +25,7 @@ FIRST_USE += ("model_name", "load_model", "resume", "replace", "num_epochs", "se
 GROUPS = {  # the flags of train.py under their headings in the help; flags with two names are joined by /
     "data": "dataset captions images val_fraction dataset_config_file validate validation_step validation_scoring "
     "validation_beam_size validate_only skip_existing_validations num_workers batch_size captions_per_image "
-    "num_batches crop_size no_augment cache_features",
+    "mix num_batches crop_size no_augment cache_features",
     "vocabulary": "vocab vocab_root vocab_threshold tokenizer no_tokenize show_tokens skip_start_token",
     "model": "features persist_features weights attention attention_size value_size regularize_attn embed_size "
     "hidden_size num_layers rnn_arch rnn_hidden_init dropout encoder_dropout encoder_non_lin share_embedding_weights "
@@ -94,6 +94,9 @@ def check_paths(args) -> None:
             parts = get_datasets(name, args.dataset_config_file, option, args.images)
             if not args.validate_only:
                 check_feature_files(args.typed_flags, parts)
+            if option == trained and args.mix and len(args.mix) != len(parts):
+                times = ",".join(f"{one:g}" for one in args.mix)
+                raise UserError(f"--mix {times}: {trained} {name} has {len(parts)} parts, give a number for each")
     for option in ("--weights", "--cached_words"):
         if path := getattr(args, option[2:]):
             require_file(option, path)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from captioning.command_line import text_or_nothing
+from captioning.command_line import several_times, text_or_nothing
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig, Settings, setting
 from captioning.datasets.config import CONFIG_HELP
 from captioning.files import sha256_of
@@ -41,6 +41,12 @@ class DataSettings(Settings):
     num_workers: int | None = setting(None, "processes that load images (default: all cores)")
     batch_size: int = setting(128, "captions in a batch")
     captions_per_image: int = setting(5, "captions that share an image in a batch", "C")
+    mix: tuple[float, ...] | None = setting(
+        None,
+        "how often each part of --dataset comes in an epoch, as 1,3 of two joined by + (default: once)",
+        "TIMES",
+        type=several_times,
+    )
     num_batches: int = setting(0, "end each epoch, and each validation, after N batches (default: never)")
     no_augment: bool = setting(False, "train on whole images, without random crops and mirror images")
     cache_features: str | None = setting(None, "folder that keeps the frozen encoder's output (default: none)", "DIR")
