@@ -136,7 +136,7 @@ def check_data(file) -> None:
 
 
 def check_chunk(data, corner: tuple[int, ...]) -> None:
-    """Raises ValueError where the chunk of HDF5 dataset `data` that begins at `corner` unpacks to more than its size."""
+    """Raises ValueError where the chunk of dataset `data` that begins at `corner` unpacks to more than its size."""
     size = math.prod(data.chunks) * data.dtype.itemsize + SPARE
     stored = data.id.get_chunk_info_by_coord(corner).size
     made = data.id.get_create_plist()
