@@ -47,7 +47,7 @@ from captioning.images.zip_file import is_zip
 from captioning.text.cleaning import id_text, printable
 from inference.gallery import write_gallery
 from inference.lemmas import LemmaRules
-from inference.results import GROWING, PartFile, Result, ResultsFile, Style, format_of, shown_texts
+from inference.results import GROWING, NOT_SURE, PartFile, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
 
 
@@ -68,7 +68,10 @@ class InferRun:
         self.settings = s = SimpleNamespace(**settings)
         self.alone, self.first = process_count() == 1, process_number() == 0
         self.file: ResultsFile | None = None  # None where captions are only printed
-        self.style = Style(not s.no_capitalize, None, s.probabilities, s.alternatives, s.store_image_paths)
+        shown_words = s.probabilities, s.alternatives
+        self.style = Style(
+            not s.no_capitalize, None, *shown_words, s.store_image_paths, s.with_scores, s.min_confidence
+        )
 
     # ---- without torch ----
 
@@ -151,8 +154,14 @@ class InferRun:
 
             self.metrics = parse_metrics(s.scoring)
         words = self.style.wants_words
-        if path is None or self.first:
-            return ResultsFile(path, form, s.resume, words, s.force, not self.alone) if path else None
+        if s.with_scores and form == "txt":
+            raise UserError("--with_scores: a txt file has no room for them: use --output_format json, jsonl or csv")
+        if path is None:
+            return None
+        if self.first:
+            file = ResultsFile(path, form, s.resume, words, s.force, not self.alone)
+            file.scores = s.with_scores
+            return file
         return PartFile(path, form, process_number(), words)
 
     def results_path(self) -> tuple[Path | None, str]:
@@ -184,6 +193,8 @@ class InferRun:
                 path = self.file.path
                 raise UserError(f"--resume: {path} has image {result.image_id!r}, which is not among those to caption")
             result.image_id, result.path, result.references = self.style.id_of(item), item.path, item.captions
+            if self.style.min_confidence is not None:
+                withhold_earlier(result, self.style.min_confidence, self.file.path)
         done = {id_text(result.image_id) for result in self.file.earlier}
         if not done:
             return self.dataset
@@ -259,7 +270,7 @@ class InferRun:
         self.results = self.file.results if self.file else share.results
         if self.printed and not self.alone:
             for result in share.results:
-                print_captions(by_id[id_text(result.image_id)], result)
+                print_captions(by_id[id_text(result.image_id)], result, self.style.scores)
         if share.attention is not None:
             share.attention.write(self.settings.attention_output)
             note(f"{self.settings.attention_output}: attention weights of {len(share.attention.ids)} images")
@@ -276,6 +287,8 @@ class InferRun:
         """Say what was written, score it, draw the gallery. Gives the exit status."""
         if self.file:
             note(f"{self.file.path}: captions of {len(self.results)} images")
+        if unsure := sum(result.unsure for result in self.results):
+            note(f"{unsure} of {len(self.results)} images have no caption: the model was not sure enough of any")
         lines, left_out = report_scores(self.metrics, self.results) if self.metrics else ([], False)
         if self.settings.html:
             title = f"{len(self.results)} images of {self.source('a list')}"
@@ -339,7 +352,7 @@ class InferRun:
                 if self.file:
                     self.file.add(result)
                 if self.printed and self.alone:
-                    print_captions(item, result)
+                    print_captions(item, result, self.style.scores)
                 bar.update(process_count())
         return kept
 
@@ -359,6 +372,9 @@ class InferRun:
                 sizes = f"it has {len(self.vocabulary)} words, the model {len(captioner.vocabulary)}"
                 raise UserError(f"--vocab {s.vocab} does not fit the model: {sizes}")
             captioner.vocabulary = self.vocabulary
+        if s.min_confidence is not None and captioner.calibration is None:
+            advice = f"./average_models.py {self.model} --calibrate DATASET --output FILE gives it one"
+            raise UserError(f"--min_confidence: the model file {self.model} has no calibration: {advice}")
         if self.as_deepcaption(captioner):
             note("a model of DeepCaption: captions as its own (greedy, with <unk>); --beam_size 3 searches better")
         if captioner.config.paragraphs is not None:
@@ -384,11 +400,11 @@ class InferRun:
 
     def search(self, captioner):
         """The Search that the flags ask for."""
-        from captioning.decoder.search import Search
+        from captioning.decoder.search import BEAMS, Search
 
         s, old = self.settings, self.as_deepcaption(captioner)
         return Search(
-            beam_size=1 if s.sample or old else s.beam_size or max(3, s.n_best),
+            beam_size=1 if s.sample or old else s.beam_size or max(BEAMS, s.n_best),
             max_length=s.max_seq_length,
             length_penalty=captioner.length_penalty if s.length_penalty is None else s.length_penalty,
             n_best=s.n_best,
@@ -426,10 +442,27 @@ def check_photos(images: list[str]) -> None:
             raise UserError(f"no such image: {path}")
 
 
-def print_captions(item: ImageItem, result: Result) -> None:
+def print_captions(item: ImageItem, result: Result, scores: bool = False) -> None:
+    """Print the captions of an image, a line for each. scores: with log-probability and confidence."""
     name = result.image_id if isinstance(result.image_id, str) else printable(item.key)
-    for text, (_, log_prob) in zip(shown_texts(result), result.captions):
-        print(shown(f"{name}: {text}") + (f"  ({log_prob:.2f})" if len(result.captions) > 1 else ""), flush=True)
+    for number, (text, (_, log_prob)) in enumerate(zip(shown_texts(result), result.captions)):
+        figures = [f"{log_prob:.2f}"] if len(result.captions) > 1 else []
+        if scores:
+            figures = [f"log-probability {log_prob:.2f}"]
+            figures += [f"confidence {sure:.2f}" for sure in result.confidences[number : number + 1]]
+        line = f"{name}: {NOT_SURE if result.unsure else text}"
+        print(shown(line) + (f"  ({', '.join(figures)})" if figures else ""), flush=True)
+
+
+def withhold_earlier(result: Result, least: float, path) -> None:
+    """`Result.withhold` for a result read from `path`. Raises UserError where what was read does not allow it."""
+    if not result.confidences:
+        advice = "leave out --min_confidence, or begin anew with --force"
+        raise UserError(f"--resume: {path} has captions of which no confidence is known: {advice}")
+    if result.unsure and result.confidences[0] >= least:
+        advice = "give the same, or begin anew with --force"
+        raise UserError(f"--resume: {path} was begun with a --min_confidence above {least:g}: {advice}")
+    result.withhold(least)
 
 
 def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list[str], bool]:
@@ -438,7 +471,10 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
     from captioning.scoring.metrics import java_note, score_captions
     from captioning.scoring.statistics import caption_statistics
 
-    known = [result for result in results if result.references]
+    known = [result for result in results if result.references and not result.unsure]
+    if not known:
+        note("no captions to score: the model was not sure enough of any")
+        return [], True
     candidates = {result.image_id: result.captions[0][0] for result in known}
     scores = score_captions(candidates, {result.image_id: result.references for result in known}, metrics)
     if line := java_note(metrics):
@@ -448,7 +484,9 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
     found = caption_statistics(scores.by_words(list(candidates.values())))
     figures = f"{found['distinct']:.1%} of them distinct, mean length {found['mean_length']:.1f} words"
     lines = [*scores.lines(), f"{len(candidates)} captions, {figures}"]
-    if others := len(results) - len(known):
+    if unsure := sum(result.unsure for result in results):
+        lines.append(f"{unsure} images without a caption that the model was sure enough of are not scored")
+    if others := len(results) - len(known) - unsure:
         lines.append(f"{others} captions of images without references are not scored")
     print("\n".join(lines))
     return lines, bool(scores.left_out)

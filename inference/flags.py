@@ -74,6 +74,9 @@ def add_output(add) -> None:
     add("--resume", action="store_true", help="continue an interrupted jsonl or csv file: skip the images that it has")
     add("--force", action="store_true", help="begin a jsonl or csv file anew, also where an interrupted run left one")
     add("--html", metavar="FILE", help="write a gallery of the images with their captions, in one file")
+    add("--with_scores", action="store_true", help="json: write log-probabilities and confidences too; print them")
+    add("--min_confidence", type=float, metavar="P", help="tell no caption that the model is less sure of than P, from "
+        "0 to 1 (default: tell all)")  # fmt: skip
     add("--attention_output", metavar="FILE.npz", help="write the attention weights of every word of the best captions")
     add("--scoring", metavar="NAMES", help="print scores: bleu, cider, rouge, meteor, spice, separated by commas")
     add("--verbose", action="store_true", help="print which model, encoder and device are used, and the speed")
@@ -101,7 +104,8 @@ def parse_args(doc: str, argv=None) -> Namespace:
     parser.at_least(0.001, args, "temperature")
     parser.at_most(1000, args, "temperature")
     parser.at_least(1e-6, args, "top_p")
-    parser.at_most(1, args, "top_p")
+    parser.at_least(0, args, "min_confidence")
+    parser.at_most(1, args, "top_p", "min_confidence")
     parser.at_least(-MOST_PENALTY, args, "length_penalty")
     parser.at_most(MOST_PENALTY, args, "length_penalty")
     if args.sample and (args.beam_size or 1) > 1:
