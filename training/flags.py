@@ -33,7 +33,7 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "paragraphs": "hierarchical_model pooling_size fc_size max_sentences weight_sentence_loss weight_word_loss "
     "dropout_stopping dropout_fc lr_word_decoder coherent_sentences coupling_alpha coupling_beta",
     "optimiser": "optimizer learning_rate encoder_learning_rate weight_decay grad_clip lr_scheduler lr_step_size "
-    "lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema",
+    "lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema accumulate",
     "teacher forcing": "teacher_forcing teacher_forcing_k teacher_forcing_beta",
     "self-critical training": "self_critical_from_epoch self_critical_loss gamma_ml_rl self_critical_learning_rate "
     "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
@@ -45,7 +45,10 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
 COUNTS = "batch_size captions_per_image num_epochs hidden_size embed_size num_layers log_step validation_step fc_size "
-COUNTS += "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size max_sentences"
+COUNTS += (
+    "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size max_sentences "
+)
+COUNTS += "accumulate"
 PROBABILITIES = "dropout encoder_dropout label_smoothing ema dropout_stopping dropout_fc"
 SHARES = "val_fraction"
 POSITIVE = "learning_rate grad_clip self_critical_learning_rate"
@@ -176,5 +179,10 @@ def contradictions(args) -> dict[str, object]:
             paragraphs and args.rnn_hidden_init
         ),
         f"--self_critical_from_epoch: {by_cross_entropy}": paragraphs and self_critical,
+        "--accumulate is for captions of one sentence, not for --hierarchical_model": paragraphs
+        and args.accumulate > 1,
+        "--accumulate: drawn tokens are counted after the gradients; leave out --self_critical_mean tokens": (
+            args.accumulate > 1 and self_critical and args.self_critical_mean == "tokens"
+        ),
         f"--distill: {by_cross_entropy}": paragraphs and args.distill,
     }

@@ -122,6 +122,7 @@ class TrainSettings(Settings):
         6500.0, "the true word is read at step i with probability k / (k + exp(i * beta / k)); 0: always", "K"
     )
     teacher_forcing_beta: float = setting(0.3, "beta of that probability", "BETA")
+    accumulate: int = setting(1, "compute each batch in N parts, one after another: less memory, the same step")
     ema: float = setting(0.0, "validate and save averaged weights, such as 0.999 (default: off)", "DECAY")
     self_critical_loss: SelfCriticalLoss = setting(
         "sc", "sc, sc with a term for diversity or against repetition, or mixed with cross-entropy"
