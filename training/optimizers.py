@@ -18,8 +18,9 @@ def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int, num_
     """The learning rate of `step`, counted from 0 (ReduceLROnPlateau scales it further by what validation shows).
 
     cosine: from the top down to 0 over all steps (Loshchilov and Hutter 2017). StepLR: halved after every lr_step_size
-    epochs. CyclicalLR: a triangle between the minimum and the maximum, an epoch up and one down (Smith 2017). The first
-    warmup_steps rise linearly under every schedule.
+    epochs. CyclicalLR: a triangle between the minimum and the maximum, an epoch up and one down (Smith 2017).
+    inverse_sqrt: from the end of the warm-up on falling with the root of the step (Vaswani et al. 2017, eq. 3, whose
+    factor is the rate at its highest here). The first warmup_steps rise linearly under every schedule.
     """
     top = settings.learning_rate
     if settings.lr_scheduler == "cosine":
@@ -30,6 +31,9 @@ def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int, num_
     elif settings.lr_scheduler == "CyclicalLR":
         height = 1 - abs(step % (2 * steps_per_epoch) / steps_per_epoch - 1)
         rate = settings.lr_cyclical_min + (settings.lr_cyclical_max - settings.lr_cyclical_min) * height
+    elif settings.lr_scheduler == "inverse_sqrt":
+        warm = max(1, settings.warmup_steps)
+        rate = top * (warm / max(warm, step + 1)) ** 0.5
     else:
         rate = top
     return rate * min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else rate
@@ -42,6 +46,7 @@ def self_critical_settings(settings: TrainSettings, typed_flags: dict) -> TrainS
     --learning_rate. Without --weight_decay there is none: Adam divides by the size of the gradients, and those of a
     word that is never drawn are next to nothing, so that its weights would shrink by the whole rate at every step.
     """
+    settings = settings.for_any_decoder()
     kept = [name for name in ("optimizer", "learning_rate") if name in typed_flags]
     if "self_critical_learning_rate" in typed_flags:
         kept = [name for name in kept if name != "learning_rate"]

@@ -70,9 +70,9 @@ class Trainer:
         return f"{s.optimizer} at a learning rate of {s.learning_rate:g}"
 
     def _adam(self) -> None:
-        s = self.settings
+        s = self.settings.for_any_decoder()
         rate = s.self_critical_learning_rate
-        encoder = s.encoder_learning_rate and s.encoder_learning_rate * rate / s.learning_rate
+        encoder = s.encoder_learning_rate and s.encoder_learning_rate * rate / self.settings.learning_rate
         changes = {"optimizer": "adam", "learning_rate": rate, "encoder_learning_rate": encoder}
         self.settings = replace(s, weight_decay=s.weight_decay or 0.0, **changes)
         self.optimizer = make_optimizer(self.settings, self.groups)

@@ -29,7 +29,7 @@ def test_what_is_not_typed_has_the_default_of_its_setting():
 
 def test_every_setting_has_a_flag():
     flags = vars(parse_args("", ["--dataset", "toy:train"]))
-    made_of_others = {"projection", "encoder_in_file", "paragraphs"}
+    made_of_others = {"projection", "encoder_in_file", "paragraphs", "of_decoder"}
     for kind in SETTINGS:
         assert {field.name for field in fields(kind)} - made_of_others <= flags.keys()
     assert set(FIRST_USE) <= flags.keys()
