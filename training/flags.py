@@ -33,7 +33,8 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "Transformer (--decoder transformer)": "heads feed_forward_size region_layers positions max_positions",
     "paragraphs": "hierarchical_model pooling_size fc_size max_sentences weight_sentence_loss weight_word_loss "
     "dropout_stopping dropout_fc lr_word_decoder coherent_sentences coupling_alpha coupling_beta",
-    "optimiser": "optimizer learning_rate encoder_learning_rate weight_decay grad_clip lr_scheduler lr_step_size "
+    "optimiser": "optimizer learning_rate encoder_learning_rate encoder_lr_decay weight_decay grad_clip "
+    "grad_clip_norm lr_scheduler lr_step_size "
     "lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema",
     "teacher forcing": "teacher_forcing teacher_forcing_k teacher_forcing_beta",
     "self-critical training": "self_critical_from_epoch self_critical_loss gamma_ml_rl self_critical_learning_rate "
@@ -50,7 +51,7 @@ COUNTS += "heads feed_forward_size max_positions "
 COUNTS += "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size max_sentences"
 PROBABILITIES = "dropout encoder_dropout label_smoothing ema dropout_stopping dropout_fc"
 SHARES = "val_fraction"
-POSITIVE = "learning_rate grad_clip self_critical_learning_rate"
+POSITIVE = "learning_rate grad_clip grad_clip_norm self_critical_learning_rate"
 WEIGHTS = "regularize_projection weight_sentence_loss weight_word_loss coupling_alpha coupling_beta lr_word_decoder "
 WEIGHTS += "teacher_forcing_k"
 RANGES = {
@@ -59,6 +60,7 @@ RANGES = {
     "from 0 to 1": (lambda value: 0 <= value <= 1, "gamma_ml_rl distill_weight"),
     "from 0.001 to 1,000": (lambda value: 0.001 <= value <= 1000, "self_critical_temperature distill_temperature"),
     "above 0 and below 1": (lambda value: 0 < value < 1, SHARES),
+    "above 0 and at most 1": (lambda value: 0 < value <= 1, "encoder_lr_decay"),
     "above 0": (lambda value: value > 0, POSITIVE),
     "from 0 to 1,000": (lambda value: 0 <= value <= 1000, "num_workers"),
     "0 or more": (lambda value: value >= 0, WEIGHTS + " keep region_layers warmup_steps"),
@@ -170,6 +172,10 @@ def contradictions(args) -> dict[str, object]:
         "--val_fraction is for training: --validate_only takes --validate PATH:SPLIT": args.val_fraction
         and not trained,
         "--no_tokenize and --tokenizer exclude each other": args.no_tokenize and args.tokenizer,
+        "--grad_clip and --grad_clip_norm exclude each other": args.grad_clip and args.grad_clip_norm,
+        "--encoder_lr_decay needs an encoder that is trained: --finetune_encoder": (
+            args.encoder_lr_decay != 1 and not args.finetune_encoder
+        ),
         "--cache_features needs a frozen encoder: leave out --finetune_encoder": cached and args.finetune_encoder,
         "--cache_features is for training: --validate_only encodes every image once anyway": cached and not trained,
         "--skip_existing_validations is for --validate_only": args.skip_existing_validations and trained,

@@ -100,6 +100,9 @@ class TrainSettings(Settings):
     encoder_learning_rate: float | None = setting(
         None, "learning rate of the encoder's weights (default: --learning_rate)", "RATE"
     )
+    encoder_lr_decay: float = setting(
+        1.0, "the rate of each block of the encoder is D times that of the block behind it (default: 1)", "D"
+    )
     lr_word_decoder: float | None = setting(
         None, "learning rate of the word RNN; 0 leaves it as it is (default: --learning_rate)", "RATE"
     )
@@ -107,6 +110,9 @@ class TrainSettings(Settings):
         None, "factor of the penalty on large weights (default: 1e-06; 0 in self-critical training)"
     )
     grad_clip: float | None = setting(None, "clip every gradient value to +-X (default: no clipping)")
+    grad_clip_norm: float | None = setting(
+        None, "shrink the gradient of all weights to the norm X where it is larger (default: no clipping)"
+    )
     lr_scheduler: Schedule | None = setting(
         None,
         "default: constant, of a Transformer inverse_sqrt; without a name: ReduceLROnPlateau",

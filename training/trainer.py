@@ -43,7 +43,7 @@ class Trainer:
         self.captioner, self.settings, self.objective = captioner, settings, objective
         self.steps_per_epoch, self.num_epochs = steps, num_epochs
         self.groups = ParameterGroups.of(captioner.model)
-        self.parameters = [p for group in self.groups for p in group]
+        self.parameters = self.groups.every
         self.optimizer = make_optimizer(settings, self.groups)
         self.plateau = make_plateau() if settings.lr_scheduler == "ReduceLROnPlateau" else None
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema else None
@@ -109,6 +109,8 @@ class Trainer:
         self._check(loss)
         if s.grad_clip:
             nn.utils.clip_grad_value_(self.parameters, s.grad_clip)
+        if s.grad_clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, s.grad_clip_norm)
         self.optimizer.step()
         self.step += 1
         if self.average is not None:

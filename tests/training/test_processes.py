@@ -20,7 +20,9 @@ from vocabulary import Vocabulary
 
 IMAGES, CAPTIONS, STEPS = 8, 2, 20
 VOCABULARY = Vocabulary([*SPECIALS, *(f"word{n}" for n in range(9))])
-SETTINGS = TrainSettings(optimizer="sgd", learning_rate=0.2, weight_decay=0, regularize_attn=1.0, ema=0.9)
+SETTINGS = TrainSettings(
+    optimizer="sgd", learning_rate=0.2, weight_decay=0, regularize_attn=1.0, ema=0.9, grad_clip_norm=1
+)
 
 
 def captioner_of(seed: int = 0, decoder: str = "lstm") -> Captioner:
