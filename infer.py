@@ -385,9 +385,10 @@ class InferRun:
     def search(self, captioner):
         """The Search that the flags ask for."""
         from captioning.decoder.search import Search
+        from inference.mentions import with_mentions
 
         s, old = self.settings, self.as_deepcaption(captioner)
-        return Search(
+        search = Search(
             beam_size=1 if s.sample or old else s.beam_size or max(3, s.n_best),
             max_length=s.max_seq_length,
             length_penalty=captioner.length_penalty if s.length_penalty is None else s.length_penalty,
@@ -402,6 +403,7 @@ class InferRun:
             no_repeat_sentences=s.no_repeat_sentences,
             only_complete_sentences=s.only_complete_sentences,
         )
+        return with_mentions(search, s.mention, captioner)
 
     def describe(self, captioner, inputs) -> None:
         """Print what --verbose asks for; inputs: the Input of each feature that the model reads."""
