@@ -31,9 +31,8 @@ def with_mentions(search: Search, text: str | None, captioner) -> Search:
         raise UserError("--mention is for captions of one sentence; the model writes paragraphs")
     if text == AUTO:
         if captioner.classes_at is None:
-            raise UserError(
-                "--mention auto: the model reads no classes, such as efficientnet_lite2-classes; name words"
-            )
+            advice = "name words, or a model trained with --persist_features efficientnet_lite2-classes"
+            raise UserError(f"--mention auto: the model reads no classes of its photos: {advice}")
         return replace(search, mention=demands_of_objects(captioner.vocabulary))
     return replace(search, mention=demands_of_words(text, captioner.vocabulary))
 

@@ -1,7 +1,7 @@
 """Everyday objects by their English words: what captions name, and which of ImageNet's classes show them.
 
     named_objects("two kittens on a red couch".split())     # {"cat", "couch"}
-    named_objects("an animal on a couch".split(), "cat")    # whether "cat" is named by a broader word
+    names("an animal on a couch".split(), "cat")            # True: a broader word names it too
 
 The objects are COCO's 80 categories (Lin et al. 2014), some of them joined, with the words that people use for them.
 """
@@ -104,7 +104,7 @@ PHRASES += "clock tower, stuffed bear, stuffed animal, toy bear, hair dryer, blo
 BROADER = {
     "animal": "bird cat dog horse sheep cow elephant bear zebra giraffe",
     "vehicle": "car motorcycle bus train truck",
-    "food": "banana apple sandwich orange broccoli carrot,hot dog,pizza donut cake",
+    "food": "banana apple sandwich orange broccoli carrot hot dog pizza donut cake",
     "fruit": "banana apple orange",
     "vegetable": "broccoli carrot",
     "dessert": "donut cake",
@@ -197,7 +197,7 @@ def forms() -> tuple[tuple[str, tuple[str, ...]], ...]:
 @cache
 def broader_words(name: str) -> tuple[str, ...]:
     """Plain broader words for an object, and their plurals: "animal" and "animals" for "cat"."""
-    words = [word for word, names in BROADER.items() if f" {name} " in f" {names.replace(',', ' ')} "]
+    words = [word for word, names in BROADER.items() if f" {name} " in f" {names} "]
     return tuple(form for word in words for form in with_plurals(word))
 
 
