@@ -21,7 +21,7 @@ from captioning.decoder.batch_norm import BatchNorm
 from captioning.decoder.constrained import demands_of, mentioning
 from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.decoder.paragraph_search import Paragraph, explain_paragraphs, write_paragraphs
-from captioning.decoder.search import Search, Sentences, generate
+from captioning.decoder.search import BEAMS, Search, Sentences, generate
 from captioning.decoder.sentence import Memory, SentenceDecoder
 from captioning.decoder.teacher_forcing import mixed_read
 from captioning.deepcaption import models as deepcaption_files
@@ -36,6 +36,7 @@ from captioning.errors import UserError, one_line
 from captioning.fast.steps import fast_decoder, ready
 from captioning.fast.threads import map_on_cores
 from captioning.rows import Packing, log_probs_of, pack_sentences
+from captioning.scoring.calibration import Calibration
 from captioning.text.paragraphs import PERIODS, join_sentences
 from captioning.text.tokens import upto_end
 from vocabulary import Vocabulary
@@ -227,7 +228,13 @@ class Caption:
     text: str  # as it is printed
     tokens: list[int]  # word ids without <start> and <end>; of a paragraph, those of its sentences joined
     log_prob: float  # natural, of the words and <end>; of a paragraph, the sum
+    length: int  # tokens that log_prob is the sum of: the words and <end>, in a paragraph that of each sentence
     paragraph: Paragraph | None = None  # of a hierarchical model
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Natural log-probability of a token, the mean over the words and <end>."""
+        return self.log_prob / max(1, self.length)
 
 
 class Captioner:
@@ -238,6 +245,9 @@ class Captioner:
     ):
         self.model, self.vocabulary, self.config, self.weights = model, vocabulary, model.config, weights
         self.info = info or {}  # epoch, versions, command, ...
+        self.calibration: Calibration | None = None  # what makes confidences of log-probabilities
+        if self.info.get("calibration") is not None:
+            self.calibration = Calibration.from_dict(self.info["calibration"], "model file")
         known = [(spec.provenance or {}).get("transform") for spec in self.config.specs]
         self.transform = None
         for settings in filter(None, reversed(known)):  # the first counts
@@ -311,7 +321,10 @@ class Captioner:
         if self.config.paragraphs is not None:
             written = write_paragraphs(self.model.decoder, memory, search, decoder)
             text = [[as_text(one.sentences, self.vocabulary) for one in several] for several in written]
-            return [[Caption(t, p.words, p.log_prob, p) for t, p in zip(*both)] for both in zip(text, written)]
+            return [
+                [Caption(t, p.words, p.log_prob, len(p.words) + len(p.sentences), p) for t, p in zip(*both)]
+                for both in zip(text, written)
+            ]
         found = self._search(memory, search, decoder)
         if not torch.isfinite(found.log_prob[:, 0]).all():
             raise UserError("the model's weights are no finite numbers, so it writes no caption: take an earlier epoch")
@@ -340,8 +353,16 @@ class Captioner:
         return None
 
     def _caption(self, tokens: list[int], log_prob: float, search: Search) -> Caption:
-        words = tidy_caption(upto_end(tokens), self.vocabulary, search)
-        return Caption(self.vocabulary.sentence(words), words, log_prob)
+        written = upto_end(tokens)
+        words = tidy_caption(written, self.vocabulary, search)
+        return Caption(self.vocabulary.sentence(words), words, log_prob, len(written) + 1)
+
+    def confidence(self, caption: Caption) -> float | None:
+        """The chance, from 0 to 1, that a caption is a good one; None where the model's file has no calibration.
+
+        captioning/scoring/calibration.py says what a good caption is.
+        """
+        return self.calibration and self.calibration.confidence(caption.mean_log_prob)
 
     def text(self, caption: Caption, capitalize: bool = True) -> str:
         """The caption as it is printed, or as plain words."""
@@ -408,6 +429,8 @@ def save_captioner(captioner: Captioner, path, **info) -> None:
     contents |= {"vocabulary": captioner.vocabulary.to_dict(), "state": captioner.model.trained_state()}
     if "converted_from" in captioner.info:
         contents["converted_from"] = captioner.info["converted_from"]
+    if captioner.calibration is not None:
+        contents["calibration"] = captioner.calibration.to_dict()
     checkpoint.save({**contents, **info}, path)
 
 
@@ -538,5 +561,5 @@ def caption_features(
     captions, decoder = [], captioner.ready_decoder()
     for start in range(0, counts.pop(), batch_size):
         batch = [values[start : start + batch_size].to(captioner.device) for values in inputs]
-        captions += captioner.caption(captioner.encode(None, batch), search or Search(beam_size=3), decoder)
+        captions += captioner.caption(captioner.encode(None, batch), search or Search(BEAMS), decoder)
     return captions

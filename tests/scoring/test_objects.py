@@ -5,7 +5,6 @@ import pytest
 from captioning.scoring.objects import ObjectScore, main_objects, score_objects
 from captioning.text.objects import SYNONYMS, broader_words, named_objects, names, words_of
 
-
 GRASS, VEHICLES = "an animal in the grass", "two vehicles"
 
 
