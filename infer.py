@@ -484,9 +484,10 @@ class InferRun:
     def search(self, captioner):
         """The Search that the flags ask for."""
         from captioning.decoder.search import BEAMS, Search
+        from inference.mentions import with_mentions
 
         s, old = self.settings, self.as_deepcaption(captioner)
-        return Search(
+        search = Search(
             beam_size=1 if s.sample or old else s.beam_size or max(BEAMS, s.n_best),
             min_length=s.min_words,
             max_length=s.max_words or s.max_seq_length,
@@ -503,6 +504,7 @@ class InferRun:
             no_repeat_sentences=s.no_repeat_sentences,
             only_complete_sentences=s.only_complete_sentences,
         )
+        return with_mentions(search, s.mention, captioner)
 
     def words_once(self, vocabulary: Vocabulary) -> tuple[int, ...]:
         """The ids of the words that --no_repeat_words keeps from coming twice."""

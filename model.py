@@ -18,9 +18,10 @@ from captioning.batches.arrays import tensors_for
 from captioning.batches.pixels import StoryPixels
 from captioning.config import ModelConfig
 from captioning.decoder.batch_norm import BatchNorm
+from captioning.decoder.constrained import demands_of, mentioning
 from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.decoder.paragraph_search import Paragraph, explain_paragraphs, write_paragraphs
-from captioning.decoder.search import BEAMS, Search, generate
+from captioning.decoder.search import BEAMS, Search, Sentences, generate
 from captioning.decoder.sentence import SentenceDecoder
 from captioning.decoder.teacher_forcing import mixed_read, two_pass_read
 from captioning.decoder.transformer import TransformerDecoder
@@ -327,13 +328,32 @@ class Captioner:
                 [Caption(t, p.words, p.log_prob, len(p.words) + len(p.sentences), p) for t, p in zip(*both)]
                 for both in zip(text, written)
             ]
-        found = generate(*ready(decoder, memory), search)
+        found = self._search(memory, search, decoder)
         if not torch.isfinite(found.log_prob[:, 0]).all():
             raise UserError("the model's weights are no finite numbers, so it writes no caption: take an earlier epoch")
         return [
             [self._caption(*pair, search) for pair in zip(tokens, log_prob) if pair[1] > -float("inf")]
             for tokens, log_prob in zip(found.tokens.tolist(), found.log_prob.tolist())
         ]
+
+    def _search(self, memory: ImageMemory, search: Search, decoder) -> Sentences:
+        if not search.mention:
+            return generate(*ready(decoder, memory), search)
+        probabilities = None
+        if self.classes_at is not None:
+            probabilities = memory.persist[:, self.classes_at].float() ** 2  # the features are their square roots
+        demands = demands_of(search.mention, probabilities, len(memory))
+        return mentioning(*ready(decoder, memory), search, demands)
+
+    @property
+    def classes_at(self) -> slice | None:
+        """Where the persistent features have ImageNet's classes, such as efficientnet_lite2-classes; None: nowhere."""
+        first, attended = 0, self.config.attended()
+        for number, spec in enumerate(self.config.persist_features, len(self.config.features)):
+            if (spec.provenance or {}).get("extractor", spec.name).endswith("-classes"):
+                return slice(first, first + spec.shape[0])
+            first += 0 if number == attended else spec.shape[0]
+        return None
 
     def _caption(self, tokens: list[int], log_prob: float, search: Search) -> Caption:
         written = upto_end(tokens)

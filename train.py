@@ -182,7 +182,7 @@ class TrainRun:
             seed=self.training.seed,
             num_workers=self.data.num_workers,
             max_sentences=paragraphs and paragraphs.max_sentences,
-            mix=self.data.mix or (),
+            mix=self.data.times,
             rank=rank,
             world_size=world,
         )

@@ -65,6 +65,8 @@ def add_search(add) -> None:
     add("--trigram_penalty_alpha", default=0.0, metavar="A", help="a word that repeats a trigram loses A ln 2 of log p")
     add("--no_repeat_sentences", action="store_true", help="write no sentence of a paragraph twice, but the next best")
     add("--only_complete_sentences", action="store_true", help="leave out sentences cut off at --max_seq_length")
+    add("--mention", metavar="WORDS", help="words, separated by commas, that every caption must have; auto: those of "
+        "the objects that the model's classifier is sure of")  # fmt: skip
     add("--allow_unk", action="store_true", help="allow <unk>, the unknown word, in captions")
     add("--sample", action="store_true", help="draw words at random by their probabilities, in place of a beam search")
     add("--temperature", type=float, metavar="T", help="--sample: divide logits by T, to sharpen below 1 (default: 1)")
@@ -167,6 +169,8 @@ def parse_args(doc: str, argv=None) -> Namespace:
     parser.at_most(1, args, "top_p", "min_confidence")
     parser.at_least(-MOST_PENALTY, args, "length_penalty")
     parser.at_most(MOST_PENALTY, args, "length_penalty")
+    if args.sample and args.mention:
+        parser.error("--mention and --sample exclude each other: words that must occur need a search")
     if args.sample and (args.beam_size or 1) > 1:
         parser.error("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
     if args.beam_size and args.n_best > args.beam_size and not args.sample:

@@ -46,10 +46,8 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
 COUNTS = "batch_size captions_per_image num_epochs hidden_size embed_size num_layers log_step validation_step fc_size "
-COUNTS += (
-    "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size max_sentences "
-)
-COUNTS += "heads feed_forward_size max_positions accumulate"
+COUNTS += "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size "
+COUNTS += "max_sentences heads feed_forward_size max_positions accumulate"
 PROBABILITIES = "dropout encoder_dropout label_smoothing ema dropout_stopping dropout_fc"
 SHARES = "val_fraction"
 POSITIVE = "learning_rate grad_clip grad_clip_norm self_critical_learning_rate"
@@ -99,9 +97,8 @@ def check_paths(args) -> None:
             parts = get_datasets(name, args.dataset_config_file, option, args.images)
             if not args.validate_only:
                 check_feature_files(args.typed_flags, parts)
-            if option == trained and args.mix and len(args.mix) != len(parts):
-                times = ",".join(f"{one:g}" for one in args.mix)
-                raise UserError(f"--mix {times}: {trained} {name} has {len(parts)} parts, give a number for each")
+            if option == trained and args.mix and (times := len(args.mix.split(","))) != len(parts):
+                raise UserError(f"--mix {args.mix}: {times} numbers, but {trained} {name} has {len(parts)} parts")
     for option in ("--weights", "--cached_words"):
         if path := getattr(args, option[2:]):
             require_file(option, path)

@@ -45,7 +45,7 @@ class DataSettings(Settings):
     num_workers: int | None = setting(None, "processes that load images (default: all cores)")
     batch_size: int = setting(128, "captions in a batch")
     captions_per_image: int = setting(5, "captions that share an image in a batch", "C")
-    mix: tuple[float, ...] | None = setting(
+    mix: str | None = setting(
         None,
         "how often each part of --dataset comes in an epoch, as 1,3 of two joined by + (default: once)",
         "TIMES",
@@ -63,6 +63,11 @@ class DataSettings(Settings):
         None, "AUTO, REGEN: how captions are split; words: for any language (default: treebank)"
     )
     no_tokenize: bool = setting(False, "AUTO, REGEN: captions are tokens already, split at spaces")
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """How often each part of the dataset comes in an epoch; (): once."""
+        return tuple(map(float, self.mix.split(","))) if self.mix else ()
 
     @property
     def vocabulary_file(self) -> str | None:
