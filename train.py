@@ -59,6 +59,7 @@ from captioning.devices import (
     wait_for_all,
 )
 from captioning.encoder.transforms import ImageTransform
+from captioning.next_steps import config_words
 from captioning.progress import Bar
 from captioning.scoring.document_frequencies import CachedWords, kept_words
 from captioning.scoring.metrics import parse_metrics
@@ -72,7 +73,7 @@ from training.log import TrainingLog, require_tensorboard
 from training.losses import CrossEntropy, Objective
 from training.optimizers import self_critical_settings
 from training.paragraph_losses import ParagraphObjective
-from training.report import describe, epoch_line, report_end, show_tokens
+from training.report import EpochTimes, describe, epoch_line, report_end, show_tokens
 from training.run_folder import RunFolder, run_name
 from training.self_critical import SelfCritical
 from training.settings import (
@@ -314,9 +315,15 @@ class TrainRun:
             status = self.run_epochs()
         if status == 0:
             if is_main():
-                report_end(self.folder, self.loader.bad_items)
+                report_end(self.folder, self.loader.bad_items, self.validation_words())
             wait_for_all()  # gloo may abort a process that leaves while another still works
         return status or int(bool(self.loader.bad_items))
+
+    def validation_words(self) -> list[str]:
+        """The flags of infer.py that name the images of --validate."""
+        data = self.data
+        images = ["--images", data.images] if data.images else []
+        return ["--dataset", data.validate, *images, *config_words(data.dataset_config_file)] if data.validate else []
 
     def nothing_to_do(self) -> str | None:
         """Why there is no epoch to train, or None."""
@@ -332,6 +339,7 @@ class TrainRun:
     def run_epochs(self) -> int:
         """All epochs from the first on. Returns 0, or 128 and the number of the signal that stopped them."""
         s, last = self.settings, self.folder.last
+        self.times = EpochTimes(whole=self.position is None)
         for epoch in range(self.first, s.num_epochs + 1):
             if self.is_self_critical(epoch) and not self.trainer.objective.has_reward:
                 self.turn_self_critical(epoch)
@@ -442,7 +450,8 @@ class TrainRun:
             self.folder.save_last(self.captioner, self.trainer, epoch + 1, 0, None)
             self.folder.remove_epochs(epoch)
             best = self.folder.criterion_text() if self.folder.best_epoch() == epoch else None
-            print(epoch_line(epoch, s.num_epochs, row, progress.speed, best), flush=True)
+            times = self.times.end_epoch(s.num_epochs - epoch, progress.speed)
+            print(epoch_line(epoch, s.num_epochs, row, times, best), flush=True)
         return True
 
     def validate(self, epoch: int) -> dict[str, float] | None:
@@ -450,14 +459,13 @@ class TrainRun:
         s, self.captioner.calibration = self.settings, None
         if not self.data.validates or (epoch % s.validation_step and epoch != s.num_epochs):
             return {}
-        bar = Bar(len(self.validation_loader.items), "validation", "image") if is_main() else None
+        bar = Bar(len(self.validation_loader.items), "validation", "image")
         what = self.captioner, self.validation_loader, bar
         if process()[1] == 1:
             row = self.unless_stopped(lambda: self.validation.measure(*what))
         else:  # what the processes tell each other must not be interrupted
             row = self.validation.measure(*what, self.unless_stopped)
-        if bar is not None:
-            bar.close()
+        bar.close()
         if row and not math.isfinite(row["validation_loss"]):
             state = f"{self.folder.last} holds the epoch"
             raise UserError(f"epoch {epoch}: the loss on --validate is not a finite number: look at its data; {state}")

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "captioning.datasets": "captioning.features captioning.images captioning.tables captioning.text",
     "captioning.command_line": "captioning.cores",
     "captioning.devices": "captioning.cores",
+    "captioning.progress": "captioning.cores",
     "captioning.checkpoint": "captioning.tensor_files",
     "captioning.tensor_files": "captioning.pickles",
     "captioning.deepcaption": "captioning.encoder captioning.checkpoint captioning.config captioning.text "
