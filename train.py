@@ -81,12 +81,13 @@ from training.settings import (
     ModelSettings,
     RunSettings,
     TrainSettings,
+    all_settings,
     data_checksum,
     file_checksum,
     lasting_settings,
 )
 from training.trainer import Progress, Trainer
-from training.validation import Validation, open_images, validate_models, validation_loader
+from training.validation import Validation, criterion_of, open_images, validate_models, validation_loader
 from vocabulary import MOST_UNKNOWN
 
 
@@ -99,6 +100,7 @@ class TrainRun:
     training: TrainSettings
     builder: CaptionerBuilder  # makes the captioner
     validation: Validation  # what is measured after an epoch
+    flags: dict  # all settings by the names of their flags
     folder = log = loader = validation_loader = None
 
     # ---- before the first step ----
@@ -116,6 +118,7 @@ class TrainRun:
         dataset.require_captions()
         name = s.model_name or run_name(s.model_basename, self.builder.wanted, self.builder.config)
         self.folder = RunFolder(Path(s.output_root) / s.model_path / name, sys.argv, s.keep)
+        self.folder.flags, self.folder.best_by = self.flags, self.validation.best_by
         saved = self.folder.prepare(int(s.resume or s.resume_changed), s.replace, is_main())
         self.log = TrainingLog(self.folder.path, s.tensorboard and is_main(), s.profiler and is_main())
         with first_speaks():
@@ -201,6 +204,8 @@ class TrainRun:
         if saved is not None:
             changed = from_main(lambda: self.folder.check_settings(saved, self.captioner, s.resume_changed))
             self.folder.load_last(saved, self.captioner)
+            if "--best_by" in changed and is_main():
+                self.folder.renew_best()
             position = saved["training"]
             self.first, state = position["epoch"], self.resumed_state(position, steps, changed)
             self.position = position if position["batch"] else None
@@ -304,6 +309,7 @@ class TrainRun:
                 print(f"nothing to do: {done}")
             return 0
         if is_main():
+            self.folder.write_config()
             describe(self.captioner, self.loader, self.validation_loader)
             if self.trainer.objective.has_reward:
                 print(f"self-critical training by {self.trainer.method}")
@@ -498,7 +504,8 @@ def make_validation(settings: RunSettings, training: TrainSettings) -> Validatio
     metrics = () if text.lower() in ("", "none") else parse_metrics(text)
     search = Search(settings.validation_beam_size, trigram_penalty_alpha=training.trigram_penalty_alpha)
     words = CachedWords.load(settings.cached_words).to_dict() if "ciderd" in metrics and settings.cached_words else None
-    return Validation(metrics, search, training.amp, words)
+    best_by = settings.best_by and criterion_of(settings.best_by, metrics, words is not None)
+    return Validation(metrics, search, training.amp, words, best_by)
 
 
 def main(args) -> int:
@@ -524,7 +531,10 @@ def train(args, validation: Validation) -> int:
     projection = args.share_embedding_weights and training.regularize_projection > 0
     config = ModelConfig.of(flags, features=[], persist_features=[], paragraphs=paragraphs, projection=projection)
     builder = CaptionerBuilder(config, model, data, args.typed_flags)
-    with partners_may_fail(), closing(TrainRun(settings, data, training, builder, validation)) as run:
+    with (
+        partners_may_fail(),
+        closing(TrainRun(settings, data, training, builder, validation, all_settings(flags))) as run,
+    ):
         run.prepare()
         return run.run()
 

@@ -173,7 +173,9 @@ def user_message(error: Exception) -> str | None:
 def missing_package(error: BaseException) -> str | None:
     """What a person is told where a package that the toolkit needs is missing or broken; None for other errors."""
     if isinstance(error, RuntimeError) and UNFIT_TORCHVISION in str(error):
-        return f"the packages torch and torchvision do not fit each other ({one_line(error)}): {INSTALL}"
+        return (
+            f"the packages torch and torchvision do not fit each other ({one_line(error)}): install both from one place"
+        )
     name = (getattr(error, "name", None) or "").partition(".")[0]
     ours = (ROOT / name).is_dir() or (ROOT / f"{name}.py").exists()
     if not isinstance(error, ImportError) or not name or ours:

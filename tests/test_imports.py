@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "captioning.batches": "captioning.datasets captioning.features captioning.images captioning.text captioning.config",
     "captioning.features": "captioning.config",
     "captioning.datasets": "captioning.features captioning.images captioning.tables captioning.text",
-    "captioning.command_line": "captioning.cores",
+    "captioning.command_line": "captioning.config_file captioning.cores",
     "captioning.devices": "captioning.cores",
     "captioning.progress": "captioning.cores",
     "captioning.checkpoint": "captioning.tensor_files",

@@ -282,4 +282,4 @@ def test_a_disk_that_cannot_be_written_is_one_line(script, folder, tmp_path):
 def test_as_a_program(script_alone, folder, tmp_path):
     result = script_alone("resize.py", "--image_dir", folder, "--output_dir", tmp_path / "out", "--num_workers", 2)
     assert (result.status, result.err) == (0, "")
-    assert result.out.endswith("8 images resized (256x256), 0 failed\n")
+    assert "8 images resized (256x256), 0 failed\n" in result.out
