@@ -5,6 +5,7 @@
     ./average_models.py models/a/ep9.model models/a/ep10.model --weights 1 3 --output models/a/average.model
     ./average_models.py models/a/ep*.model --greedy --dataset coco:val2014 --output models/a/soup.model
     ./average_models.py models/a/best.model --half --output small.model             # half the size, for sharing
+    ./average_models.py models/a/best.model --with_encoders --output whole.model    # it needs no package of weights
     ./average_models.py models/a/best.model --calibrate coco:val2014 --output sure.model  # infer.py --min_confidence
     ./average_models.py models/a/best.model --image_size 256 --output large.model   # trained on crops of 224 pixels
 
@@ -38,6 +39,7 @@ def parse_args(argv=None) -> Namespace:
         "--weights", nargs="+", type=float, metavar="W", help="numbers: how much each model counts (default: all alike)"
     )
     add("--half", action="store_true", help="write float16, half the size; models are still loaded as float32")
+    add("--with_encoders", action="store_true", help="keep the encoders' weights in the file, those of features too")
     add("--image_size", type=int, metavar="PIXELS", help="caption photos of this size with the result")
     add("--length_penalty", type=float, metavar="A", help="default of infer.py --length_penalty for the result")
     add("--calibrate", metavar="NAME", help="make confidences by the captions of this validation data")
@@ -137,6 +139,8 @@ def main(args) -> int:
             average = soup(args.models, captioner, loader, args.beam_size)
     else:
         average = Average(args.models, args.weights)
+    if args.with_encoders:
+        average.take_encoders(args.encoder_weights)
     if args.image_size:
         average.give_images_at(args.image_size)
     extra = {} if args.length_penalty is None else {"length_penalty": args.length_penalty}

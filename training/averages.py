@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from captioning import checkpoint
+from captioning.config import ModelConfig
+from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
 from captioning.errors import UserError
 from model import Captioner, captioner_of
@@ -65,6 +67,23 @@ class Average:
         config["crop_size"] = size
         self.contents = {**self.contents, "config": config, "calibration": None}  # captions will be other ones
 
+    def take_encoders(self, weights: str | None = None) -> None:
+        """Put the encoders behind feature files, and those that a package holds, into the model with their weights.
+
+        weights: a local file of them. The model then needs neither files nor packages. Raises UserError where a file
+        does not say what made it, or was made of ten crops, and where the encoder's weights cannot be had.
+        """
+        captioner = captioner_of({**self.contents, "state": self.state()}, "cpu", weights, self.paths[0])
+        captioner.prepare_for_photos()
+        for spec, extractor in zip(captioner.config.specs, captioner.model.extractors):
+            if not isinstance(extractor, ImageEncoder):
+                raise UserError(f"--with_encoders: {spec.name} was made of ten crops, which a model file cannot hold")
+            spec.name, spec.from_file = extractor.name, False
+        captioner.config.encoder_in_file = True
+        state, whole = captioner.model.trained_state(), sum(self.weights)
+        self.contents = {**self.contents, "config": captioner.config.to_dict(), "state": state}
+        self.total = {name: value.double() * whole for name, value in state.items() if value.is_floating_point()}
+
     def state(self) -> dict[str, Tensor]:
         """The mean weights in float32, beside what is no float (counters) from the first model."""
         whole = sum(self.weights)
@@ -106,7 +125,9 @@ def read_model(path) -> dict:
 def check_alike(contents: dict, first: dict, path, first_path) -> None:
     """Raises UserError unless both models have the same architecture, features, vocabulary and tensors."""
     ours, theirs = first["config"], contents["config"]
-    for name in dict.fromkeys([*ours, *theirs]):
+    defaults = ModelConfig().to_dict()  # an older version may not have written what it had no other value of
+    ours, theirs = {**defaults, **ours}, {**defaults, **theirs}
+    for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             values = f"{theirs.get(name)!r}, that of {first_path} {ours.get(name)!r}"
             raise UserError(f"{path} cannot be averaged with the others: its {name} is {values}"[:400])

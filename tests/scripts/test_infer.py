@@ -1,14 +1,11 @@
 """infer.py: from photos, folders, datasets and feature files to captions on the screen and in files."""
 
-import base64
 import csv
-import hashlib
 import html.parser
 import itertools
 import json
 import math
 import os
-import random
 import re
 import resource
 import stat
@@ -19,8 +16,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from running import ROOT, run_here
+from toy_captioner import SIZES, WORDS, captioner_for, picture
 
 from captioning.config import FeatureSpec, ModelConfig
 from captioning.decoder.search import Search
@@ -33,38 +31,11 @@ from captioning.images.image_file import open_image
 from captioning.scoring.calibration import Calibration
 from captioning.text.tokens import END, START
 from inference import captions, flags
-from inference.gallery import write_gallery
 from inference.results import Result, ResultsFile, read_results
-from model import Caption, Captioner, build_model, load_captioner, save_captioner
+from model import Caption, load_captioner, save_captioner
 from vocabulary import Vocabulary
 
-TEXT = "a the red blue green ball box dog man is on runs , under"
-WORDS = ["<pad>", "<start>", "<end>", "<unk>", *TEXT.split()]
-SIZES = {"embed_size": 24, "hidden_size": 32, "value_size": 24, "attention_size": 16}
 NAMES = [f"p{i}.png" for i in range(5)]
-
-
-def captioner_for(config: ModelConfig) -> Captioner:
-    """Untrained, but with weights large enough that images and words make a difference, and sentences that end."""
-    built = build_model(config, Vocabulary(WORDS))
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in built.decoder.parameters():  # drawn anew: building an encoder used up random numbers
-            torch.nn.init.uniform_(parameter, -0.18, 0.18)
-        for name, parameter in built.decoder.named_parameters():
-            parameter.mul_(0.3 if name.startswith("init") else 5.0 if "weight" in name else 1.0)
-        built.decoder.linear.bias[END] += 2.0
-    return Captioner(built, Vocabulary(WORDS))
-
-
-def picture(seed: int) -> Image.Image:
-    draw_from = random.Random(seed)
-    image = Image.new("RGB", (300, 260), tuple(draw_from.randrange(256) for _ in range(3)))
-    for _ in range(6):
-        x, y = draw_from.randrange(250), draw_from.randrange(200)
-        colour = tuple(draw_from.randrange(256) for _ in range(3))
-        ImageDraw.Draw(image).rectangle([x, y, x + draw_from.randrange(20, 200), y + 60], fill=colour)
-    return image
 
 
 @pytest.fixture(scope="module")
@@ -628,36 +599,34 @@ def test_gallery(world, script, tmp_path):
 
     Parser().feed(out.read_text())
     pictures = [attributes for tag, attributes in seen if tag == "img"]
-    assert len(pictures) == 2 and all(p["src"].startswith("data:image/jpeg;base64,") and p["alt"] for p in pictures)
+    assert len(pictures) == 2 and all(p["src"].startswith("data:image/webp;base64,") and p["alt"] for p in pictures)
     text = out.read_text()
     assert "b" not in [tag for tag, _ in seen] and "http:" not in text and "https:" not in text
     assert "2 images of in<" in text and str(tmp_path) not in text and str(world) not in text  # no one else's folders
 
 
-def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
-    hostile = [
-        Result("/home/me/a&b.jpg", [('A "dog" <img src=x onerror=alert(1)>.', -1.0)]),
-        Result("javascript:alert(1)#%?'\n.jpg", [("A \u202ecat\x1b[31m.", -1.0)], None, ["<script>1</script>"]),
-    ]
-    write_gallery(tmp_path / "g.html", hostile, "<b>", "x", ["</pre><script>2</script>"])
-    text = (tmp_path / "g.html").read_text()
-    assert [text.count(tag) for tag in ("<script", "<style", "<img", "<b>", " on", "\x1b", "\u202e")] == [
-        1,
-        1,
-        0,
-        0,
-        1,
-        0,
-        0,
-    ]
-    assert "/home/me" not in text and "<small" in text and ">a&amp;b.jpg " in text
-    assert "javascript:alert(1)#%?&#x27;\\n.jpg" in text
-    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
-    for kind in ("script", "style"):
-        (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        assert f"{kind}-src 'sha256-{digest}'" in policy
-    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
+def test_gallery_of_a_dataset_beside_other_captions(world, infer_dataset, tmp_path, no_encoder):
+    """Scores of photos with references, maps of words, and another results file: of one run, then of two files."""
+    out, first, second = tmp_path / "g.html", tmp_path / "a.jsonl", tmp_path / "b.csv"
+    assert infer_dataset("c:with", "--output_file", first).status == 0
+    lines = [json.loads(line) for line in first.read_text().splitlines()]
+    rows = [f'{line["image_id"]},1,"{line["caption"]}",-1' for line in lines[:-1]]
+    second.write_text("\n".join(["image_id,rank,caption,log_prob", *rows, "99,1,Of no image.,-1"]))
+    done = infer_dataset("c:with", "--html", out, "--html_attention", "--compare", second, "--output_file", first)
+    assert done.status == 0, done.err
+    text = out.read_text()
+    assert text.count("data-maps=") == 5 and text.count('<b>B</b><p class="caption"') == 4
+    assert text.count('<p class="absent">no caption</p>') == 1 and "<mark>" not in text
+    assert text.count("<span>CIDEr ") == 9 and "<b>A</b> " in text and "<b>B</b> b.csv" in text
+    keys = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])["keys"]
+    assert keys["difference"] == [0, 0, 0, 0, 1] and keys["gain"][4] is None and keys["references"] == [1] * 5
+
+    arguments = ("--dataset_config_file", world / "data.conf", "--dataset", "c:with", "--html", out)
+    done = run_here("infer.py", *arguments, "--compare", second, first, "--scoring", "bleu")
+    assert done.status == 0 and "BLEU-4" in done.out, done.err
+    text = out.read_text()
+    assert "4 images of c:with" in text and "Two results files side by side" in text and "log p" not in text
+    assert text.count("<span>BLEU-4 ") == 8 and not (tmp_path / "results").exists()
 
 
 # ---- mistakes ----
@@ -668,7 +637,8 @@ def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
     [
         ([], "nothing to caption"),
         (["gone.png"], "gone.png"),
-        (["{root}/images"], "--image_dir"),
+        (["{root}/empty"], "no images in {root}/empty"),
+        (["{root}/*.gone"], "no file matches the pattern {root}/*.gone"),
         (["--image_dir", "{root}/empty"], "no images in"),
         (["--image_dir", "{root}/gone"], "no such image folder"),
         (["--dataset", "c:gone"], "unknown dataset"),
@@ -688,6 +658,15 @@ def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
         (["{photo}", "--model", "{root}/cut.model"], "damaged"),
         (["{photo}", "--model", "{root}/plain.model"], "does not say what made them"),
         (["--dataset", "c:bare", "--model", "{root}/plain.model", "--attention_output", "x.npz"], "no attention"),
+        (
+            ["--dataset", "c:bare", "--model", "{root}/plain.model", "--html", "g.html", "--html_attention"],
+            "no attention",
+        ),
+        (["{photo}", "--html_attention"], "--html_attention is for the gallery: add --html FILE"),
+        (["{photo}", "--compare", "x.json"], "--compare is for the gallery: add --html FILE"),
+        (["{photo}", "--html", "g.html", "--compare", "gone.json"], "no such file: gone.json"),
+        (["{photo}", "--html", "g.html", "--compare", "a", "b", "c"], "--compare: 3 files are too many"),
+        (["{photo}", "--html", "g.html", "--compare", "a", "b"], "--compare with two files runs no model"),
         (["{photo}", "--vocab", "gone.json"], "gone.json"),
         (["{photo}", "--output_file", "x.foo", "--resume"], "--resume goes on with jsonl and csv"),
         (["{photo}", "--output_file", "{root}"], "{root}"),
