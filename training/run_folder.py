@@ -23,6 +23,7 @@ from captioning.features.factory import is_feature_file
 from captioning.files import atomic_write, check_writable, expect, read_json, remove_leftovers
 from captioning.locks import FileLock
 from captioning.scoring.bootstrap import NOISE
+from captioning.scoring.calibration import Calibration
 from model import Captioner, save_captioner
 from training.settings import FIXED, ModelSettings, changes, model_settings
 from training.trainer import Trainer
@@ -184,8 +185,10 @@ class RunFolder:
         return found
 
     def load_last(self, contents: dict, captioner: Captioner) -> None:
-        """Give `captioner` the weights of the model whose `contents` `prepare` returned."""
+        """Give `captioner` the weights and the calibration of the model whose `contents` `prepare` returned."""
         captioner.model.load_trained_state(contents["state"], self.last)
+        if (kept := contents.get("calibration")) is not None:
+            captioner.calibration = Calibration.from_dict(kept, str(self.last))
 
     def load_best(self, captioner: Captioner, epoch: int) -> str:
         """Give `captioner` the weights of the best epoch before `epoch`; a line about what it has now."""

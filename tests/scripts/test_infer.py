@@ -395,7 +395,7 @@ def test_what_the_model_is_not_sure_of_is_not_told(calibrated, infer_dataset, tm
     assert done.status == 0 and "2 of 5 images have no caption" in done.err, done.err
     assert done.out.count("(not sure)\n") == 2 and "3 captions, " in done.out and "sure enough of are not" in done.out
     for before, after in zip(entries(whole), entries(out)):
-        assert after == (before if before["confidence"] >= least else {**before, "caption": ""})
+        assert after == (before if before["confidence"] >= least else {**before, "caption": "", "unsure": True})
     # resuming: what was told before is held to the same, and a higher bar than now cannot be undone
     lines = whole.read_text().splitlines(keepends=True)
     for given in (lines[:3], out.read_text().splitlines(keepends=True)[:3]):

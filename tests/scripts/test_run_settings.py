@@ -52,7 +52,7 @@ def test_model_info_and_averages_tell_settings(train, script, tmp_path):
     assert "--seed 7" in line and "--features pooled.npy" in line and "--hidden_size 32" in line
     assert "--dropout " not in line and "checksum" not in line
     (info,) = json.loads(script("model_info.py", models[0], "--json").out)
-    assert info["settings"]["--seed"] == 7 and info["settings"]["--dropout"] == 0.0
+    assert info["settings"]["--seed"] == 7 and info["settings"]["--lr_step_size"] == 5
 
     done = train(*FLAGS, "--seed", 8, "--load_model", models[1], "--num_epochs", 3, name="b")
     assert done.status == 0, done.err
