@@ -422,11 +422,10 @@ class InferRun:
 
         Several processes print when all have ended, to keep the order.
         """
-        from tqdm import tqdm
+        from captioning.progress import Bar
 
-        hidden = not self.first or (self.printed and self.alone)
-        kept = []
-        with tqdm(total=len(self.rest), unit="image", desc="caption", disable=True if hidden else None) as bar:
+        kept, drawn = [], not (self.printed and self.alone)
+        with Bar(len(self.rest), "caption", "image", stream=sys.stderr, drawn=drawn) as bar:
             for item, result in results:
                 kept.append(result)
                 for output in self.outputs:

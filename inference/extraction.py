@@ -64,7 +64,7 @@ def extract(encoder: PhotoEncoder, loader: Loader, writer: FeatureWriter | None,
     The shares go to it batch by batch, so that the file and what --resume finds of it are the same for any number of
     processes.
     """
-    bar = None if writer is None else Bar(len(loader.items), "extracting", "image")
+    bar = Bar(len(loader.items), "extracting", "image")
     batches = iter(loader)
     for _ in range(from_main(lambda: len(loader))):
         batch = next(batches, None)
@@ -77,5 +77,4 @@ def extract(encoder: PhotoEncoder, loader: Loader, writer: FeatureWriter | None,
             for key, row in zip(keys, rows):
                 writer.write(key, row)
             bar.update(len(keys) + bad)
-    if bar is not None:
-        bar.close()
+    bar.close()

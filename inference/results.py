@@ -13,7 +13,7 @@ Where the words of the captions are shown one by one (Result.words), txt and jso
 DeepCaption does: `A=0.69/two=0.08 man=0.15/young=0.10`; json keeps the caption as `text`. jsonl has them under `words`
 as numbers, with the <end> of the caption, and csv as a column of its own.
 
-An image has the caption "" where the model was not sure enough of any (Result.withhold).
+An image has the caption "" where the model was not sure enough of any (Result.withhold); json and jsonl say `unsure`.
 """
 
 import contextlib
@@ -357,7 +357,7 @@ def _coco(result: Result, form: str, scores: bool) -> dict:
             steps = result.words[number]
             entry["words"] = [[name if p is None else [name, float(f"{p:.6g}")] for name, p in step] for step in steps]
         entries.append(entry)
-    more = {"n_best": entries} if len(entries) > 1 else {}
+    more = {"n_best": entries} if len(entries) > 1 else {"unsure": True} if result.unsure else {}
     return {"image_id": result.image_id, **entries[0], **more}
 
 

@@ -16,6 +16,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from running import ROOT, run_here
 from toy_captioner import SIZES, WORDS, captioner_for, picture
 
@@ -300,6 +301,50 @@ def test_attention_output(infer_dataset, expected, tmp_path):
     assert saved["attention"].shape[2:] == (7, 7)
 
 
+@pytest.fixture
+def odd_photos(tmp_path):
+    """Photos as people have them: on their side, with transparent parts, of other modes, large."""
+    images, exif = [picture(seed) for seed in range(7)], Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    images[0].save(tmp_path / "sideways.jpg", exif=exif)
+    images[1].putalpha(Image.linear_gradient("L").resize(images[1].size))
+    images[1].save(tmp_path / "glass.png")
+    images[2].quantize(16).save(tmp_path / "palette.png", transparency=0)
+    images[3].convert("CMYK").save(tmp_path / "print.jpg")
+    images[4].convert("L").convert("I").point(lambda value: value * 257).convert("I;16").save(tmp_path / "deep.png")
+    images[5].convert("L").save(tmp_path / "grey.webp")
+    images[6].resize((3000, 2600)).save(tmp_path / "large.jpg")
+    return sorted(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weights", ["pixels.model", "file.model"])
+def test_photos_from_python_are_captioned_as_by_the_script(world, odd_photos, weights):
+    printed = infer_here(world / weights, *odd_photos).out
+    captioner = load_captioner(world / weights)
+    captioner.info["length_penalty"] = 0.0
+    images = [Image.open(path) for path in odd_photos if path.stem != "large"]
+    found = captioner.caption_photos([*odd_photos, *images], batch_size=4)
+    assert printed == "".join(f"{path}: {several[0].text}\n" for path, several in zip(odd_photos, found))
+    texts = dict(zip(odd_photos, [several[0].text for several in found]))
+    assert [several[0].text for several in found[7:]] == [text for p, text in texts.items() if p.stem != "large"]
+    assert len(set(texts.values())) > 2, "the toy model says the same of every photo"
+    assert any("exif" in image.info for image in images)  # they are the caller's, and stay as they were
+    several = captioner.caption_photos([str(odd_photos[0])], Search(beam_size=3, n_best=2))
+    assert len(several[0]) == 2 and captioner.caption_photos([]) == []
+
+
+def test_the_models_length_penalty_and_what_cannot_be_read(world, odd_photos, tmp_path):
+    captioner = load_captioner(world / "pixels.model")
+    captioner.info["length_penalty"] = 2.5
+    found = captioner.caption_photos(odd_photos)
+    printed = infer_here(world / "pixels.model", *odd_photos, "--length_penalty", 2.5).out.splitlines()
+    assert [line.partition(": ")[2] for line in printed] == [several[0].text for several in found]
+    with pytest.raises(UserError, match=r"cannot read image .*bad\.jpg"):
+        captioner.caption_photos([odd_photos[0], world / "mixed/bad.jpg"])
+    with pytest.raises(UserError, match="photo 1 cannot be read: image file is truncated"):
+        captioner.caption_photos([odd_photos[0], Image.open(world / "mixed/bad.jpg")])
+
+
 # ---- confidences ----
 
 
@@ -350,7 +395,7 @@ def test_what_the_model_is_not_sure_of_is_not_told(calibrated, infer_dataset, tm
     assert done.status == 0 and "2 of 5 images have no caption" in done.err, done.err
     assert done.out.count("(not sure)\n") == 2 and "3 captions, " in done.out and "sure enough of are not" in done.out
     for before, after in zip(entries(whole), entries(out)):
-        assert after == (before if before["confidence"] >= least else {**before, "caption": ""})
+        assert after == (before if before["confidence"] >= least else {**before, "caption": "", "unsure": True})
     # resuming: what was told before is held to the same, and a higher bar than now cannot be undone
     lines = whole.read_text().splitlines(keepends=True)
     for given in (lines[:3], out.read_text().splitlines(keepends=True)[:3]):
