@@ -41,7 +41,7 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "distillation": "distill distill_weight distill_temperature",
     "run": "model_name model_basename output_root model_path load_model optimizer_reset force_epoch replace/force "
     "resume resume_changed num_epochs save_every keep early_stopping log_step verbose seed deterministic amp compile "
-    "tensorboard profiler cpu device",
+    "tensorboard logger profiler cpu device",
 }
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value

@@ -13,11 +13,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from captioning.errors import UserError, one_line, warn
 from captioning.files import atomic_write, naming_file, read_lines
 from captioning.tables import csv_lines
-
-LOGGERS = ("none", "tensorboard", "csv", "wandb", "mlflow")
 
 
 def require_packages(names: Sequence[str]) -> None:
@@ -48,6 +49,16 @@ class TensorBoard:
             for name, value in values.items():
                 self.writer.add_scalar(f"{group}/{name}", value, number)
 
+    def histograms(self, epoch: int, model: nn.Module) -> None:
+        """The distribution of each trained weight and of its last gradient."""
+        with naming_file(self.place):
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    for kind, values in (("weights", parameter), ("gradients", parameter.grad)):
+                        if values is not None and torch.isfinite(values).all():  # a histogram cannot hold others
+                            self.writer.add_histogram(f"{kind}/{name}", values.detach().float().cpu(), epoch)
+            self.writer.flush()
+
     def close(self) -> None:
         with naming_file(self.place):
             self.writer.close()
@@ -74,29 +85,28 @@ class CsvTable:
 
     def __init__(self, path: Path, key: str, resumed: bool):
         self.path, self.columns, self.rows = path, [key], []
+        self.anew = True  # the file must be written whole
         if resumed and path.exists():
-            self.columns, *rows = csv.reader(read_lines(path, "--logger csv")) or [[key]]
+            self.columns, *rows = list(csv.reader(read_lines(path, "--logger csv"))) or [[key]]
             self.rows = [dict(zip(self.columns, row)) for row in rows if len(row) == len(self.columns)]
-            if self.columns[0] != key or not all(row[key].isdecimal() for row in self.rows):
+            if self.columns[:1] != [key] or not all(row[key].isdecimal() for row in self.rows):
                 raise UserError(f"--logger csv: {path} is no log of a run; remove it first")
-        self._write()
 
     def add(self, number: int, values: Mapping[str, float]) -> None:
         key = self.columns[0]
-        kept = [row for row in self.rows if int(row[key]) < number]  # a resumed run comes to some steps again
         new = [name for name in values if name not in self.columns]
-        anew = bool(new) or len(kept) < len(self.rows)
+        again = bool(self.rows) and int(self.rows[-1][key]) >= number  # a resumed run comes to some steps a second time
+        self.anew |= bool(new) or again
         self.columns += new
-        self.rows = [*kept, {key: str(number), **values}]
-        if anew:
-            self._write()
+        self.rows = [row for row in self.rows if int(row[key]) < number] if again else self.rows
+        self.rows.append({key: str(number), **values})
+        if self.anew:
+            with atomic_write(self.path) as file:
+                file.write(csv_lines([self.columns]) + self._lines(self.rows))
+            self.anew = False
             return
         with naming_file(self.path), open(self.path, "a", encoding="utf-8", newline="") as file:
             file.write(self._lines(self.rows[-1:]))
-
-    def _write(self) -> None:
-        with atomic_write(self.path) as file:
-            file.write(csv_lines([self.columns]) + self._lines(self.rows))
 
     def _lines(self, rows: Sequence[Mapping]) -> str:
         return csv_lines([row.get(name, "") for name in self.columns] for row in rows)
