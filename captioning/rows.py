@@ -27,7 +27,8 @@ def select_state(state: State, index: Tensor) -> State:
 
 def each_row(of_images: Tensor, rows: int) -> Tensor:
     """(B, D) -> (rows, D): what belongs to an image for each of its rows, which stand together."""
-    return of_images if len(of_images) == rows else of_images.repeat_interleave(rows // len(of_images), 0)
+    images = of_images.shape[0]  # len() of a tensor is a constant to what traces the step for export
+    return of_images if images == rows else of_images.repeat_interleave(rows // images, 0)
 
 
 @dataclass
