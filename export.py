@@ -50,7 +50,7 @@ from captioning.images.image_file import ImageError, list_images, open_image
 
 
 def calibration_photos(captioner, folder: str, most: int) -> list:
-    """Pixels (1, 3, S, S) of up to `most` photos of the folder, spread over it. Raises UserError where there is none."""
+    """Pixels (1, 3, S, S) of up to `most` photos, spread over the folder. Raises UserError where it has none."""
     paths = list_images(folder, recursive=True)
     photos = []
     for path in paths[:: max(1, len(paths) // most)][:most]:
@@ -84,7 +84,8 @@ def main(args) -> int:
         from serving.int8 import quantised
 
         graphs = quantised(graphs, photos)
-    for written in write_folder(folder, describe(captioner, graphs, path.name, "int8" if args.int8 else "float32"), graphs):
+    info = describe(captioner, graphs, path.name, "int8" if args.int8 else "float32")
+    for written in write_folder(folder, info, graphs):
         note_once(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
     return 0
 

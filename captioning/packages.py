@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from captioning.errors import UserError
 
-INSTALLED_AS = {"multipart": "python-multipart"}  # where pip has another name for what is imported
+INSTALLED_AS = {"python_multipart": "python-multipart"}  # where pip has another name for what is imported
 
 
 def require_packages(what: str, modules: Iterable[str]) -> None:

@@ -22,7 +22,7 @@ CLOSE = 1e-3  # how far numbers of the two may be apart: they add up in another 
 
 def describe(captioner: Captioner, graphs: Graphs, model: str, precision: str) -> dict:
     """What captioner.json says; model: name of the model file."""
-    info = {
+    return {
         "format": FORMAT,
         "model": model,
         "precision": precision,
@@ -38,7 +38,6 @@ def describe(captioner: Captioner, graphs: Graphs, model: str, precision: str) -
         "tokenizer": captioner.vocabulary.tokenizer,
         "words": captioner.vocabulary.words,
     }
-    return info
 
 
 def write_folder(folder: Path, info: dict, graphs: Graphs) -> list[Path]:

@@ -6,6 +6,7 @@ python recipes/onnx/caption.py exported/ photo.jpg --beam_size 1         # greed
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -29,17 +30,17 @@ def search(encoder, step, info: dict, pixels: np.ndarray, beams: int, penalty: f
     state, memory = [made[name] for name in info["state"]], [made[name] for name in info["memory"]]
     never, end = [info["special"][name] for name in ("pad", "start", "unk")], info["special"]["end"]
     rows, scores, ended = [[info["special"]["start"]]], np.zeros(1), []
-    for length in range(1, info["max_words"] + 2):
+    for length in itertools.count(1):
+        last = length > info["max_words"]
         read = {"tokens": np.array([words[-1] for words in rows])} | dict(zip(info["state"], state))
         read |= {name: np.repeat(x, len(rows), 0) for name, x in zip(info["memory"], memory)}
         log_probs, *state = step.run(["log_probs", *(f"next_{name}" for name in info["state"])], read)
         log_probs[:, never] = -np.inf
-        if length > info["max_words"]:  # whatever is still open ends here
+        if last:  # whatever is still open ends here
             log_probs[:, np.arange(log_probs.shape[1]) != end] = -np.inf
         totals = (log_probs + scores[:, None]).ravel()
         best = np.argsort(-totals, kind="stable")[: 2 * beams]  # of these at least `beams` do not end
         parents, words = best // log_probs.shape[1], best % log_probs.shape[1]
-        last = length > info["max_words"]
         for place, (parent, word) in enumerate(zip(parents, words)):
             if word == end and (place < beams or last):
                 ended.append((totals[best[place]] / length**penalty, rows[parent][1:]))
@@ -48,7 +49,8 @@ def search(encoder, step, info: dict, pixels: np.ndarray, beams: int, penalty: f
         rows = [[*rows[parents[i]], words[i]] for i in goes_on]
         scores, state = totals[best[goes_on]], [x[:, parents[goes_on]] for x in state]
         if last or (len(ended) == beams and scores[0] / length**penalty <= ended[-1][0]):
-            return ended[0][1]
+            break
+    return ended[0][1]
 
 
 def as_text(words: list[str]) -> str:
