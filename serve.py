@@ -41,7 +41,7 @@ def parse_args(argv=None) -> Namespace:
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at; 0.0.0.0: also for other machines")
     add("--port", default=8000, metavar="N", help="port to listen at; 0: any that is free")
     add("--max_batch", default=16, metavar="N", help="most photos that are captioned together")
-    add("--max_wait", default=5.0, metavar="MS", help="milliseconds that a photo waits for others")
+    add("--max_wait", default=20.0, metavar="MS", help="milliseconds that a photo waits for others under load")
     add("--max_megabytes", default=32.0, metavar="MB", help="largest request")
     add("--max_megapixels", default=60.0, metavar="MP", help="largest photo, in millions of pixels")
     add("--max_photos", default=16, metavar="N", help="most photos of a request")
@@ -67,6 +67,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
 import contextlib
+import logging
 import socket
 
 from captioning.errors import shown
@@ -142,6 +143,8 @@ def serve(args, listener: socket.socket) -> None:
         photos.warm_up()
         log = note if args.verbose else lambda line: None
         app = caption_app(Service(captioner, photos, limits, model_path(args.model).name, log))
+        for name in ("uvicorn", "python_multipart"):  # the client is told what is wrong with its request
+            logging.getLogger(name).setLevel(logging.ERROR)
         options = {"http": Connection, "ws": "none", "log_config": None, "access_log": False, "server_header": False}
         options |= {"limit_concurrency": MOST_CONNECTIONS, "timeout_graceful_shutdown": GRACE}
         begun = lambda: note(f"{address_of(listener)} (Ctrl-C ends it)")  # noqa: E731

@@ -55,7 +55,7 @@ class Service:
     decoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(own_cores()))
 
     async def health(self, request: Request) -> Response:
-        waiting = self.photos.jobs.qsize()
+        waiting = len(self.photos.jobs)
         return answer(200, {"status": "ok", "model": self.model, "waiting": waiting})
 
     async def caption(self, request: Request) -> Response:

@@ -7,9 +7,9 @@ Photos that wait are captioned together, which takes less time than one after th
 worked on at once, each on its share of the cores, as in captioning/fast/threads.py.
 """
 
-import queue
+import math
 import threading
-import time
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -38,13 +38,15 @@ class Job:
 
 
 class PhotoQueue:
-    """max_batch: most photos of a batch; max_wait: seconds that the first of a batch waits for others."""
+    """max_batch: most photos of a batch; max_wait: seconds that the first of a batch waits for others
+    while other batches are worked on."""
 
-    def __init__(self, captioner: Captioner, search: Search, max_batch: int = 16, max_wait: float = 0.005):
+    def __init__(self, captioner: Captioner, search: Search, max_batch: int = 16, max_wait: float = 0.02):
         self.captioner, self.search, self.max_batch, self.max_wait = captioner, search, max_batch, max_wait
         self.decoder = captioner.ready_decoder()
-        self.jobs: queue.Queue[Job | None] = queue.Queue(FULL)
-        self.gathering = threading.Lock()  # one thread gathers a batch: two would halve it
+        self.jobs: deque[Job] = deque()
+        self.closed, self.idle, self.changed = False, 0, threading.Condition()
+        self.gathering = threading.Lock()  # one thread gathers at a time: two would halve a batch
         on_cpu = captioner.device.type == "cpu"
         count = min(MOST, own_cores()) if on_cpu else 1
         cores = max(1, own_cores() // count) if on_cpu else None
@@ -55,10 +57,11 @@ class PhotoQueue:
     def submit(self, pixels: Tensor) -> "Future[list[Caption]]":
         """The captions to come of a photo. Raises Busy."""
         job = Job(pixels, Future())
-        try:
-            self.jobs.put_nowait(job)
-        except queue.Full:
-            raise Busy from None
+        with self.changed:
+            if self.closed or len(self.jobs) >= FULL:
+                raise Busy
+            self.jobs.append(job)
+            self.changed.notify_all()
         return job.captions
 
     def warm_up(self) -> None:
@@ -68,8 +71,9 @@ class PhotoQueue:
 
     def close(self) -> None:
         """Caption what waits, then end the threads."""
-        for _ in self.threads:
-            self.jobs.put(None)
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
         for thread in self.threads:
             thread.join()
 
@@ -93,20 +97,16 @@ class PhotoQueue:
                     job.captions.set_result(captions)
 
     def _gather(self) -> list[Job]:
-        """The next batch; empty where the queue was closed."""
-        with self.gathering:
-            batch = [self.jobs.get()]
-            last = time.monotonic() + self.max_wait
-            while batch[-1] is not None and len(batch) < self.max_batch:
-                try:
-                    batch.append(self.jobs.get(timeout=max(0.0, last - time.monotonic())))
-                except queue.Empty:
-                    break
-        if batch[-1] is None:
-            batch.pop()
-            if batch:
-                self.jobs.put(None)  # for the next round of this thread
-        return batch
+        """The next batch, a fair share for each thread that has none; empty where the queue is closed."""
+        with self.changed:
+            self.idle += 1
+        with self.gathering, self.changed:
+            self.changed.wait_for(lambda: self.jobs or self.closed)
+            if self.idle < len(self.threads):  # others work, so that more photos are likely to come
+                self.changed.wait_for(lambda: len(self.jobs) >= self.max_batch or self.closed, self.max_wait)
+            share = min(self.max_batch, math.ceil(len(self.jobs) / self.idle))
+            self.idle -= 1
+            return [self.jobs.popleft() for _ in range(share)]
 
     def _caption(self, pixels: list[Tensor]) -> list[list[Caption]]:
         stacked = torch.stack(pixels).to(self.captioner.device)

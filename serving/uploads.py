@@ -119,7 +119,7 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
             return await of_form(request, body, limits)
         if kind not in UNKNOWN and not kind.startswith("image/"):
             raise Refused(
-                415, f"the content type is {kind[:60]}: send a photo, or a form (multipart/form-data) with photos"
+                415, f"the content type is {kind[:60]}: send a photo, or photos in a multipart/form-data form"
             )
         return [await of_body(body)]
     except Refused:
