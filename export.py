@@ -31,14 +31,16 @@ def parse_args(argv=None) -> Namespace:
     add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
     add("--output_dir", metavar="DIR", required=True, help="folder for encoder.onnx, step.onnx and captioner.json")
     add("--int8", action="store_true", help="write weights and activations in 8 bits (default: float32)")
+    add("--reduce_range", action="store_true", help="--int8: weights of 7 bits, for x86 processors without VNNI, "
+        "where sums of 8-bit products overflow")  # fmt: skip
     add("--image_dir", metavar="DIR", help="--int8: photos like those to caption; their activations set the ranges")
     add("--max_photos", default=128, metavar="N", help="--int8: how many photos of --image_dir to look at")
     args = parser.parse_args(argv)
     parser.at_least(1, args, "max_photos")
     if args.int8 and not args.image_dir:
         parser.error("--int8 needs --image_dir, a folder of a hundred photos like those to caption")
-    if args.image_dir and not args.int8:
-        parser.error("--image_dir is for --int8")
+    if (args.image_dir or args.reduce_range) and not args.int8:
+        parser.error(f"--{'image_dir' if args.image_dir else 'reduce_range'} is for --int8")
     return args
 
 
@@ -83,7 +85,7 @@ def main(args) -> int:
     if args.int8:
         from serving.int8 import quantised
 
-        graphs = quantised(graphs, photos)
+        graphs = quantised(graphs, photos, args.reduce_range)
     info = describe(captioner, graphs, path.name, "int8" if args.int8 else "float32")
     for written in write_folder(folder, info, graphs):
         note_once(f"{written}: {written.stat().st_size / 1e6:.1f} MB")

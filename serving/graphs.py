@@ -28,6 +28,7 @@ from captioning.text.tokens import START
 from model import Captioner
 
 OPSET = 18  # the newest that the exporters of torch 2.10 and later write without converting it
+ANY = torch.export.Dim("rows", min=1)
 TRACED = 3  # images and rows of the examples: not 1, which is traced as a constant
 
 
@@ -145,14 +146,13 @@ def export_graphs(captioner: Captioner) -> Graphs:
 
 def encoder_graph(encoder: EncoderGraph, pixels: Tensor, names: list[str]):
     """encoder.onnx: `pixels` -> outputs by `names`."""
-    return traced(encoder, (pixels,), ({0: torch.export.Dim("images", min=1)},), ["pixels"], names)
+    return traced(encoder, (pixels,), ({0: ANY},), ["pixels"], names)
 
 
 def step_graph(step: StepGraph, parts: tuple[tuple, tuple], state: list[str], memory: list[str]):
     """step.onnx: `tokens`, then inputs by the names in `state` and `memory`; parts: examples of these."""
-    rows = torch.export.Dim("rows", min=1)
     tokens = torch.full((TRACED,), START)
-    shapes = {0: rows}, tuple({1: rows} for _ in state), tuple({0: rows} for _ in memory)
+    shapes = {0: ANY}, tuple({1: ANY} for _ in state), tuple({0: ANY} for _ in memory)
     outputs = ["log_probs", *(f"next_{name}" for name in state)]
     if step.decoder.attention_kind:
         outputs.append("attention")
@@ -160,7 +160,10 @@ def step_graph(step: StepGraph, parts: tuple[tuple, tuple], state: list[str], me
 
 
 def traced(module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str], outputs: list[str]):
-    """The module as an onnx.ModelProto with inputs and outputs of these names. Raises UserError where it cannot be."""
+    """The module as an onnx.ModelProto with inputs and outputs of these names. Raises UserError where it cannot be.
+
+    shapes: which dimension of each argument is of ANY size, the same for all.
+    """
     options = {"dynamo": True, "opset_version": OPSET, "input_names": inputs, "output_names": outputs, "verbose": False}
     with quiet():
         try:  # given the module, not the program, torch.onnx would fall back on graphs of a single batch size
@@ -168,6 +171,11 @@ def traced(module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str]
             program = torch.onnx.export(program, **options)
         except Exception as error:
             raise UserError(f"--model: torch cannot export it to ONNX: {one_line(error)}") from error
+    graph = program.model_proto.graph
+    for value in (*graph.input, *graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = ANY.__name__  # torch gives it a number
     return program.model_proto
 
 

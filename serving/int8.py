@@ -33,16 +33,29 @@ class Photos(CalibrationDataReader):
         return None if pixels is None else {"pixels": pixels}
 
 
-def quantised(graphs: Graphs, photos: Iterable[np.ndarray]) -> Graphs:
-    """The graphs in 8 bits; photos: pixels (1, 3, S, S) uint8, a hundred of the kind that will be captioned."""
+def quantised(graphs: Graphs, photos: Iterable[np.ndarray], reduce_range: bool = False) -> Graphs:
+    """The graphs in 8 bits.
+
+    photos: pixels (1, 3, S, S) uint8, a hundred of the kind that will be captioned. reduce_range: weights of 7 bits,
+    for processors whose sums of 8-bit products overflow; the first and last convolution and what follows stay float32,
+    since they lose most by it.
+    """
+    weights = {"per_channel": True, "weight_type": QuantType.QInt8, "reduce_range": reduce_range}
     with tempfile.TemporaryDirectory() as folder:
         given, ready, made = (Path(folder) / f"{name}.onnx" for name in ("given", "ready", "made"))
         onnx.save(graphs.encoder, given)
         quant_pre_process(given, ready, skip_symbolic_shape=True)
-        options = {"quant_format": QuantFormat.QDQ, "per_channel": True, "op_types_to_quantize": QUANTISED}
-        options |= {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-        quantize_static(ready, made, Photos(photos), **options)
+        options = {"op_types_to_quantize": QUANTISED, "nodes_to_exclude": sensitive(ready) if reduce_range else []}
+        options |= {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8}
+        quantize_static(ready, made, Photos(photos), **weights, **options)
         encoder = onnx.load(made)
         onnx.save(graphs.step, given)
-        quantize_dynamic(given, made, per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(given, made, **weights)
         return replace(graphs, encoder=encoder, step=onnx.load(made))
+
+
+def sensitive(path: Path) -> list[str]:
+    """Names of the nodes of an encoder that lose most by coarse weights: first and last convolution, and products."""
+    nodes = onnx.load(path).graph.node
+    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+    return convolutions[:1] + convolutions[-1:] + [node.name for node in nodes if node.op_type in ("MatMul", "Gemm")]

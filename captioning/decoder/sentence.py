@@ -138,7 +138,7 @@ class SentenceDecoder(nn.Module):
                 torch.stack([layer(memory.initial) for layer in getattr(self, f"init_{name}")]) for name in names
             )
         else:
-            zeros = self.embed.weight.new_zeros(self.num_layers, len(memory), self.hidden_size)
+            zeros = self.embed.weight.new_zeros(self.num_layers, memory.rows, self.hidden_size)
             state = tuple(zeros for _ in names)
         if self.reads_first and not self.skip_start:
             state, _, _ = self._advance(memory.first, state, memory)
