@@ -48,7 +48,8 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
 from captioning.errors import note_once, warn
-from captioning.images.image_file import ImageError, list_images, open_image
+from captioning.images.image_file import ImageError, open_image
+from captioning.images.listing import list_images
 
 
 def calibration_photos(captioner, folder: str, most: int) -> list:

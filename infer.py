@@ -2,7 +2,8 @@
 """Caption photos, folders and datasets with a trained model; score the captions of a dataset that has references.
 
     ./infer.py photo.jpg                                                 # photo.jpg: A man in a red shirt.
-    ./infer.py --model models/mymodel/ep5.model --image_dir photos --recursive --html gallery.html
+    ./infer.py holiday photos.zip 'more/**/*.jpg' --html gallery.html    # folders, zip files, patterns
+    ./infer.py holiday --recursive --sidecar txt                         # holiday/a.txt beside holiday/a.jpg
     ./infer.py --model models/mymodel/ep5.model --dataset coco:val2014 --scoring bleu,cider
     ./infer.py --model models/mymodel/ep5.model --image_dir photos --output_file captions.jsonl --resume
     ./infer.py --model models/mymodel/ep5.model --probabilities --alternatives 3 photo.jpg
@@ -10,7 +11,8 @@
 
 The model file holds its vocabulary, its encoder and the size of its images. A dataset whose feature files exist is
 captioned from them, without the encoder. Captions are printed unless they are written to a file; those of a dataset
-are written to results/DATASET_MODEL.json. Images that cannot be read are named and skipped; the exit status is then 1.
+are written to results/DATASET_MODEL.json. What folders hold besides images is counted by kind. Images that cannot be
+read are named and skipped; the exit status is then 1.
 """
 
 import sys
@@ -28,6 +30,8 @@ if __name__ == "__main__":
 
 import contextlib
 import copy
+import math
+import os
 import re
 import time
 from collections import Counter
@@ -42,12 +46,16 @@ from captioning.datasets.folder import GenericDataset
 from captioning.datasets.names import short_names
 from captioning.errors import first_few, script_name, shown, warn
 from captioning.files import check_writable, require_file, require_model_file
-from captioning.images.image_file import image_exists
-from captioning.images.zip_file import is_zip
+from captioning.images.listing import PassedOver
 from captioning.text.cleaning import id_text, printable
-from inference.gallery import write_gallery
+from captioning.text.function_words import content_words
+from inference.caption_files import read_results
+from inference.gallery.comparison import Comparison
+from inference.gallery.page import Gallery, write_gallery
+from inference.image_arguments import holds_images, named_images
+from inference.image_outputs import Copies, Sidecars
 from inference.lemmas import LemmaRules
-from inference.results import GROWING, PartFile, Result, ResultsFile, Style, format_of, shown_texts
+from inference.results import GROWING, NOT_SURE, PartFile, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
 
 
@@ -68,7 +76,12 @@ class InferRun:
         self.settings = s = SimpleNamespace(**settings)
         self.alone, self.first = process_count() == 1, process_number() == 0
         self.file: ResultsFile | None = None  # None where captions are only printed
-        self.style = Style(not s.no_capitalize, None, s.probabilities, s.alternatives, s.store_image_paths)
+        self.maps = {}  # where the model looked, for the gallery
+        self.compared = []  # captions of the files of --compare
+        shown_words = s.probabilities, s.alternatives
+        self.style = Style(
+            not s.no_capitalize, None, *shown_words, s.store_image_paths, s.with_scores, s.min_confidence
+        )
 
     # ---- without torch ----
 
@@ -81,6 +94,11 @@ class InferRun:
         self.file = self.open_results()
         self.results = self.file.results if self.file else []
         self.rest = self.skip_captioned() if self.file else self.dataset
+        self.outputs = self.open_outputs()
+        self.skip_written()
+        self.compared = [read_results(path) for path in s.compare or ()]
+        if len(self.compared) == 2:
+            self.take_compared()
         if self.rest.items and self.first:  # otherwise all is done, and no model is needed
             require_model_file(self.model)
         if s.weights:
@@ -110,12 +128,17 @@ class InferRun:
         s = self.settings
         loose = bool(s.images or s.image_dir)
         if loose and s.dataset in (None, "generic"):
-            check_photos(s.images)
-            dataset = GenericDataset(files=s.images, image_dir=s.image_dir, recursive=s.recursive)
+            if s.recursive and not s.image_dir and not any(map(holds_images, s.images)):
+                raise UserError("--recursive is for folders: name one, or give --image_dir")
+            passed = PassedOver()
+            files = named_images(s.images, s.recursive, passed)
+            dataset = GenericDataset(files=files, image_dir=s.image_dir, recursive=s.recursive, passed=passed)
+            if line := passed.line():
+                note(f"{script_name()}: {line}")
         elif loose:
             raise UserError(f"--dataset {s.dataset} and images or --image_dir exclude each other")
         elif not s.dataset:
-            raise UserError("nothing to caption: give image files, --image_dir or --dataset")
+            raise UserError("nothing to caption: give image files, folders, --image_dir or --dataset")
         else:
             dataset = open_dataset(s.dataset, s.dataset_config_file, s.dataset_images)
         self.check_names(dataset)
@@ -151,13 +174,21 @@ class InferRun:
 
             self.metrics = parse_metrics(s.scoring)
         words = self.style.wants_words
-        if path is None or self.first:
-            return ResultsFile(path, form, s.resume, words, s.force, not self.alone) if path else None
+        if s.with_scores and form == "txt":
+            raise UserError("--with_scores: a txt file has no room for them: use --output_format json, jsonl or csv")
+        if path is None:
+            return None
+        if self.first:
+            file = ResultsFile(path, form, s.resume, words, s.force, not self.alone)
+            file.scores = s.with_scores
+            return file
         return PartFile(path, form, process_number(), words)
 
     def results_path(self) -> tuple[Path | None, str]:
         """The results file and its format; None where captions are only printed."""
         s = self.settings
+        if len(s.compare or ()) == 2:
+            return None, ""
         if s.output_file:
             form = s.output_format or format_of(s.output_file) or "txt"
             return Path(s.results_path or ".") / s.output_file, form
@@ -169,11 +200,13 @@ class InferRun:
         return Path(s.results_path or "results") / f"{name}.{form}", form
 
     def source(self, loose: str) -> str:
-        """What the images are from: the dataset or the name of the folder; `loose` where they were given one by one."""
+        """What the images are from: the dataset, the name of the only folder, or else `loose`."""
         s = self.settings
         if s.dataset:
             return short_names(s.dataset)
-        return Path(s.image_dir).resolve().name if s.image_dir else loose
+        places = [s.image_dir] if s.image_dir else s.images
+        alone = len(places) == 1 and (s.image_dir or holds_images(places[0])) and os.path.exists(places[0])
+        return Path(places[0]).resolve().name if alone else loose
 
     def skip_captioned(self) -> CaptionDataset:
         """The images that the results file does not have yet; its results get what the dataset knows of theirs."""
@@ -184,11 +217,44 @@ class InferRun:
                 path = self.file.path
                 raise UserError(f"--resume: {path} has image {result.image_id!r}, which is not among those to caption")
             result.image_id, result.path, result.references = self.style.id_of(item), item.path, item.captions
+            if self.style.min_confidence is not None:
+                withhold_earlier(result, self.style.min_confidence, self.file.path)
         done = {id_text(result.image_id) for result in self.file.earlier}
         if not done:
             return self.dataset
         note(f"{len(done)} of {len(self.dataset)} images are captioned already")
         return self.without([item for item in self.dataset.items if id_text(self.style.id_of(item)) not in done])
+
+    def take_compared(self) -> None:
+        """Take the captions of the first file of --compare for the results. No image is left to caption."""
+        s = self.settings
+        for item in self.dataset.items:
+            if texts := self.compared[0].get(id_text(self.style.id_of(item))):
+                captions = [(text, math.nan) for text in texts]
+                self.results.append(Result(self.style.id_of(item), captions, item.path, item.captions))
+        if not self.results:
+            raise UserError(f"--compare: {s.compare[0]} has no caption of any of the {len(self.dataset)} images")
+        self.rest = self.without([])
+
+    def open_outputs(self) -> list[Sidecars | Copies]:
+        """What is written for each image. Raises UserError where it cannot be."""
+        s, outputs = self.settings, []
+        if s.sidecar:
+            outputs.append(Sidecars(s.sidecar, s.existing, s.prefix or "", s.suffix or ""))
+        if s.write_metadata or s.write_metadata_in_place:
+            outputs.append(Copies(s.write_metadata, "skip" if s.existing == "append" else s.existing))
+        for output in outputs:
+            output.plan(self.dataset.items)
+        return outputs
+
+    def skip_written(self) -> None:
+        """Leave out the images that have all their sidecars and copies."""
+        if not self.outputs:
+            return
+        left = [item for item in self.rest.items if not all(output.is_done(item) for output in self.outputs)]
+        if done := len(self.rest) - len(left):
+            note(f"{done} of {len(self.rest)} images have their files already (--existing overwrite writes them anew)")
+            self.rest = self.without(left)
 
     def without(self, left: list[ImageItem]) -> CaptionDataset:
         """The dataset with the items `left` only."""
@@ -249,6 +315,8 @@ class InferRun:
 
         if not shares:
             return []
+        for output, *counts in zip(self.outputs, *(share.counts for share in shares)):
+            output.counts = sum(counts, Counter())
         by_id = {id_text(self.style.id_of(item)): item for item in self.dataset.items}
         order = {image_id: number for number, image_id in enumerate(by_id)}
         share = joined(shares, order)
@@ -259,8 +327,10 @@ class InferRun:
         self.results = self.file.results if self.file else share.results
         if self.printed and not self.alone:
             for result in share.results:
-                print_captions(by_id[id_text(result.image_id)], result)
-        if share.attention is not None:
+                print_captions(by_id[id_text(result.image_id)], result, self.style.scores)
+        if self.settings.html_attention:
+            self.maps = share.attention.word_maps()
+        if self.settings.attention_output:
             share.attention.write(self.settings.attention_output)
             note(f"{self.settings.attention_output}: attention weights of {len(share.attention.ids)} images")
         if self.style.rules:
@@ -276,15 +346,37 @@ class InferRun:
         """Say what was written, score it, draw the gallery. Gives the exit status."""
         if self.file:
             note(f"{self.file.path}: captions of {len(self.results)} images")
-        lines, left_out = report_scores(self.metrics, self.results) if self.metrics else ([], False)
+        for output in self.outputs:
+            note(output.report())
+        if unsure := sum(result.unsure for result in self.results):
+            note(f"{unsure} of {len(self.results)} images have no caption: the model was not sure enough of any")
+        lines, scores = report_scores(self.metrics, self.results) if self.metrics and self.results else ([], None)
         if self.settings.html:
-            title = f"{len(self.results)} images of {self.source('a list')}"
-            model = Path(self.model.resolve().parent.name, self.model.name)  # without the folders of whoever ran it
-            write_gallery(self.settings.html, self.results, title, f"Captioned by {model}", lines)
+            self.write_gallery(lines, scores)
             note(f"{self.settings.html}: gallery of {len(self.results)} images")
         if bad:
             note(f"{script_name()}: {len(bad)} of {len(self.rest)} images could not be read")
-        return 1 if bad or left_out else 0
+        unscored = self.metrics and self.results and (scores is None or scores.left_out)
+        if unwritten := sum(output.counts["failed"] for output in self.outputs):
+            note(f"{script_name()}: the captions of {unwritten} images could not be written into them")
+        return 1 if bad or unscored or unwritten else 0
+
+    def write_gallery(self, table: list[str], scores) -> None:
+        """Write the gallery. table: lines of scores; scores: the Scores that --scoring asked for, or None."""
+        from inference.scored_files import scores_of_images
+
+        s, metrics, other = self.settings, self.metrics or ("cider",), None
+        name, of_images = scores_of_images(known_captions(self.results), scores or score(self.results, metrics))
+        model = f"{Path(self.model).resolve().parent.name}/{self.model.name}"  # without the folders of whoever ran it
+        if s.compare:
+            files = [Path(path).name for path in s.compare]
+            other = Comparison(files[0] if len(files) > 1 else model, files[-1], self.compared[-1])
+            beside = [Result(one.image_id, [(text, math.nan)], one.path, one.references) for one in self.results
+                      if (text := other.caption(one)) is not None]  # fmt: skip
+            other.scores = scores_of_images(known_captions(beside), score(beside, metrics))[1]
+        about = f"Captioned by {model}" if len(self.compared) < 2 else "Two results files side by side"
+        title = f"{len(self.results):,} images of {self.source('a list')}"
+        write_gallery(s.html, self.results, Gallery(title, about, table, name, of_images, self.maps, other))
 
     def caption_share(self):
         """The inference.sharing.Share of this process: captions of its part of the images that are left."""
@@ -302,7 +394,7 @@ class InferRun:
             loader = open_loader(captioner, self.rest, settings, replaced, photos, s.resize)
             if s.verbose:
                 self.describe(captioner, loader.inputs)
-        if s.attention_output:
+        if s.attention_output or s.html_attention:
             attention = AttentionLog(captioner.config.specs[captioner.model.attended].shape[1:])
         self.began = time.monotonic()
         captions = ImageCaptions(captioner, self.search(captioner), self.style, s.amp, attention, self.sampling_seed)
@@ -312,11 +404,12 @@ class InferRun:
             if self.file and self.file.form in GROWING and self.first:
                 note(f"\n{self.file.part} has the captions so far: add --resume to go on")
             raise
-        return Share(results, loader.bad_items, attention, self.style.rules.unknown if self.style.rules else Counter())
+        unknown = self.style.rules.unknown if self.style.rules else Counter()
+        return Share(results, loader.bad_items, attention, unknown, [output.counts for output in self.outputs])
 
     @property
     def printed(self) -> bool:
-        return self.settings.print_results or self.file is None
+        return self.settings.print_results or not (self.file or self.outputs)
 
     @property
     def sampling_seed(self) -> int | None:
@@ -336,10 +429,12 @@ class InferRun:
         with tqdm(total=len(self.rest), unit="image", desc="caption", disable=True if hidden else None) as bar:
             for item, result in results:
                 kept.append(result)
+                for output in self.outputs:
+                    output.write(item, result)  # before the results file has it: --resume then need not write it
                 if self.file:
                     self.file.add(result)
                 if self.printed and self.alone:
-                    print_captions(item, result)
+                    print_captions(item, result, self.style.scores)
                 bar.update(process_count())
         return kept
 
@@ -359,12 +454,16 @@ class InferRun:
                 sizes = f"it has {len(self.vocabulary)} words, the model {len(captioner.vocabulary)}"
                 raise UserError(f"--vocab {s.vocab} does not fit the model: {sizes}")
             captioner.vocabulary = self.vocabulary
+        if s.min_confidence is not None and captioner.calibration is None:
+            advice = f"./average_models.py {self.model} --calibrate DATASET --output FILE gives it one"
+            raise UserError(f"--min_confidence: the model file {self.model} has no calibration: {advice}")
         if self.as_deepcaption(captioner):
             note("a model of DeepCaption: captions as its own (greedy, with <unk>); --beam_size 3 searches better")
         if captioner.config.paragraphs is not None:
             self.check_paragraphs()
-        if s.attention_output and captioner.model.attended is None:
-            raise UserError("--attention_output: the model has no attention")
+        for name in ("attention_output", "html_attention"):
+            if getattr(s, name) and captioner.model.attended is None:
+                raise UserError(f"--{name}: the model has no attention")
         return captioner
 
     def check_paragraphs(self) -> None:
@@ -384,12 +483,14 @@ class InferRun:
 
     def search(self, captioner):
         """The Search that the flags ask for."""
-        from captioning.decoder.search import Search
+        from captioning.decoder.search import BEAMS, Search
+        from inference.mentions import with_mentions
 
         s, old = self.settings, self.as_deepcaption(captioner)
-        return Search(
-            beam_size=1 if s.sample or old else s.beam_size or max(3, s.n_best),
-            max_length=s.max_seq_length,
+        search = Search(
+            beam_size=1 if s.sample or old else s.beam_size or max(BEAMS, s.n_best),
+            min_length=s.min_words,
+            max_length=s.max_words or s.max_seq_length,
             length_penalty=captioner.length_penalty if s.length_penalty is None else s.length_penalty,
             n_best=s.n_best,
             sample=s.sample,
@@ -399,9 +500,20 @@ class InferRun:
             allow_unk=s.allow_unk or old,
             block_trigrams=s.block_trigrams,
             trigram_penalty_alpha=s.trigram_penalty_alpha,
+            once=self.words_once(captioner.vocabulary),
             no_repeat_sentences=s.no_repeat_sentences,
             only_complete_sentences=s.only_complete_sentences,
         )
+        return with_mentions(search, s.mention, captioner)
+
+    def words_once(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        """The ids of the words that --no_repeat_words keeps from coming twice."""
+        s = self.settings
+        if not s.no_repeat_words:
+            return ()
+        if vocabulary.tokenizer == "char":
+            raise UserError("--no_repeat_words: the model writes characters, not words")
+        return content_words(vocabulary.words, [word.strip() for word in (s.may_repeat or "").split(",")])
 
     def describe(self, captioner, inputs) -> None:
         """Print what --verbose asks for; inputs: the Input of each feature that the model reads."""
@@ -416,31 +528,55 @@ class InferRun:
         note(f"{len(self.rest)} images of {self.rest.name}")
 
 
-def check_photos(images: list[str]) -> None:
-    """Raises UserError for a photo that is not there, or is a folder or a zip file."""
-    for path in map(Path, images):
-        if path.is_dir() or is_zip(path):
-            kind = "folder" if path.is_dir() else "zip file"
-            raise UserError(f"{path} is a {kind}: give it with --image_dir")
-        if not image_exists(path):
-            raise UserError(f"no such image: {path}")
-
-
-def print_captions(item: ImageItem, result: Result) -> None:
+def print_captions(item: ImageItem, result: Result, scores: bool = False) -> None:
+    """Print the captions of an image, a line for each. scores: with log-probability and confidence."""
     name = result.image_id if isinstance(result.image_id, str) else printable(item.key)
-    for text, (_, log_prob) in zip(shown_texts(result), result.captions):
-        print(shown(f"{name}: {text}") + (f"  ({log_prob:.2f})" if len(result.captions) > 1 else ""), flush=True)
+    for number, (text, (_, log_prob)) in enumerate(zip(shown_texts(result), result.captions)):
+        figures = [f"{log_prob:.2f}"] if len(result.captions) > 1 else []
+        if scores:
+            figures = [f"log-probability {log_prob:.2f}"]
+            figures += [f"confidence {sure:.2f}" for sure in result.confidences[number : number + 1]]
+        line = f"{name}: {NOT_SURE if result.unsure else text}"
+        print(shown(line) + (f"  ({', '.join(figures)})" if figures else ""), flush=True)
 
 
-def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list[str], bool]:
-    """Print the scores of the best captions; gives the table, and whether a metric was left out."""
+def withhold_earlier(result: Result, least: float, path) -> None:
+    """`Result.withhold` for a result read from `path`. Raises UserError where what was read does not allow it."""
+    if not result.confidences:
+        advice = "leave out --min_confidence, or begin anew with --force"
+        raise UserError(f"--resume: {path} has captions of which no confidence is known: {advice}")
+    if result.unsure and result.confidences[0] >= least:
+        advice = "give the same, or begin anew with --force"
+        raise UserError(f"--resume: {path} was begun with a --min_confidence above {least:g}: {advice}")
+    result.withhold(least)
+
+
+def known_captions(results: list[Result]) -> dict:
+    """Image id -> the best caption, of the images that have references and a caption."""
+    known = [result for result in results if result.references and not result.unsure]
+    return {result.image_id: result.captions[0][0] for result in known}
+
+
+def score(results: list[Result], metrics: tuple[str, ...]):
+    """The captioning.scoring.metrics.Scores of the best captions; none where no image has references."""
+    from captioning.scoring.metrics import Scores, score_captions
+
+    references = {result.image_id: result.references for result in results}
+    known = known_captions(results)
+    return score_captions(known, references, metrics) if known else Scores()
+
+
+def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list[str], object]:
+    """Print the scores of the best captions; gives the table, and the Scores, None where no caption has any."""
     from captioning.scoring.bootstrap import few_images_note
-    from captioning.scoring.metrics import java_note, score_captions
+    from captioning.scoring.metrics import java_note
     from captioning.scoring.statistics import caption_statistics
 
-    known = [result for result in results if result.references]
-    candidates = {result.image_id: result.captions[0][0] for result in known}
-    scores = score_captions(candidates, {result.image_id: result.references for result in known}, metrics)
+    candidates = known_captions(results)
+    if not candidates:
+        note("no captions to score: the model was not sure enough of any")
+        return [], None
+    scores = score(results, metrics)
     if line := java_note(metrics):
         note(line)
     if line := few_images_note(len(candidates)):
@@ -448,10 +584,12 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
     found = caption_statistics(scores.by_words(list(candidates.values())))
     figures = f"{found['distinct']:.1%} of them distinct, mean length {found['mean_length']:.1f} words"
     lines = [*scores.lines(), f"{len(candidates)} captions, {figures}"]
-    if others := len(results) - len(known):
+    if unsure := sum(result.unsure for result in results):
+        lines.append(f"{unsure} images without a caption that the model was sure enough of are not scored")
+    if others := len(results) - len(candidates) - unsure:
         lines.append(f"{others} captions of images without references are not scored")
     print("\n".join(lines))
-    return lines, bool(scores.left_out)
+    return lines, scores
 
 
 def main(args) -> int:

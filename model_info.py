@@ -37,6 +37,7 @@ def parse_args(argv=None) -> Namespace:
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
+from captioning.config import ModelConfig
 from vocabulary import Vocabulary
 
 NO_SETTINGS = ("encoder", "decoder", "optimizer", "vocab", "command_history")
@@ -76,6 +77,8 @@ def describe(path) -> tuple[dict, Vocabulary | None]:
         "vocabulary": vocabulary and {"words": len(vocabulary), **facts},
         "versions": contents.get("versions"),
         "stats": contents.get("stats"),
+        "length_penalty": contents.get("length_penalty"),
+        "calibration": contents.get("calibration"),
         "training_state": "training" in contents or bool(old and old.get("optimizer")),
         "history": command_history(contents),
         "tensors": {name: [str(value.dtype).removeprefix("torch."), *value.shape] for name, value in state.items()},
@@ -123,9 +126,8 @@ def lines(info: dict, verbose: bool) -> list[str]:
         for name in ("features", "persist_features"):
             for spec in config.pop(name):
                 rows.append((name.replace("_", " "), spec_line(spec)))
-        if not config["attention"]:
-            del config["attention_size"], config["value_size"]
-        rows += [(name.replace("_", " "), value) for name, value in config.items() if value]
+        idle = ModelConfig.from_dict(info["config"]).idle()
+        rows += [(name.replace("_", " "), value) for name, value in config.items() if value and name not in idle]
     else:
         rows += [(name.replace("_", " "), value) for name, value in info["settings"].items()]
     if "vocabulary" in info:
@@ -137,11 +139,23 @@ def lines(info: dict, verbose: bool) -> list[str]:
     if info.get("stats"):
         figures = ((name, value) for name, value in info["stats"].items() if value is not None)
         rows.append(("statistics", ", ".join(f"{name} {value:.4g}" for name, value in figures)))
+    if penalty := info.get("length_penalty"):
+        rows.append(("length penalty", f"{penalty:g}"))
+    if "calibration" in info:
+        rows.append(("calibration", calibration_line(info["calibration"], info["file"])))
     rows.append(("training state", "yes: optimizer and position" if info["training_state"] else "no"))
     rows += [("command", command) for command in info["history"]]
     rows += [(name, f"{kind} {tuple(shape)}") for name, (kind, *shape) in info["tensors"].items()] if verbose else []
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {shown(value)}" for name, value in rows]
+
+
+def calibration_line(state: dict, path: str) -> str:
+    from captioning.scoring.calibration import Calibration
+
+    found = Calibration.from_dict(state, path)
+    good = f"{found.good:.0%} of {found.images:,} captions have a CIDEr of {found.threshold:g} or more"
+    return f"{good}; confidences are off by {found.error:.3f}; {found.beam_size} beams"
 
 
 def spec_line(spec: dict) -> str:

@@ -6,15 +6,16 @@
     ./score.py seed1.json seed2.json seed3.json --ground_truth captions.json --group   # mean and deviation
     ./score.py --group lstm=results/lstm*.json --group gru=results/gru*.json --ground_truth captions.json --format latex
     ./score.py results.json --ground_truth captions.json --scoring bleu,cider --tokenizer python --output scores.json
+    ./score.py results.json --ground_truth captions.json --objects       # how often the main object is named
     ./score.py results.json --ground_truth captions.json --scoring ciderd --cached_words coco-train-words.p
     ./score.py results/*.json --ground_truth captions.json --output scores.csv    # a row for each file
     ./score.py results.json --ground_truth captions.json --per_image images.csv   # a row for each image
 
 results.json is the COCO results list that `infer.py --output_format json` writes:
-[{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. The ground truth is a COCO caption file, or Visual
-Genome's list of paragraphs; blank references are left out. Images of the ground truth without a result, and results of
-images without a reference, are counted and not scored. A metric that cannot run (METEOR and SPICE without Java) is
-named with the reason; the exit status is 1 if --scoring asked for it.
+[{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. Its .jsonl and .csv files are read too. The ground truth
+is a COCO caption file, or Visual Genome's list of paragraphs; blank references are left out. Images of the ground truth
+without a result, and results of images without a reference, are counted and not scored. A metric that cannot run
+(METEOR and SPICE without Java) is named with the reason; the exit status is 1 if --scoring asked for it.
 """
 
 import sys
@@ -45,6 +46,8 @@ def parse_args(argv=None) -> Namespace:
         "or NAME=PATTERN of those; may be given several times")  # fmt: skip
     add("--training", metavar="FILE", help="count novel captions: those that this caption file, or dataset of "
         "datasets.conf, does not have")  # fmt: skip
+    add("--objects", action="store_true", help="count how often the main object is named: one of COCO's 80 categories "
+        "that three of five references name, by that word, a synonym or a broader one (English)")  # fmt: skip
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
     add("--format", choices=FORMATS, help="of --output, or of what is printed (default: by the ending of --output: "
         ".csv, .md, .tex, .txt, else JSON; printed: text)")  # fmt: skip
@@ -135,7 +138,7 @@ def make_scoring(args, references: dict, training: list[str] | None):
     if args.cached_words and "ciderd" not in metrics:
         raise UserError("--cached_words is for ciderd, which --scoring does not name")
     table = CachedWords.load(args.cached_words).to_dict() if args.cached_words else None
-    return Scoring(references, metrics, args.tokenizer, table, training)
+    return Scoring(references, metrics, args.tokenizer, table, training, args.objects)
 
 
 def print_scored(one, total: int) -> None:
@@ -151,6 +154,9 @@ def print_scored(one, total: int) -> None:
     )
     novel = f", novel captions {found['novel']:.1%}" if "novel" in found else ""
     print(f"vocabulary used {found['vocabulary_used']} words{novel}")
+    if "object_named" in found:
+        images = found["object_images"]
+        print(f"main object named in {found['object_named']:.1%} of {images} photos whose references agree on one")
     if "div_1" in found:
         print(
             f"{found['captions_per_image']:.1f} captions of an image: div-1 {found['div_1']:.4f}, "

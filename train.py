@@ -119,9 +119,11 @@ class TrainRun:
         self.log = TrainingLog(self.folder.path, s.tensorboard and is_main(), s.profiler and is_main())
         with first_speaks():
             self.captioner = self.builder.build(dataset)
+            self.captioner.calibration = None  # that of --load_model is of other weights
             if s.show_tokens:
                 show_tokens(dataset, self.captioner.vocabulary)
         self.captioner.model.to(device)
+        self.training = self.training.for_decoder(self.captioner.config.decoder, self.builder.typed_flags)
         self.folder.history = saved.get("history", []) if saved else command_history(self.captioner.info)
         objective = self.open_data(dataset)
         self.start(saved, objective)
@@ -180,6 +182,7 @@ class TrainRun:
             seed=self.training.seed,
             num_workers=self.data.num_workers,
             max_sentences=paragraphs and paragraphs.max_sentences,
+            mix=self.data.times,
             rank=rank,
             world_size=world,
         )
@@ -305,6 +308,8 @@ class TrainRun:
             describe(self.captioner, self.loader, self.validation_loader)
             if self.trainer.objective.has_reward:
                 print(f"self-critical training by {self.trainer.method}")
+            elif self.training.of_decoder:
+                print(f"training:   {self.trainer.method}, which suits a Transformer")
             if s.verbose:
                 print(self.captioner.model)
         if s.compile:
@@ -446,7 +451,7 @@ class TrainRun:
 
     def validate(self, epoch: int) -> dict[str, float] | None:
         """What is measured after `epoch`, in every process: nothing where none is due, None where a signal came."""
-        s = self.settings
+        s, self.captioner.calibration = self.settings, None
         if not self.data.validates or (epoch % s.validation_step and epoch != s.num_epochs):
             return {}
         bar = Bar(len(self.validation_loader.items), "validation", "image") if is_main() else None
@@ -512,7 +517,7 @@ def train(args, validation: Validation) -> int:
     kinds = DataSettings, ModelSettings, TrainSettings, RunSettings
     data, model, training, settings = (kind.of(flags) for kind in kinds)
     paragraphs = ParagraphConfig.of(flags) if model.hierarchical_model else None
-    projection = args.share_embedding_weights and training.regularize_projection > 0
+    projection = args.share_embedding_weights and training.regularize_projection > 0 and args.decoder == "lstm"
     config = ModelConfig.of(flags, features=[], persist_features=[], paragraphs=paragraphs, projection=projection)
     builder = CaptionerBuilder(config, model, data, args.typed_flags)
     with partners_may_fail(), closing(TrainRun(settings, data, training, builder, validation)) as run:

@@ -17,6 +17,7 @@ FORMATS = ("text", "markdown", "latex", "csv")
 STATISTICS = {
     "images": ("images", ".0f"), "distinct": ("distinct", ".1%"), "mean_length": ("mean length", ".1f"),
     "unk_share": ("<unk>", ".1%"), "vocabulary_used": ("vocabulary", ".0f"), "novel": ("novel", ".1%"),
+    "object_named": ("main object", ".1%"), "object_images": ("of images", ".0f"),
     "captions_per_image": ("captions/image", ".1f"), "div_1": ("div-1", ".4f"), "div_2": ("div-2", ".4f"),
     "mbleu_4": ("mBLEU-4", ".4f"),
 }  # fmt: skip

@@ -16,7 +16,8 @@ from toy import draw, make_coco, write_config
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError
 from captioning.images import zip_file
-from captioning.images.image_file import ImageError, image_exists, image_size, list_images, open_image
+from captioning.images.image_file import ImageError, image_exists, image_size, open_image
+from captioning.images.listing import list_images
 from captioning.images.zip_file import open_zip, read_member, split_path
 from data_loader import LoaderSettings, get_eval_loader
 
@@ -242,7 +243,7 @@ def test_training_and_captioning_from_a_zip(zipped, script):
     done = script("infer.py", *model, zipped / "images/val.zip", *run)
     assert done.status == 2
     assert "val.zip is a zip file: give it with --image_dir" in done.err
-    assert (zipped / "gallery.html").read_text().count("data:image/jpeg;base64") == 6
+    assert (zipped / "gallery.html").read_text().count("data:image/webp;base64") == 6
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
