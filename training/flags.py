@@ -39,9 +39,9 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "self-critical training": "self_critical_from_epoch self_critical_loss gamma_ml_rl self_critical_learning_rate "
     "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
     "distillation": "distill distill_weight distill_temperature",
-    "run": "config model_name model_basename output_root model_path load_model optimizer_reset force_epoch replace/force "
-    "resume resume_changed num_epochs save_every keep early_stopping best_by log_step verbose seed deterministic amp "
-    "compile tensorboard logger profiler cpu device",
+    "run": "config model_name model_basename output_root model_path load_model optimizer_reset force_epoch "
+    "replace/force resume resume_changed num_epochs save_every keep early_stopping best_by log_step verbose seed deterministic "
+    "amp compile tensorboard logger profiler cpu device",
 }
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
