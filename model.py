@@ -22,8 +22,9 @@ from captioning.decoder.constrained import demands_of, mentioning
 from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.decoder.paragraph_search import Paragraph, explain_paragraphs, write_paragraphs
 from captioning.decoder.search import BEAMS, Search, Sentences, generate
-from captioning.decoder.sentence import Memory, SentenceDecoder
-from captioning.decoder.teacher_forcing import mixed_read
+from captioning.decoder.sentence import SentenceDecoder
+from captioning.decoder.teacher_forcing import mixed_read, two_pass_read
+from captioning.decoder.transformer import TransformerDecoder
 from captioning.deepcaption import models as deepcaption_files
 from captioning.devices import autocast
 from captioning.encoder import joint
@@ -35,7 +36,7 @@ from captioning.encoder.transforms import ImageTransform
 from captioning.errors import UserError, one_line
 from captioning.fast.steps import fast_decoder, ready
 from captioning.fast.threads import map_on_cores
-from captioning.rows import Packing, log_probs_of, pack_sentences
+from captioning.rows import ImageMemory, Packing, log_probs_of, pack_sentences
 from captioning.scoring.calibration import Calibration
 from captioning.text.paragraphs import PERIODS, join_sentences
 from captioning.text.tokens import upto_end
@@ -51,16 +52,16 @@ class CaptionModel(nn.Module):
         self.config = config
         self.attended, self.n_initial = config.attended(), len(config.features)
         self.extractors = nn.ModuleList(nn.Identity() if x is None else x for x in extractors)
-        decoder = SentenceDecoder(vocab_size, config)
+        decoder = (TransformerDecoder if config.decoder == "transformer" else SentenceDecoder)(vocab_size, config)
         self.decoder = decoder if config.paragraphs is None else HierarchicalDecoder(decoder, config)
 
     @property
-    def sentence_decoder(self) -> SentenceDecoder:
+    def sentence_decoder(self) -> SentenceDecoder | TransformerDecoder:
         """The decoder, or the word decoder of a hierarchical model."""
         return self.decoder if self.config.paragraphs is None else self.decoder.word_decoder
 
-    def encode(self, pixels: Tensor | StoryPixels | None, inputs: list[Tensor | None]) -> Memory:
-        """What the decoder needs of B images; a ParagraphMemory in a hierarchical model.
+    def encode(self, pixels: Tensor | StoryPixels | None, inputs: list[Tensor | None]) -> ImageMemory:
+        """What the decoder needs of B images: its own kind of memory.
 
         pixels (B, 3, H, W), uint8 or float in 0..255, views of PhotoViews (B, W, 3, H, W), or StoryPixels of either,
         whose features are averaged; inputs: per spec a tensor (B, D) or (B, R, D) read from a file, or None to have its
@@ -98,22 +99,24 @@ class CaptionModel(nn.Module):
 
         captions (N, T) begin with <start> and end with <end>; lengths (N,), on the CPU, count both; row_image (N,) says
         which of the B images a caption belongs to. forcing: None for the truth always, else the mode of
-        `teacher_forcing.mixed_read`, the truth's probability and the generator of its coins.
+        `captioning.decoder.teacher_forcing`, the truth's probability and the generator of its coins.
         Returns logits (M, V), targets (M,), attention weights (M, R) or None, the row of each token (M,).
         """
         return self.decode(self.encode(pixels, inputs), captions, lengths, row_image, forcing)
 
-    def decode(self, memory: Memory, captions: Tensor, lengths: Tensor, row_image: Tensor, forcing=None):
+    def decode(self, memory: ImageMemory, captions: Tensor, lengths: Tensor, row_image: Tensor, forcing=None):
         """`forward` from what `encode` gave."""
         packing = Packing.of(lengths - 1, captions.device)
         if forcing is None:
             logits, weights = self.decoder(memory, captions, packing, row_image)
+        elif self.config.decoder == "transformer":
+            logits, weights = two_pass_read(self.decoder, memory, captions[:, :-1], packing, row_image, forcing)
         else:
             rows = memory.select(row_image[packing.order])
             logits, weights, _ = mixed_read(self.decoder, rows, captions[:, :-1], packing, *forcing)
         return logits, packing.targets(captions), weights, packing.row
 
-    def read_sentences(self, memory: Memory, sentences: list[list[int]], row_image: Tensor):
+    def read_sentences(self, memory: ImageMemory, sentences: list[list[int]], row_image: Tensor):
         """Logits of every next word of sentences that are written: word ids without <start> and <end>, N of them.
 
         row_image (N,) says which image of `memory` each is about.
@@ -299,7 +302,7 @@ class Captioner:
             raise UserError(f"the model's features are of {error}, so it cannot caption photos") from error
 
     @torch.inference_mode()
-    def encode(self, pixels: Tensor | None, inputs: list[Tensor | None]) -> Memory:
+    def encode(self, pixels: Tensor | None, inputs: list[Tensor | None]) -> ImageMemory:
         """`CaptionModel.encode` in eval mode, without gradients."""
         self.model.eval()
         return self.model.encode(pixels, inputs)
@@ -311,7 +314,7 @@ class Captioner:
         return fast_decoder(self.model.sentence_decoder)
 
     @torch.inference_mode()
-    def caption(self, memory: Memory, search: Search, decoder=None) -> list[list[Caption]]:
+    def caption(self, memory: ImageMemory, search: Search, decoder=None) -> list[list[Caption]]:
         """Captions of the B images of `memory`, `search.n_best` each, best first. decoder: of `ready_decoder`.
 
         Raises UserError where training left weights that are no finite numbers.
@@ -333,7 +336,7 @@ class Captioner:
             for tokens, log_prob in zip(found.tokens.tolist(), found.log_prob.tolist())
         ]
 
-    def _search(self, memory: Memory, search: Search, decoder) -> Sentences:
+    def _search(self, memory: ImageMemory, search: Search, decoder) -> Sentences:
         if not search.mention:
             return generate(*ready(decoder, memory), search)
         probabilities = None
@@ -376,7 +379,7 @@ class Captioner:
         return [word for sentence in sentences for word in (*self.vocabulary.tokens(sentence), "<end>")]
 
     @torch.inference_mode()
-    def explain(self, memory: Memory, captions: list[Caption]) -> list[tuple[Tensor | None, Tensor]]:
+    def explain(self, memory: ImageMemory, captions: list[Caption]) -> list[tuple[Tensor | None, Tensor]]:
         """Where the model looked for each word, and how sure it was: one caption for each of the B images of `memory`.
 
         Gives for each image attention weights (T, R), None without attention, and log-probabilities (T,), natural;
@@ -493,8 +496,8 @@ def check_decoder(config: ModelConfig, words: int, state: dict[str, Tensor], sou
 
     It is found out without the memory that the decoder takes: what a file says of its size need not be true.
     """
-    layers = sum(name.startswith("decoder.") for name in state)
-    if config.num_layers > max(1, layers) or not config.specs:
+    layers = sum(name.startswith("decoder.") for name in state) // 4  # each has four tensors or more
+    if max(config.num_layers, config.region_layers) > max(1, layers) or not config.specs:
         raise UserError(f"{source} does not fit its config: it has no {config.num_layers} layers, or no features")
     try:
         with torch.device("meta"), NoRandomWeights():

@@ -37,6 +37,7 @@ def parse_args(argv=None) -> Namespace:
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
+from captioning.config import ModelConfig
 from vocabulary import Vocabulary
 
 NO_SETTINGS = ("encoder", "decoder", "optimizer", "vocab", "command_history")
@@ -125,9 +126,8 @@ def lines(info: dict, verbose: bool) -> list[str]:
         for name in ("features", "persist_features"):
             for spec in config.pop(name):
                 rows.append((name.replace("_", " "), spec_line(spec)))
-        if not config["attention"]:
-            del config["attention_size"], config["value_size"]
-        rows += [(name.replace("_", " "), value) for name, value in config.items() if value]
+        idle = ModelConfig.from_dict(info["config"]).idle()
+        rows += [(name.replace("_", " "), value) for name, value in config.items() if value and name not in idle]
     else:
         rows += [(name.replace("_", " "), value) for name, value in info["settings"].items()]
     if "vocabulary" in info:

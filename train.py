@@ -123,6 +123,7 @@ class TrainRun:
             if s.show_tokens:
                 show_tokens(dataset, self.captioner.vocabulary)
         self.captioner.model.to(device)
+        self.training = self.training.for_decoder(self.captioner.config.decoder, self.builder.typed_flags)
         self.folder.history = saved.get("history", []) if saved else command_history(self.captioner.info)
         objective = self.open_data(dataset)
         self.start(saved, objective)
@@ -307,6 +308,8 @@ class TrainRun:
             describe(self.captioner, self.loader, self.validation_loader)
             if self.trainer.objective.has_reward:
                 print(f"self-critical training by {self.trainer.method}")
+            elif self.training.of_decoder:
+                print(f"training:   {self.trainer.method}, which suits a Transformer")
             if s.verbose:
                 print(self.captioner.model)
         if s.compile:
@@ -514,7 +517,7 @@ def train(args, validation: Validation) -> int:
     kinds = DataSettings, ModelSettings, TrainSettings, RunSettings
     data, model, training, settings = (kind.of(flags) for kind in kinds)
     paragraphs = ParagraphConfig.of(flags) if model.hierarchical_model else None
-    projection = args.share_embedding_weights and training.regularize_projection > 0
+    projection = args.share_embedding_weights and training.regularize_projection > 0 and args.decoder == "lstm"
     config = ModelConfig.of(flags, features=[], persist_features=[], paragraphs=paragraphs, projection=projection)
     builder = CaptionerBuilder(config, model, data, args.typed_flags)
     with partners_may_fail(), closing(TrainRun(settings, data, training, builder, validation)) as run:

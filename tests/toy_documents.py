@@ -72,7 +72,8 @@ PUT_IN = {
     "picsom:COCO:train2014": "picsom:toy:train",
     "/fast/disk/cache": "cache",
 }
-SMALL = ["--embed_size", "16", "--hidden_size", "24", "--vocab_threshold", "1"]
+SMALL_TRANSFORMER = ["--hidden_size", "24", "--vocab_threshold", "1"]
+SMALL = ["--embed_size", "16", *SMALL_TRANSFORMER]
 
 
 def make_world(root: Path) -> None:
@@ -114,7 +115,8 @@ def _small_training(flags: list[str]) -> list[str]:
     if "11" in flags:
         more += ["--self_critical_from_epoch", "2"]
     if "--load_model" not in flags:
-        more += SMALL if "--features" in flags else [*SMALL, "--features", "efficientnet_lite0"]
+        more += SMALL_TRANSFORMER if "transformer" in flags else SMALL
+        more += [] if "--features" in flags else ["--features", "efficientnet_lite0"]
     if "--hierarchical_model" in flags:
         more += ["--pooling_size", "16", "--fc_size", "16"]
     return [*more, "--num_epochs", epoch]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captioning import checkpoint
+from captioning.config import ModelConfig
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
 from captioning.errors import UserError
@@ -115,7 +116,9 @@ def read_model(path) -> dict:
 def check_alike(contents: dict, first: dict, path, first_path) -> None:
     """Raises UserError unless both models have the same architecture, features, vocabulary and tensors."""
     ours, theirs = first["config"], contents["config"]
-    for name in dict.fromkeys([*ours, *theirs]):
+    defaults = ModelConfig().to_dict()  # an older version may not have written what it had no other value of
+    ours, theirs = {**defaults, **ours}, {**defaults, **theirs}
+    for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             values = f"{theirs.get(name)!r}, that of {first_path} {ours.get(name)!r}"
             raise UserError(f"{path} cannot be averaged with the others: its {name} is {values}"[:400])

@@ -29,7 +29,10 @@ def describe(captioner: Captioner, loader, validation) -> None:
         print(f"validation: {len(validation.items):,} images, {validation.num_captions:,} captions")
     print(f"vocabulary: {len(captioner.vocabulary):,} words")
     shapes = [f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in config.specs]
-    kind = f"{config.num_layers}-layer {config.rnn_arch} {config.hidden_size}"
+    transformer = config.decoder == "transformer"
+    kind = f"{config.num_layers}-layer {'Transformer' if transformer else config.rnn_arch} {config.hidden_size}"
+    kind += f", {config.heads} heads" if transformer else ""
+    kind += f", {config.region_layers} layers over the regions" if transformer and config.region_layers else ""
     kind += f", {config.attention} attention" if config.attention else ""
     if config.paragraphs is not None:
         coherent = "coherent " if config.paragraphs.coherent_sentences else ""

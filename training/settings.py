@@ -5,7 +5,7 @@ Every default of a flag stands here or in captioning/config.py.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from captioning.command_line import several_times, text_or_nothing
@@ -15,11 +15,15 @@ from captioning.files import sha256_of
 
 Tokenizer = Literal["treebank", "words", "char", "regex", "whitespace"]
 Optimizer = Literal["rmsprop", "adam", "adamw", "sgd"]
-Schedule = Literal["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine"]
+Schedule = Literal["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine", "inverse_sqrt", "constant"]
 TeacherForcing = Literal["always", "sampled", "additive", "additive_sampled"]
 # what each of them adds to the reward stands in training/self_critical_terms.py
 SelfCriticalLoss = Literal["sc", "sc_with_diversity", "sc_with_relative_diversity", "sc_with_bleu_diversity",
     "sc_with_repetition", "mixed", "mixed_with_face"]  # fmt: skip
+
+
+# of train.py's settings, what trains a Transformer well
+OF_TRANSFORMER = {"optimizer": "adamw", "learning_rate": 5e-4, "lr_scheduler": "inverse_sqrt", "warmup_steps": 1000}
 
 
 @dataclass
@@ -100,10 +104,15 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """How to train; meanings and units are those of train.py's flags."""
 
-    optimizer: Optimizer = setting("rmsprop", "optimizer of torch")
-    learning_rate: float = setting(1e-3, "learning rate after the warm-up", "RATE")
+    optimizer: Optimizer = setting("rmsprop", "optimizer of torch (default: rmsprop; of a Transformer adamw)")
+    learning_rate: float = setting(
+        1e-3, "learning rate after the warm-up (default: 0.001; of a Transformer 0.0005)", "RATE"
+    )
     encoder_learning_rate: float | None = setting(
         None, "learning rate of the encoder's weights (default: --learning_rate)", "RATE"
+    )
+    encoder_lr_decay: float = setting(
+        1.0, "the rate of each block of the encoder is D times that of the block behind it (default: 1)", "D"
     )
     lr_word_decoder: float | None = setting(
         None, "learning rate of the word RNN; 0 leaves it as it is (default: --learning_rate)", "RATE"
@@ -112,15 +121,21 @@ class TrainSettings(Settings):
         None, "factor of the penalty on large weights (default: 1e-06; 0 in self-critical training)"
     )
     grad_clip: float | None = setting(None, "clip every gradient value to +-X (default: no clipping)")
+    grad_clip_norm: float | None = setting(
+        None, "shrink the gradient of all weights to the norm X where it is larger (default: no clipping)"
+    )
     lr_scheduler: Schedule | None = setting(
-        None, "default: constant; without a name: ReduceLROnPlateau", nargs="?", const="ReduceLROnPlateau"
+        None,
+        "default: constant, of a Transformer inverse_sqrt; without a name: ReduceLROnPlateau",
+        nargs="?",
+        const="ReduceLROnPlateau",
     )
     lr_step_size: int = setting(5, "StepLR: epochs to half the rate", "EPOCHS")
     lr_cyclical_min: float = setting(
         1e-5, "CyclicalLR: lowest rate; the rate rises for an epoch, then falls for one", "RATE"
     )
     lr_cyclical_max: float = setting(1e-3, "CyclicalLR: highest rate", "RATE")
-    warmup_steps: int = setting(0, "steps of linear warm-up (default: 0)")
+    warmup_steps: int = setting(0, "steps of linear warm-up (default: 0; of a Transformer 1000)")
     label_smoothing: float = setting(0.0, "probability spread over all words (default: 0)", "P")
     regularize_attn: float = setting(
         0.0, "doubly stochastic attention (default: 0; 1 without a number)", nargs="?", const=1.0
@@ -150,6 +165,18 @@ class TrainSettings(Settings):
     distill_temperature: float = setting(1.0, "divide logits by T; above 1 unlikely words count more", "T")
     amp: Literal["off", "bf16"] = setting("off", "mixed precision")
     seed: int = setting(42, "seed of the random numbers")
+    of_decoder: tuple[str, ...] = ()  # names of settings that nobody typed, whose values are right for the decoder
+
+    def for_decoder(self, decoder: str, typed_flags: dict) -> "TrainSettings":
+        """The settings with what suits a Transformer's cross-entropy training in place of what nobody typed."""
+        wanted = OF_TRANSFORMER if decoder == "transformer" else {}
+        changes = {name: value for name, value in wanted.items() if name not in typed_flags}
+        return replace(self, **changes, of_decoder=tuple(changes))
+
+    def for_any_decoder(self) -> "TrainSettings":
+        """The settings before `for_decoder`."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return replace(self, **{name: defaults[name] for name in (*self.of_decoder, "of_decoder")})
 
 
 @dataclass
@@ -205,7 +232,7 @@ MAY_CHANGE += "dataset_config_file validate num_workers cache_features vocab voc
 MAY_CHANGE += "no_tokenize features persist_features weights load_model hierarchical_model cached_words distill "
 MAY_CHANGE += "num_epochs early_stopping model_name model_basename output_root model_path optimizer_reset force_epoch "
 MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard profiler device "
-MAY_CHANGE += "cpu validate_only skip_existing_validations"
+MAY_CHANGE += "cpu validate_only skip_existing_validations of_decoder"
 PROJECTION = "--regularize_projection above 0"
 OF_SELF_CRITICAL = ("--self_critical", "--gamma_ml_rl", "--cached_words")  # beginnings of flags that act in it alone
 
@@ -229,9 +256,7 @@ def lasting_settings(data: DataSettings, training: TrainSettings, run: RunSettin
 
 def model_settings(config: ModelConfig) -> dict:
     """The settings of a model by flag; of a feature file its shape and its maker, not where it lies."""
-    idle = {"encoder_in_file", "paragraphs", "projection"} | (
-        set() if config.attention else {"attention_size", "value_size"}
-    )
+    idle = {"encoder_in_file", "paragraphs", "projection"} | config.idle()
     kept = {f"--{f.name}": getattr(config, f.name) for f in fields(config) if f.name not in idle}
     for flag in ("--features", "--persist_features"):
         kept[flag] = ", ".join(spec_text(spec) for spec in kept[flag])

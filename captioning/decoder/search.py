@@ -8,6 +8,7 @@ Rows or images that are finished leave the batch.
 Shapes: B images, N rows, K beams, T tokens, V vocabulary.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ class Search:
     """How sentences are searched for.
 
     The rules about sentences also hold for captions of a model without topics, whose sentences end in the word ".".
-    Raises UserError for a length penalty, of a model file perhaps, by which lengths cannot be computed.
+    Raises UserError for a length penalty, of a model file perhaps, by which lengths cannot be computed, and where
+    min_length is more than max_length.
     """
 
     beam_size: int = 1  # 1: greedy, or sampling with `sample`
@@ -47,10 +49,14 @@ class Search:
     mention: tuple = ()  # constrained.Demand objects: words that a caption must have
     no_repeat_sentences: bool = False  # a sentence that a paragraph has gives way to the next best beam, or to none
     only_complete_sentences: bool = False  # so does a sentence of `max_length` words, which was cut off there
+    min_length: int = 0  # fewest words before <end>, as long as there is a word that may follow
+    once: tuple[int, ...] = ()  # ids of words that a sentence has once at most, such as content_words() gives
 
     def __post_init__(self):
         if not abs(self.length_penalty) <= 50:
             raise UserError(f"length penalty {self.length_penalty}: it must be from -50 to 50")
+        if self.min_length > self.max_length:
+            raise UserError(f"a sentence cannot have at least {self.min_length} and at most {self.max_length} words")
 
 
 @dataclass
@@ -178,12 +184,29 @@ def restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool)
         end = allowed[:, END].clone()
         allowed.fill_(-torch.inf)
         allowed[:, END] = end
-    elif (search.block_trigrams or search.trigram_penalty_alpha > 0) and tokens.shape[1] >= 3:
+        return allowed
+    if (search.block_trigrams or search.trigram_penalty_alpha > 0) and tokens.shape[1] >= 3:
         before = (tokens[:, :-2] == tokens[:, -2:-1]) & (tokens[:, 1:-1] == tokens[:, -1:])  # (N, t - 2)
         row, position = before.nonzero(as_tuple=True)
         cost = torch.inf if search.block_trigrams else search.trigram_penalty_alpha * math.log(2)
         allowed.index_put_((row, tokens[row, position + 2]), allowed.new_tensor(-cost), accumulate=True)
+    if search.once and tokens.shape[1]:
+        blocked = _once_only(search.once, allowed.shape[1], allowed.device)[tokens]  # (N, t)
+        allowed.scatter_add_(1, tokens, allowed.new_zeros(tokens.shape).masked_fill(blocked, -torch.inf))
+    if tokens.shape[1] < search.min_length:
+        end = allowed[:, END].clone()
+        allowed[:, END] = -torch.inf
+        stuck = allowed.amax(1) == -torch.inf
+        allowed[:, END] = end.masked_fill(~stuck, -torch.inf)
     return allowed
+
+
+@functools.lru_cache(maxsize=8)
+def _once_only(words: tuple[int, ...], size: int, device: torch.device) -> Tensor:
+    """Of each word id, V of them or more, whether it is among `words`."""
+    mask = torch.zeros(max(size, max(words) + 1), dtype=torch.bool, device=device)
+    mask[torch.tensor(words, device=device)] = True
+    return mask
 
 
 def _draw(log_probs: Tensor, search: Search) -> Tensor:

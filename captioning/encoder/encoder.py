@@ -83,6 +83,18 @@ class ImageEncoder(nn.Module):
         self.frozen = False
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
 
+    def depths(self) -> dict[nn.Parameter, int]:
+        """Of each weight how many blocks stand between it and the output: 0 in the last block and behind it.
+
+        What stands before the first block has as many as there are blocks.
+        """
+        found, ahead = {}, len(self.blocks)  # blocks that the definition of the network has not come to
+        for name, parameter in self.network.named_parameters():
+            inside = [n for n, block in enumerate(self.blocks) if name.startswith(f"{block}.")]
+            ahead = min([ahead, *(len(self.blocks) - 1 - n for n in inside)])
+            found[parameter] = ahead
+        return found
+
     @property
     def weights_sha256(self) -> str:
         """SHA-256 over the tensors that the output depends on, in the order of the network's definition.

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import os
-import random
 import re
 import resource
 import stat
@@ -17,8 +16,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from running import ROOT, run_here
+from toy_captioner import SIZES, WORDS, captioner_for, picture
 
 from captioning.config import FeatureSpec, ModelConfig
 from captioning.decoder.search import Search
@@ -32,36 +31,10 @@ from captioning.scoring.calibration import Calibration
 from captioning.text.tokens import END, START
 from inference import captions, flags
 from inference.results import Result, ResultsFile, read_results
-from model import Caption, Captioner, build_model, load_captioner, save_captioner
+from model import Caption, load_captioner, save_captioner
 from vocabulary import Vocabulary
 
-TEXT = "a the red blue green ball box dog man is on runs , under"
-WORDS = ["<pad>", "<start>", "<end>", "<unk>", *TEXT.split()]
-SIZES = {"embed_size": 24, "hidden_size": 32, "value_size": 24, "attention_size": 16}
 NAMES = [f"p{i}.png" for i in range(5)]
-
-
-def captioner_for(config: ModelConfig) -> Captioner:
-    """Untrained, but with weights large enough that images and words make a difference, and sentences that end."""
-    built = build_model(config, Vocabulary(WORDS))
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in built.decoder.parameters():  # drawn anew: building an encoder used up random numbers
-            torch.nn.init.uniform_(parameter, -0.18, 0.18)
-        for name, parameter in built.decoder.named_parameters():
-            parameter.mul_(0.3 if name.startswith("init") else 5.0 if "weight" in name else 1.0)
-        built.decoder.linear.bias[END] += 2.0
-    return Captioner(built, Vocabulary(WORDS))
-
-
-def picture(seed: int) -> Image.Image:
-    draw_from = random.Random(seed)
-    image = Image.new("RGB", (300, 260), tuple(draw_from.randrange(256) for _ in range(3)))
-    for _ in range(6):
-        x, y = draw_from.randrange(250), draw_from.randrange(200)
-        colour = tuple(draw_from.randrange(256) for _ in range(3))
-        ImageDraw.Draw(image).rectangle([x, y, x + draw_from.randrange(20, 200), y + 60], fill=colour)
-    return image
 
 
 @pytest.fixture(scope="module")
@@ -619,7 +592,8 @@ def test_gallery_of_a_dataset_beside_other_captions(world, infer_dataset, tmp_pa
     [
         ([], "nothing to caption"),
         (["gone.png"], "gone.png"),
-        (["{root}/images"], "--image_dir"),
+        (["{root}/empty"], "no images in {root}/empty"),
+        (["{root}/*.gone"], "no file matches the pattern {root}/*.gone"),
         (["--image_dir", "{root}/empty"], "no images in"),
         (["--image_dir", "{root}/gone"], "no such image folder"),
         (["--dataset", "c:gone"], "unknown dataset"),
