@@ -75,6 +75,9 @@ def script_and_flags(words: list[str]) -> tuple[str, list[str]] | None:
 PUT_IN = {
     "resnet152": "efficientnet_lite0",
     "resnet152-conv": "efficientnet_lite0-conv",
+    "efficientnet_lite2-conv": "efficientnet_lite0-conv",
+    "efficientnet_lite2-classes": "efficientnet_lite0-classes",
+    "efficientnet_lite2-conv,efficientnet_lite2-classes": "efficientnet_lite0-conv,efficientnet_lite0-classes",
     "picsom:COCO:train2014": "picsom:toy:train",
     "/fast/disk/cache": "cache",
 }

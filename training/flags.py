@@ -98,8 +98,6 @@ def check_paths(args) -> None:
             parts = get_datasets(name, args.dataset_config_file, option, args.images)
             if not args.validate_only:
                 check_feature_files(args.typed_flags, parts)
-            if option == trained and args.mix and (times := len(args.mix.split(","))) != len(parts):
-                raise UserError(f"--mix {args.mix}: {times} numbers, but {trained} {name} has {len(parts)} parts")
     for option in ("--weights", "--cached_words"):
         if path := getattr(args, option[2:]):
             require_file(option, path)
