@@ -174,7 +174,10 @@ class Loader:
         captions = None if vocabulary is None else CaptionIds(items, vocabulary, settings.max_sentences)
         self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
         counts = [0 if captions is None else len(item.captions) for item in items]
-        self.sampler = (GroupedBatchSampler if training else ImageBatchSampler)(counts, settings)
+        if training:
+            self.sampler = GroupedBatchSampler(counts, settings, [item.part for item in items])
+        else:
+            self.sampler = ImageBatchSampler(counts, settings)
         workers = settings.num_workers
         if workers is None:
             workers = 0 if transform is None else own_cores()

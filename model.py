@@ -6,9 +6,8 @@
 Shapes: B images, N rows (captions), T time steps, M real tokens, R regions, D feature size, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +15,28 @@ from torch.overrides import TorchFunctionMode
 
 from captioning import checkpoint
 from captioning.batches.arrays import tensors_for
-from captioning.batches.pixels import StoryPixels, encoded
+from captioning.batches.pixels import StoryPixels
 from captioning.config import ModelConfig
 from captioning.decoder.batch_norm import BatchNorm
 from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.decoder.paragraph_search import Paragraph, explain_paragraphs, write_paragraphs
-from captioning.decoder.search import Search, generate
+from captioning.decoder.search import BEAMS, Search, generate
 from captioning.decoder.sentence import SentenceDecoder
 from captioning.decoder.teacher_forcing import mixed_read, two_pass_read
 from captioning.decoder.transformer import TransformerDecoder
 from captioning.deepcaption import models as deepcaption_files
 from captioning.devices import autocast
+from captioning.encoder import joint
 from captioning.encoder.encoder import ImageEncoder
+from captioning.encoder.joint import encode_all, share_layers
 from captioning.encoder.provenance import make_encoder
-from captioning.encoder.ten_crops import encode_views, photo_transform
+from captioning.encoder.ten_crops import photo_transform
 from captioning.encoder.transforms import ImageTransform
 from captioning.errors import UserError, one_line
 from captioning.fast.steps import fast_decoder, ready
 from captioning.fast.threads import map_on_cores
 from captioning.rows import ImageMemory, Packing, log_probs_of, pack_sentences
+from captioning.scoring.calibration import Calibration
 from captioning.text.paragraphs import PERIODS, join_sentences
 from captioning.text.tokens import upto_end
 from vocabulary import Vocabulary
@@ -64,14 +66,16 @@ class CaptionModel(nn.Module):
         whose features are averaged; inputs: per spec a tensor (B, D) or (B, R, D) read from a file, or None to have its
         encoder make it from the pixels.
         """
-        made: dict[str, Tensor] = {}
+        specs = self.config.specs
+        wanted = {spec.name: x for spec, x, given in zip(specs, self.extractors, inputs) if given is None}
+        made = {}
+        if wanted and isinstance(pixels, StoryPixels):
+            made = {name: pixels.mean(x) for name, x in encode_all(wanted, pixels.photos).items()}
+        elif wanted:
+            made = encode_all(wanted, pixels)
         tensors = []
-        for spec, extractor, given in zip(self.config.specs, self.extractors, inputs):
-            if given is None:
-                if spec.name not in made:
-                    made[spec.name] = as_regions(encoded(partial(encode_views, extractor), pixels))
-                given = made[spec.name]
-            tensors.append(given.float())
+        for spec, given in zip(specs, inputs):
+            tensors.append((as_regions(made[spec.name]) if given is None else given).float())
         regions = None if self.attended is None else tensors[self.attended]
         # a map that nobody attends to is averaged over its regions
         pooled = [None if i == self.attended else x.mean(1) if x.dim() == 3 else x for i, x in enumerate(tensors)]
@@ -124,13 +128,21 @@ class CaptionModel(nn.Module):
     def finetune(self, blocks: int) -> None:
         """Train the last `blocks` blocks of each encoder from now on: -1 all, 0 none.
 
-        Once an encoder was trained its weights stay in the model file. Raises UserError where there is no encoder.
+        Encoders of classes stay as they are. Once an encoder was trained the weights of all stay in the model file.
+        Raises UserError where there is no encoder that can train.
         """
         extractors = [x for x in self.extractors if isinstance(x, ImageEncoder)]
+        tuned = [x for x in extractors if not x.name.endswith("-classes")]
         if blocks and not extractors:
             raise UserError("--finetune_encoder: no encoder runs within the model, all features come from files")
+        if blocks and not tuned:
+            raise UserError("--finetune_encoder: encoders of classes stay as they are; name another one in --features")
         for extractor in extractors:
-            extractor.unfreeze(None if blocks < 0 else blocks) if blocks else extractor.freeze()
+            extractor.freeze()
+        for extractor in tuned if blocks else ():
+            extractor.unfreeze(None if blocks < 0 else blocks)
+        for main, classes in self._pairs():
+            joint.give_own_layers(main, classes)
         self.config.finetune_encoder = blocks or self.config.finetune_encoder
 
     def count_images(self, counted: bool) -> None:
@@ -141,12 +153,28 @@ class CaptionModel(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The weights that a model file holds: all but those of frozen encoders, and of encoders behind files."""
-        return {name: value for name, value in self.state_dict().items() if self._in_file(name)}
+        in_file = self._in_file()
+        return {name: value for name, value in self.state_dict().items() if in_file(name)}
 
-    def _in_file(self, name: str) -> bool:
-        if not name.startswith("extractors."):
-            return True
-        return self.config.encoders_travel and not self.config.specs[int(name.split(".")[1])].from_file
+    def _in_file(self) -> Callable[[str], bool]:
+        """Whether a model file holds the tensor of a name; those of layers that encoders share it holds once."""
+        specs, travel, twice = self.config.specs, self.config.encoders_travel, set()
+        for main, classes in self._pairs():
+            twice |= {f"extractors.{self._number(classes)}.{name}" for name in joint.shared_names(main, classes)}
+
+        def holds(name: str) -> bool:
+            if not name.startswith("extractors."):
+                return True
+            return travel and not specs[int(name.split(".")[1])].from_file and name not in twice
+
+        return holds
+
+    def _pairs(self) -> list[tuple[ImageEncoder, ImageEncoder]]:
+        return joint.pairs(self.extractors)
+
+    def _number(self, extractor: ImageEncoder) -> int:
+        """The first place of `extractor` among the model's encoders."""
+        return next(i for i, one in enumerate(self.extractors) if one is extractor)
 
     def load_trained_state(self, state: dict[str, Tensor], source) -> None:
         """Raises UserError, naming `source`, where the weights do not fit."""
@@ -155,8 +183,13 @@ class CaptionModel(nn.Module):
             if name in own and own[name].shape != value.shape:
                 shapes = f"{tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model"
                 raise UserError(f"{source} does not fit the model: {name} is {shapes}")
+        if self.config.encoders_travel:
+            for main, classes in self._pairs():
+                prefix = f"extractors.{self._number(classes)}."
+                given = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+                joint.share_absent_layers(main, classes, given)
         missing, unexpected = self.load_state_dict(state, strict=False)
-        missing = [name for name in missing if self._in_file(name)]
+        missing = list(filter(self._in_file(), missing))
         if missing or unexpected:
             raise UserError(f"{source} does not fit the model: {(missing + unexpected)[0]} is missing or unknown")
 
@@ -184,6 +217,8 @@ def build_model(
         if not spec.from_file and spec.name not in built:
             built[spec.name] = make_encoder(spec, weights, pretrained)
     model = CaptionModel(config, len(vocabulary), [built.get(spec.name) for spec in config.specs])
+    if pretrained:  # random weights are all different; load_trained_state says what is shared
+        share_layers(model.extractors)
     model.finetune(config.finetune_encoder)
     return model
 
@@ -195,7 +230,13 @@ class Caption:
     text: str  # as it is printed
     tokens: list[int]  # word ids without <start> and <end>; of a paragraph, those of its sentences joined
     log_prob: float  # natural, of the words and <end>; of a paragraph, the sum
+    length: int  # tokens that log_prob is the sum of: the words and <end>, in a paragraph that of each sentence
     paragraph: Paragraph | None = None  # of a hierarchical model
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Natural log-probability of a token, the mean over the words and <end>."""
+        return self.log_prob / max(1, self.length)
 
 
 class Captioner:
@@ -206,6 +247,9 @@ class Captioner:
     ):
         self.model, self.vocabulary, self.config, self.weights = model, vocabulary, model.config, weights
         self.info = info or {}  # epoch, versions, command, ...
+        self.calibration: Calibration | None = None  # what makes confidences of log-probabilities
+        if self.info.get("calibration") is not None:
+            self.calibration = Calibration.from_dict(self.info["calibration"], "model file")
         known = [(spec.provenance or {}).get("transform") for spec in self.config.specs]
         self.transform = None
         for settings in filter(None, reversed(known)):  # the first counts
@@ -249,6 +293,7 @@ class Captioner:
                     f"else {self.size}), so it cannot caption photos; caption a dataset with such features (--dataset)"
                 )
             self.model.extractors[index] = made[provenance]
+        share_layers(self.model.extractors)
         try:
             plain = ImageTransform(self.size, self.transform.interpolation)
             self.transform = photo_transform(list(self.model.extractors), plain)
@@ -278,7 +323,10 @@ class Captioner:
         if self.config.paragraphs is not None:
             written = write_paragraphs(self.model.decoder, memory, search, decoder)
             text = [[as_text(one.sentences, self.vocabulary) for one in several] for several in written]
-            return [[Caption(t, p.words, p.log_prob, p) for t, p in zip(*both)] for both in zip(text, written)]
+            return [
+                [Caption(t, p.words, p.log_prob, len(p.words) + len(p.sentences), p) for t, p in zip(*both)]
+                for both in zip(text, written)
+            ]
         found = generate(*ready(decoder, memory), search)
         if not torch.isfinite(found.log_prob[:, 0]).all():
             raise UserError("the model's weights are no finite numbers, so it writes no caption: take an earlier epoch")
@@ -288,8 +336,16 @@ class Captioner:
         ]
 
     def _caption(self, tokens: list[int], log_prob: float, search: Search) -> Caption:
-        words = tidy_caption(upto_end(tokens), self.vocabulary, search)
-        return Caption(self.vocabulary.sentence(words), words, log_prob)
+        written = upto_end(tokens)
+        words = tidy_caption(written, self.vocabulary, search)
+        return Caption(self.vocabulary.sentence(words), words, log_prob, len(written) + 1)
+
+    def confidence(self, caption: Caption) -> float | None:
+        """The chance, from 0 to 1, that a caption is a good one; None where the model's file has no calibration.
+
+        captioning/scoring/calibration.py says what a good caption is.
+        """
+        return self.calibration and self.calibration.confidence(caption.mean_log_prob)
 
     def text(self, caption: Caption, capitalize: bool = True) -> str:
         """The caption as it is printed, or as plain words."""
@@ -356,6 +412,8 @@ def save_captioner(captioner: Captioner, path, **info) -> None:
     contents |= {"vocabulary": captioner.vocabulary.to_dict(), "state": captioner.model.trained_state()}
     if "converted_from" in captioner.info:
         contents["converted_from"] = captioner.info["converted_from"]
+    if captioner.calibration is not None:
+        contents["calibration"] = captioner.calibration.to_dict()
     checkpoint.save({**contents, **info}, path)
 
 
@@ -486,5 +544,5 @@ def caption_features(
     captions, decoder = [], captioner.ready_decoder()
     for start in range(0, counts.pop(), batch_size):
         batch = [values[start : start + batch_size].to(captioner.device) for values in inputs]
-        captions += captioner.caption(captioner.encode(None, batch), search or Search(beam_size=3), decoder)
+        captions += captioner.caption(captioner.encode(None, batch), search or Search(BEAMS), decoder)
     return captions

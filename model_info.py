@@ -77,6 +77,8 @@ def describe(path) -> tuple[dict, Vocabulary | None]:
         "vocabulary": vocabulary and {"words": len(vocabulary), **facts},
         "versions": contents.get("versions"),
         "stats": contents.get("stats"),
+        "length_penalty": contents.get("length_penalty"),
+        "calibration": contents.get("calibration"),
         "training_state": "training" in contents or bool(old and old.get("optimizer")),
         "history": command_history(contents),
         "tensors": {name: [str(value.dtype).removeprefix("torch."), *value.shape] for name, value in state.items()},
@@ -137,11 +139,23 @@ def lines(info: dict, verbose: bool) -> list[str]:
     if info.get("stats"):
         figures = ((name, value) for name, value in info["stats"].items() if value is not None)
         rows.append(("statistics", ", ".join(f"{name} {value:.4g}" for name, value in figures)))
+    if penalty := info.get("length_penalty"):
+        rows.append(("length penalty", f"{penalty:g}"))
+    if "calibration" in info:
+        rows.append(("calibration", calibration_line(info["calibration"], info["file"])))
     rows.append(("training state", "yes: optimizer and position" if info["training_state"] else "no"))
     rows += [("command", command) for command in info["history"]]
     rows += [(name, f"{kind} {tuple(shape)}") for name, (kind, *shape) in info["tensors"].items()] if verbose else []
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {shown(value)}" for name, value in rows]
+
+
+def calibration_line(state: dict, path: str) -> str:
+    from captioning.scoring.calibration import Calibration
+
+    found = Calibration.from_dict(state, path)
+    good = f"{found.good:.0%} of {found.images:,} captions have a CIDEr of {found.threshold:g} or more"
+    return f"{good}; confidences are off by {found.error:.3f}; {found.beam_size} beams"
 
 
 def spec_line(spec: dict) -> str:

@@ -11,10 +11,10 @@
     ./score.py results.json --ground_truth captions.json --per_image images.csv   # a row for each image
 
 results.json is the COCO results list that `infer.py --output_format json` writes:
-[{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. The ground truth is a COCO caption file, or Visual
-Genome's list of paragraphs; blank references are left out. Images of the ground truth without a result, and results of
-images without a reference, are counted and not scored. A metric that cannot run (METEOR and SPICE without Java) is
-named with the reason; the exit status is 1 if --scoring asked for it.
+[{"image_id": 42, "caption": "a dog runs on the grass"}, ...]. Its .jsonl and .csv files are read too. The ground truth
+is a COCO caption file, or Visual Genome's list of paragraphs; blank references are left out. Images of the ground truth
+without a result, and results of images without a reference, are counted and not scored. A metric that cannot run
+(METEOR and SPICE without Java) is named with the reason; the exit status is 1 if --scoring asked for it.
 """
 
 import sys

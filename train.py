@@ -119,6 +119,7 @@ class TrainRun:
         self.log = TrainingLog(self.folder.path, s.tensorboard and is_main(), s.profiler and is_main())
         with first_speaks():
             self.captioner = self.builder.build(dataset)
+            self.captioner.calibration = None  # that of --load_model is of other weights
             if s.show_tokens:
                 show_tokens(dataset, self.captioner.vocabulary)
         self.captioner.model.to(device)
@@ -181,6 +182,7 @@ class TrainRun:
             seed=self.training.seed,
             num_workers=self.data.num_workers,
             max_sentences=paragraphs and paragraphs.max_sentences,
+            mix=self.data.mix or (),
             rank=rank,
             world_size=world,
         )
@@ -449,7 +451,7 @@ class TrainRun:
 
     def validate(self, epoch: int) -> dict[str, float] | None:
         """What is measured after `epoch`, in every process: nothing where none is due, None where a signal came."""
-        s = self.settings
+        s, self.captioner.calibration = self.settings, None
         if not self.data.validates or (epoch % s.validation_step and epoch != s.num_epochs):
             return {}
         bar = Bar(len(self.validation_loader.items), "validation", "image") if is_main() else None

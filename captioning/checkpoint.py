@@ -120,6 +120,7 @@ ENTRIES = {  # what a model file may hold -> whether a value is of the right typ
     "history": lambda value: is_list_of(str, value),
     "stats": lambda value: is_table_of(int | float | NoneType, value),
     "averaged": lambda value: is_list_of(list | tuple, value),
+    "calibration": is_plain_table,
     "length_penalty": lambda value: type(value) in (int, float) and -1e6 < value < 1e6,
     "training": is_position,
     "counters": is_trainer_state,

@@ -203,6 +203,17 @@ def text_or_nothing(word: str) -> str:
     return word
 
 
+def several_times(word: str) -> tuple[float, ...]:
+    """ "1,2.5" as (1.0, 2.5). Raises ArgumentTypeError where a part is no number above 0 and up to 1,000."""
+    try:
+        times = tuple(float(part) for part in word.split(","))
+    except ValueError:
+        times = ()
+    if not times or not all(0 < one <= 1000 for one in times):
+        raise argparse.ArgumentTypeError(f"{clipped(word)}: numbers above 0 and up to 1,000 with commas, such as 1,3")
+    return times
+
+
 def clipped(word: str) -> str:
     """`word` in quotes, at most 60 characters of it."""
     return repr(word if len(word) <= 60 else f"{word[:57]}...")

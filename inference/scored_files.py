@@ -14,9 +14,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captioning.scoring.bootstrap import Difference, differences, intervals
-from captioning.scoring.metrics import Scores, fitting, score_captions, tokenize
+from captioning.scoring.metrics import LABELS, Scores, fitting, score_captions, tokenize
 from captioning.scoring.statistics import caption_statistics, diversity, novel_share, vocabulary_used
+from captioning.text.cleaning import id_text
 from inference.score_tables import Figure, Row
+
+# Which score tells most of a single image: the first of these that was computed.
+OF_ONE_IMAGE = ("cider", "ciderd", "spice", "meteor", "rouge_l", "bleu_4")
+
+
+def scores_of_images(captions: Mapping, scores: Scores) -> tuple[str, dict[str, float]]:
+    """The label of one score and, by image id as text, its value for each of the `captions` that were scored.
+
+    ("", {}) where `scores` has none.
+    """
+    name = next((name for name in OF_ONE_IMAGE if name in scores.per_image), None)
+    if name is None:
+        return "", {}
+    return LABELS[name], dict(zip(map(id_text, captions), scores.per_image[name]))
 
 
 @dataclass

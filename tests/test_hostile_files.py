@@ -33,6 +33,7 @@ from captioning.features.factory import open_features
 from captioning.features.writer import FeatureWriter
 from captioning.files import read_json
 from captioning.images.image_file import list_images, open_image
+from captioning.scoring.calibration import Calibration
 from captioning.scoring.document_frequencies import CachedWords
 from captioning.tensor_files import LEGACY_START
 from model import Captioner, build_model, load_captioner, save_captioner
@@ -405,6 +406,7 @@ def test_no_entry_of_another_type_is_a_traceback(tmp_path):
     whole |= {
         "epoch": 3,
         "length_penalty": 0.5,
+        "calibration": Calibration(4.0, 6.0, 0.5, 0.4, 1000, 0.03).to_dict(),
         "history": ["./train.py"],
         "command": ["train.py"],
         "stats": {"a": 1.0},

@@ -38,7 +38,7 @@ HEAVY = {"torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "nltk", "
 WHOLES = {"model", "data_loader", "vocabulary"}
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for pattern in ("*.py", "captioning/**/*.py", "training/*.py", "inference/*.py")
+    for pattern in ("*.py", "captioning/**/*.py", "training/**/*.py", "inference/**/*.py")
     for path in sorted(ROOT.glob(pattern))
     if path.name != "__init__.py"
 }

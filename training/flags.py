@@ -25,7 +25,7 @@ FIRST_USE += ("learning_rate", "model_name", "load_model", "resume", "replace", 
 GROUPS = {  # the flags of train.py under their headings in the help; flags with two names are joined by /
     "data": "dataset captions images val_fraction dataset_config_file validate validation_step validation_scoring "
     "validation_beam_size validate_only skip_existing_validations num_workers batch_size captions_per_image "
-    "num_batches crop_size no_augment cache_features",
+    "mix num_batches crop_size no_augment cache_features",
     "vocabulary": "vocab vocab_root vocab_threshold tokenizer no_tokenize show_tokens skip_start_token",
     "model": "features persist_features weights decoder attention attention_size value_size regularize_attn embed_size "
     "hidden_size num_layers rnn_arch rnn_hidden_init dropout encoder_dropout encoder_non_lin share_embedding_weights "
@@ -34,8 +34,8 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "paragraphs": "hierarchical_model pooling_size fc_size max_sentences weight_sentence_loss weight_word_loss "
     "dropout_stopping dropout_fc lr_word_decoder coherent_sentences coupling_alpha coupling_beta",
     "optimiser": "optimizer learning_rate encoder_learning_rate encoder_lr_decay weight_decay grad_clip "
-    "grad_clip_norm lr_scheduler lr_step_size "
-    "lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema",
+    "grad_clip_norm lr_scheduler lr_step_size lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema "
+    "accumulate",
     "teacher forcing": "teacher_forcing teacher_forcing_k teacher_forcing_beta",
     "self-critical training": "self_critical_from_epoch self_critical_loss gamma_ml_rl self_critical_learning_rate "
     "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
@@ -47,8 +47,8 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
 COUNTS = "batch_size captions_per_image num_epochs hidden_size embed_size num_layers log_step validation_step fc_size "
-COUNTS += "heads feed_forward_size max_positions "
-COUNTS += "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size max_sentences"
+COUNTS += "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size "
+COUNTS += "max_sentences accumulate heads feed_forward_size max_positions"
 PROBABILITIES = "dropout encoder_dropout label_smoothing ema dropout_stopping dropout_fc"
 SHARES = "val_fraction"
 POSITIVE = "learning_rate grad_clip grad_clip_norm self_critical_learning_rate"
@@ -98,6 +98,9 @@ def check_paths(args) -> None:
             parts = get_datasets(name, args.dataset_config_file, option, args.images)
             if not args.validate_only:
                 check_feature_files(args.typed_flags, parts)
+            if option == trained and args.mix and len(args.mix) != len(parts):
+                times = ",".join(f"{one:g}" for one in args.mix)
+                raise UserError(f"--mix {times}: {trained} {name} has {len(parts)} parts, give a number for each")
     for option in ("--weights", "--cached_words"):
         if path := getattr(args, option[2:]):
             require_file(option, path)
@@ -191,5 +194,10 @@ def contradictions(args) -> dict[str, object]:
             paragraphs and args.rnn_hidden_init
         ),
         f"--self_critical_from_epoch: {by_cross_entropy}": paragraphs and self_critical,
+        "--accumulate is for captions of one sentence, not for --hierarchical_model": paragraphs
+        and args.accumulate > 1,
+        "--accumulate: drawn tokens are counted after the gradients; leave out --self_critical_mean tokens": (
+            args.accumulate > 1 and self_critical and args.self_critical_mean == "tokens"
+        ),
         f"--distill: {by_cross_entropy}": paragraphs and args.distill,
     }

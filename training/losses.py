@@ -131,6 +131,13 @@ class Objective:
     def __call__(self, captioner: Captioner, batch, step: int) -> StepLoss:
         raise NotImplementedError
 
+    def counts(self, batch) -> tuple[int, ...]:
+        """How many tokens, sentences or rows each part of the loss of `batch` is a mean of; the last for all further.
+
+        They are known before the loss is computed.
+        """
+        return int(batch.lengths.sum()) - len(batch.lengths), len(batch.lengths)
+
     def state_dict(self) -> dict:
         """What an exact resume needs of the objective, in plain types and tensors."""
         return {}

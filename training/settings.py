@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from captioning.command_line import text_or_nothing
+from captioning.command_line import several_times, text_or_nothing
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig, Settings, setting
 from captioning.datasets.config import CONFIG_HELP
 from captioning.files import sha256_of
@@ -45,6 +45,12 @@ class DataSettings(Settings):
     num_workers: int | None = setting(None, "processes that load images (default: all cores)")
     batch_size: int = setting(128, "captions in a batch")
     captions_per_image: int = setting(5, "captions that share an image in a batch", "C")
+    mix: tuple[float, ...] | None = setting(
+        None,
+        "how often each part of --dataset comes in an epoch, as 1,3 of two joined by + (default: once)",
+        "TIMES",
+        type=several_times,
+    )
     num_batches: int = setting(0, "end each epoch, and each validation, after N batches (default: never)")
     no_augment: bool = setting(False, "train on whole images, without random crops and mirror images")
     cache_features: str | None = setting(None, "folder that keeps the frozen encoder's output (default: none)", "DIR")
@@ -137,6 +143,7 @@ class TrainSettings(Settings):
         6500.0, "the true word is read at step i with probability k / (k + exp(i * beta / k)); 0: always", "K"
     )
     teacher_forcing_beta: float = setting(0.3, "beta of that probability", "BETA")
+    accumulate: int = setting(1, "compute each batch in N parts, one after another: less memory, the same step")
     ema: float = setting(0.0, "validate and save averaged weights, such as 0.999 (default: off)", "DECAY")
     self_critical_loss: SelfCriticalLoss = setting(
         "sc", "sc, sc with a term for diversity or against repetition, or mixed with cross-entropy"

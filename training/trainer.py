@@ -15,6 +15,7 @@ from torch import nn
 from captioning.devices import process, sum_gradients
 from captioning.errors import UserError
 from model import Captioner
+from training.accumulation import backward
 from training.losses import Objective, StepLoss
 from training.optimizers import (
     ANEW,
@@ -101,10 +102,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self.captioner.model.count_images(batch.counted)
-        loss = replace(self.objective(self.captioner, batch, self.step), captions=len(batch.lengths))
-        loss = (loss if batch.counted else loss.without_weight()).over_processes()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
+        loss = self._backward(batch)
         sum_gradients(self.parameters)
         self._check(loss)
         if s.grad_clip:
@@ -115,6 +114,15 @@ class Trainer:
         self.step += 1
         if self.average is not None:
             self._update_average()
+        return loss
+
+    def _backward(self, batch) -> StepLoss:
+        """Compute the gradients of the batch's loss, of several processes this one's share; gives the loss of all."""
+        if self.settings.accumulate > 1:
+            return backward(self.objective, self.captioner, batch, self.step, self.settings.accumulate).over_processes()
+        loss = replace(self.objective(self.captioner, batch, self.step), captions=len(batch.lengths))
+        loss = (loss if batch.counted else loss.without_weight()).over_processes()
+        loss.total.backward()
         return loss
 
     @property

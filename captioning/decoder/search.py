@@ -18,6 +18,7 @@ from captioning.errors import UserError
 from captioning.rows import select_state
 from captioning.text.tokens import END, PAD, START, UNK
 
+BEAMS = 3  # of a search where nobody says how many
 NEVER_WRITTEN = (PAD, START, UNK)  # <unk> only where `Search.allow_unk` says so
 
 

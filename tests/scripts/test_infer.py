@@ -1,8 +1,6 @@
 """infer.py: from photos, folders, datasets and feature files to captions on the screen and in files."""
 
-import base64
 import csv
-import hashlib
 import html.parser
 import itertools
 import json
@@ -20,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from running import ROOT
+from running import ROOT, run_here
 
 from captioning.config import FeatureSpec, ModelConfig
 from captioning.decoder.search import Search
@@ -30,9 +28,9 @@ from captioning.encoder.provenance import internal_spec
 from captioning.errors import UserError
 from captioning.features.writer import FeatureWriter
 from captioning.images.image_file import open_image
+from captioning.scoring.calibration import Calibration
 from captioning.text.tokens import END, START
 from inference import captions, flags
-from inference.gallery import write_gallery
 from inference.results import Result, ResultsFile, read_results
 from model import Caption, Captioner, build_model, load_captioner, save_captioner
 from vocabulary import Vocabulary
@@ -294,7 +292,7 @@ def test_explain_agrees_with_single_steps(world):
     best = [several[0] for several in captioner.caption(memory, Search(beam_size=3))]
     for caption, (_, log_probs) in zip(best, captioner.explain(memory, best)):
         assert log_probs.sum().item() == pytest.approx(caption.log_prob, abs=1e-4)
-    best = [Caption("", caption.tokens[:length], 0.0) for caption, length in zip(best, (2, 9, 0))]
+    best = [Caption("", caption.tokens[:length], 0.0, length + 1) for caption, length in zip(best, (2, 9, 0))]
     for image, (weights, log_probs) in enumerate(captioner.explain(memory, best)):
         one = memory.select(torch.tensor([image]))
         state = captioner.model.decoder.start(one)
@@ -327,6 +325,100 @@ def test_attention_output(infer_dataset, expected, tmp_path):
         assert not saved["attention"][i, n:].any() and np.isnan(saved["log_prob"][i, n:]).all()
         assert saved["log_prob"][i, :n].sum() == pytest.approx(several[0].log_prob, abs=1e-3)
     assert saved["attention"].shape[2:] == (7, 7)
+
+
+# ---- confidences ----
+
+
+@pytest.fixture(scope="module")
+def calibrated(world):
+    """file.model with a calibration by which some of its captions are likelier good than others."""
+    captioner = load_captioner(world / "file.model", photos=False)
+    captioner.calibration = Calibration(4.0, 6.0, 0.5, 0.4, 1000, 0.03)
+    save_captioner(captioner, world / "calibrated.model")
+    return "calibrated.model"
+
+
+def entries(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_confidences_in_every_format_that_has_room(world, calibrated, infer_dataset, expected, tmp_path):
+    for form in ("jsonl", "csv", "json"):
+        flags = ("--output_file", tmp_path / f"o.{form}", "--with_scores", "--n_best", 2)
+        assert infer_dataset("c:bare", *flags, weights=calibrated).status == 0
+    found = entries(tmp_path / "o.jsonl")
+    assert json.loads((tmp_path / "o.json").read_text()) == found
+    captions, calibration = [several[0] for several in expected], Calibration(4.0, 6.0, 0.5, 0.4, 1000, 0.03)
+    for entry, caption in zip(found, captions):
+        mean = caption.log_prob / (len(caption.tokens) + 1)
+        assert entry["mean_log_prob"] == pytest.approx(mean, abs=1e-3)
+        assert entry["confidence"] == pytest.approx(calibration.confidence(mean), abs=2e-3)
+        assert len(entry["n_best"]) == 2 and entry["n_best"][1]["confidence"] >= 0
+    with open(tmp_path / "o.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["rank"] == "1"]
+    assert [float(row["confidence"]) for row in rows] == [entry["confidence"] for entry in found]
+    photo = world / "images" / NAMES[0]
+    done = infer_here(world / calibrated, photo, "--with_scores")
+    assert re.fullmatch(r".*  \(log-probability -\d+\.\d\d, confidence 0\.\d\d\)\n", done.out), done.out
+
+
+def infer_here(model, *arguments):
+    return run_here("infer.py", "--model", model, *arguments)
+
+
+def test_what_the_model_is_not_sure_of_is_not_told(calibrated, infer_dataset, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert infer_dataset("c:bare", "--output_file", whole, weights=calibrated).status == 0
+    sure = sorted(entry["confidence"] for entry in entries(whole))
+    least = (sure[1] + sure[2]) / 2
+    flags = ("--min_confidence", least, "--scoring", "bleu", "--print_results")
+    done = infer_dataset("c:bare", "--output_file", out, *flags, weights=calibrated)
+    assert done.status == 0 and "2 of 5 images have no caption" in done.err, done.err
+    assert done.out.count("(not sure)\n") == 2 and "3 captions, " in done.out and "sure enough of are not" in done.out
+    for before, after in zip(entries(whole), entries(out)):
+        assert after == (before if before["confidence"] >= least else {**before, "caption": ""})
+    # resuming: what was told before is held to the same, and a higher bar than now cannot be undone
+    lines = whole.read_text().splitlines(keepends=True)
+    for given in (lines[:3], out.read_text().splitlines(keepends=True)[:3]):
+        (tmp_path / "again.jsonl").write_text("".join(given))
+        done = infer_dataset(
+            "c:bare", "--output_file", tmp_path / "again.jsonl", "--resume", *flags, weights=calibrated
+        )
+        assert done.status == 0 and entries(tmp_path / "again.jsonl") == entries(out)
+    lower = ("--resume", "--min_confidence", least / 100)
+    done = infer_dataset("c:bare", "--output_file", out, *lower, weights=calibrated)
+    assert done.status == 2 and "was begun with a --min_confidence above" in done.err
+
+
+def test_scoring_where_the_model_is_sure_of_nothing(calibrated, infer_dataset, tmp_path):
+    flags = ("--output_file", tmp_path / "o.txt", "--min_confidence", 1, "--scoring", "bleu")
+    done = infer_dataset("c:bare", *flags, weights=calibrated)
+    assert done.status == 1 and "no captions to score" in done.err
+    assert (tmp_path / "o.txt").read_text() == "".join(f"{n} \n" for n in range(10, 15))
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (("--min_confidence", 0.5), "average_models.py"),
+        (("--min_confidence", 1.5), "must be at most 1"),
+        (("--min_confidence", -1), "must be at least 0"),
+        (("--with_scores", "--output_format", "txt"), "--with_scores: a txt file has no room"),
+    ],
+)
+def test_confidences_that_cannot_be_had(infer_dataset, flags, said):
+    done = infer_dataset("c:bare", *flags)
+    assert done.status == 2 and done.err.count("\n") == 1 and said in done.err
+
+
+def test_resuming_results_without_confidences(calibrated, infer_dataset, tmp_path):
+    (tmp_path / "o.jsonl").write_text('{"image_id": 10, "caption": "A dog.", "log_prob": -1.0}\n')
+    flags = ("--output_file", tmp_path / "o.jsonl", "--resume")
+    done = infer_dataset("c:bare", *flags, "--min_confidence", 0.5, weights=calibrated)
+    assert done.status == 2 and "of which no confidence is known" in done.err
+    assert infer_dataset("c:bare", *flags, weights=calibrated).status == 0
+    assert ["confidence" in entry for entry in entries(tmp_path / "o.jsonl")] == [False] + [True] * 4
 
 
 # ---- results files ----
@@ -489,36 +581,34 @@ def test_gallery(world, script, tmp_path):
 
     Parser().feed(out.read_text())
     pictures = [attributes for tag, attributes in seen if tag == "img"]
-    assert len(pictures) == 2 and all(p["src"].startswith("data:image/jpeg;base64,") and p["alt"] for p in pictures)
+    assert len(pictures) == 2 and all(p["src"].startswith("data:image/webp;base64,") and p["alt"] for p in pictures)
     text = out.read_text()
     assert "b" not in [tag for tag, _ in seen] and "http:" not in text and "https:" not in text
     assert "2 images of in<" in text and str(tmp_path) not in text and str(world) not in text  # no one else's folders
 
 
-def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
-    hostile = [
-        Result("/home/me/a&b.jpg", [('A "dog" <img src=x onerror=alert(1)>.', -1.0)]),
-        Result("javascript:alert(1)#%?'\n.jpg", [("A \u202ecat\x1b[31m.", -1.0)], None, ["<script>1</script>"]),
-    ]
-    write_gallery(tmp_path / "g.html", hostile, "<b>", "x", ["</pre><script>2</script>"])
-    text = (tmp_path / "g.html").read_text()
-    assert [text.count(tag) for tag in ("<script", "<style", "<img", "<b>", " on", "\x1b", "\u202e")] == [
-        1,
-        1,
-        0,
-        0,
-        1,
-        0,
-        0,
-    ]
-    assert "/home/me" not in text and "<small" in text and ">a&amp;b.jpg " in text
-    assert "javascript:alert(1)#%?&#x27;\\n.jpg" in text
-    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
-    for kind in ("script", "style"):
-        (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        assert f"{kind}-src 'sha256-{digest}'" in policy
-    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
+def test_gallery_of_a_dataset_beside_other_captions(world, infer_dataset, tmp_path, no_encoder):
+    """Scores of photos with references, maps of words, and another results file: of one run, then of two files."""
+    out, first, second = tmp_path / "g.html", tmp_path / "a.jsonl", tmp_path / "b.csv"
+    assert infer_dataset("c:with", "--output_file", first).status == 0
+    lines = [json.loads(line) for line in first.read_text().splitlines()]
+    rows = [f'{line["image_id"]},1,"{line["caption"]}",-1' for line in lines[:-1]]
+    second.write_text("\n".join(["image_id,rank,caption,log_prob", *rows, "99,1,Of no image.,-1"]))
+    done = infer_dataset("c:with", "--html", out, "--html_attention", "--compare", second, "--output_file", first)
+    assert done.status == 0, done.err
+    text = out.read_text()
+    assert text.count("data-maps=") == 5 and text.count('<b>B</b><p class="caption"') == 4
+    assert text.count('<p class="absent">no caption</p>') == 1 and "<mark>" not in text
+    assert text.count("<span>CIDEr ") == 9 and "<b>A</b> " in text and "<b>B</b> b.csv" in text
+    keys = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])["keys"]
+    assert keys["difference"] == [0, 0, 0, 0, 1] and keys["gain"][4] is None and keys["references"] == [1] * 5
+
+    arguments = ("--dataset_config_file", world / "data.conf", "--dataset", "c:with", "--html", out)
+    done = run_here("infer.py", *arguments, "--compare", second, first, "--scoring", "bleu")
+    assert done.status == 0 and "BLEU-4" in done.out, done.err
+    text = out.read_text()
+    assert "4 images of c:with" in text and "Two results files side by side" in text and "log p" not in text
+    assert text.count("<span>BLEU-4 ") == 8 and not (tmp_path / "results").exists()
 
 
 # ---- mistakes ----
@@ -549,6 +639,15 @@ def test_the_gallerys_policy_allows_its_own_script_and_style_alone(tmp_path):
         (["{photo}", "--model", "{root}/cut.model"], "damaged"),
         (["{photo}", "--model", "{root}/plain.model"], "does not say what made them"),
         (["--dataset", "c:bare", "--model", "{root}/plain.model", "--attention_output", "x.npz"], "no attention"),
+        (
+            ["--dataset", "c:bare", "--model", "{root}/plain.model", "--html", "g.html", "--html_attention"],
+            "no attention",
+        ),
+        (["{photo}", "--html_attention"], "--html_attention is for the gallery: add --html FILE"),
+        (["{photo}", "--compare", "x.json"], "--compare is for the gallery: add --html FILE"),
+        (["{photo}", "--html", "g.html", "--compare", "gone.json"], "no such file: gone.json"),
+        (["{photo}", "--html", "g.html", "--compare", "a", "b", "c"], "--compare: 3 files are too many"),
+        (["{photo}", "--html", "g.html", "--compare", "a", "b"], "--compare with two files runs no model"),
         (["{photo}", "--vocab", "gone.json"], "gone.json"),
         (["{photo}", "--output_file", "x.foo", "--resume"], "--resume goes on with jsonl and csv"),
         (["{photo}", "--output_file", "{root}"], "{root}"),
