@@ -33,8 +33,9 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "Transformer (--decoder transformer)": "heads feed_forward_size region_layers positions max_positions",
     "paragraphs": "hierarchical_model pooling_size fc_size max_sentences weight_sentence_loss weight_word_loss "
     "dropout_stopping dropout_fc lr_word_decoder coherent_sentences coupling_alpha coupling_beta",
-    "optimiser": "optimizer learning_rate encoder_learning_rate encoder_lr_decay weight_decay grad_clip grad_clip_norm "
-    "lr_scheduler lr_step_size lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema accumulate",
+    "optimiser": "optimizer learning_rate encoder_learning_rate encoder_lr_decay weight_decay grad_clip "
+    "grad_clip_norm lr_scheduler lr_step_size lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema "
+    "accumulate",
     "teacher forcing": "teacher_forcing teacher_forcing_k teacher_forcing_beta",
     "self-critical training": "self_critical_from_epoch self_critical_loss gamma_ml_rl self_critical_learning_rate "
     "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
