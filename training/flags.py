@@ -41,8 +41,8 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
     "distillation": "distill distill_weight distill_temperature",
     "run": "config model_name model_basename output_root model_path load_model optimizer_reset force_epoch "
-    "replace/force resume resume_changed num_epochs save_every keep early_stopping best_by log_step verbose seed deterministic "
-    "amp compile tensorboard logger profiler cpu device",
+    "replace/force resume resume_changed num_epochs save_every keep early_stopping best_by log_step verbose seed "
+    "deterministic amp compile tensorboard logger profiler cpu device",
 }
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
