@@ -5,20 +5,25 @@
     ./average_models.py models/a/ep9.model models/a/ep10.model --weights 1 3 --output models/a/average.model
     ./average_models.py models/a/ep*.model --greedy --dataset coco:val2014 --output models/a/soup.model
     ./average_models.py models/a/best.model --half --output small.model             # half the size, for sharing
+    ./average_models.py models/a/best.model --with_encoders --output whole.model    # it needs no package of weights
+    ./average_models.py models/a/best.model --calibrate coco:val2014 --output sure.model  # infer.py --min_confidence
     ./average_models.py models/a/best.model --image_size 256 --output large.model   # trained on crops of 224 pixels
 
 The models must come from one run, or must have been trained on from the same model, with the same flags: a mean of
 unrelated models writes nonsense. --greedy tries the models in turn, the best first, and keeps those that raise the
-CIDEr on --dataset. The result is a model for infer.py, without the state of an optimizer.
+CIDEr on --dataset. --calibrate captions a dataset as infer.py does, and keeps in the file how often a caption of which
+the model is so sure is a good one: infer.py then gives confidences. train.py does so itself when it validates. The
+result is a model for infer.py, without the state of an optimizer.
 """
 
 import sys
 from argparse import Namespace
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from captioning.command_line import Parser
-from captioning.datasets.config import get_datasets
+from captioning.datasets.config import CONFIG_HELP, get_datasets
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_file, require_model_file
 from inference.flags import MOST_PENALTY
@@ -34,16 +39,18 @@ def parse_args(argv=None) -> Namespace:
         "--weights", nargs="+", type=float, metavar="W", help="numbers: how much each model counts (default: all alike)"
     )
     add("--half", action="store_true", help="write float16, half the size; models are still loaded as float32")
+    add("--with_encoders", action="store_true", help="keep the encoders' weights in the file, those of features too")
     add("--image_size", type=int, metavar="PIXELS", help="caption photos of this size with the result")
     add("--length_penalty", type=float, metavar="A", help="default of infer.py --length_penalty for the result")
+    add("--calibrate", metavar="NAME", help="make confidences by the captions of this validation data")
     add("--greedy", action="store_true", help="average only models that raise the CIDEr on --dataset (default: all)")
     add("--dataset", metavar="NAME", help="--greedy: validation data, sections of datasets.conf joined by +")
-    add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
+    add("--dataset_config_file", metavar="FILE", help=CONFIG_HELP)
     add("--beam_size", default=1, metavar="K", help="--greedy: beams of the captions; 1 is greedy")
-    add("--num_workers", type=int, metavar="N", help="--greedy: processes that load images (default: all cores)")
-    add("--encoder_weights", metavar="FILE", help="--greedy: local file of the encoder's weights (default: download)")
-    add("--device", metavar="NAME", help="--greedy: cpu, cuda, cuda:1, mps (default: the best there is)")
-    add("--cpu", action="store_true", help="--greedy: the same as --device cpu")
+    add("--num_workers", type=int, metavar="N", help="processes that load images (default: all cores)")
+    add("--encoder_weights", metavar="FILE", help="local file of the encoder's weights (default: download)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    add("--cpu", action="store_true", help="the same as --device cpu")
     args = parser.parse_args(argv)
     if args.greedy and not args.dataset:
         parser.error("--greedy needs --dataset, whose captions the models are tried on")
@@ -58,6 +65,33 @@ def parse_args(argv=None) -> Namespace:
     parser.at_most(MOST_PENALTY, args, "length_penalty")
     parser.at_most(1000, args, "num_workers")
     return args
+
+
+def calibration(average, args) -> dict:
+    """What of log-probabilities makes confidences, by captions of --calibrate, as infer.py writes them by default."""
+    from captioning.devices import choose_device
+    from captioning.scoring.calibration import LEAST_IMAGES
+    from training.validation import Validation, validation_loader
+
+    captioner = average.captioner(choose_device(args.device, args.cpu), args.encoder_weights, args.half)
+    search = captioner.default_search()
+    if args.length_penalty is not None:
+        search = replace(search, length_penalty=args.length_penalty)
+    with closing(validation_loader(captioner, data_of(args, args.calibrate))) as loader:
+        if (count := len(loader.items)) < LEAST_IMAGES:
+            raise UserError(f"--calibrate {args.calibrate}: {count} images with captions are too few: {LEAST_IMAGES}")
+        Validation(("cider",), search).measure(captioner, loader)
+    found = captioner.calibration
+    share = f"{found.good:.0%} of {found.images} captions have a CIDEr of {found.threshold:g} or more"
+    print(f"{args.calibrate}: {share}; confidences are off by {found.error:.3f} on average")
+    return found.to_dict()
+
+
+def data_of(args, dataset: str):
+    """The training.settings.DataSettings of validation on `dataset`."""
+    from training.settings import DataSettings
+
+    return DataSettings(validate=dataset, dataset_config_file=args.dataset_config_file, num_workers=args.num_workers)
 
 
 def soup(paths: list[str], captioner, loader, beam_size: int):
@@ -88,29 +122,30 @@ def main(args) -> int:
         require_model_file(path)
     if args.encoder_weights:
         require_file("--encoder_weights", args.encoder_weights)
-    if args.greedy:
-        get_datasets(args.dataset, args.dataset_config_file)
+    for option in ("--dataset", "--calibrate"):
+        if name := getattr(args, option[2:]):
+            get_datasets(name, args.dataset_config_file, option)
 
     # torch is imported only now, so that the mistakes above are answered at once
     from captioning.devices import choose_device
     from model import load_captioner
     from training.averages import Average
-    from training.settings import DataSettings
     from training.validation import validation_loader
 
     if args.greedy:
         device = choose_device(args.device, args.cpu)
         captioner = load_captioner(args.models[0], device, args.encoder_weights, photos=False)
-        data = DataSettings(
-            validate=args.dataset, dataset_config_file=args.dataset_config_file, num_workers=args.num_workers
-        )
-        with closing(validation_loader(captioner, data)) as loader:
+        with closing(validation_loader(captioner, data_of(args, args.dataset))) as loader:
             average = soup(args.models, captioner, loader, args.beam_size)
     else:
         average = Average(args.models, args.weights)
+    if args.with_encoders:
+        average.take_encoders(args.encoder_weights)
     if args.image_size:
         average.give_images_at(args.image_size)
     extra = {} if args.length_penalty is None else {"length_penalty": args.length_penalty}
+    if args.calibrate:
+        extra["calibration"] = calibration(average, args)
     average.write(output, half=args.half, command=sys.argv, **extra)
     kind = "" if len(average.paths) == 1 else f"the mean of {len(average.paths)} models, "
     print(f"{output}: {kind}{output.stat().st_size / 2**20:.1f} MB")

@@ -167,6 +167,9 @@ class Loader:
             items = [item for item in items if item.captions]
         if inputs and not any(one.from_pixels for one in inputs):
             transform = None
+        if settings.mix and len(settings.mix) != len(dataset.parts):
+            mix, count = ",".join(f"{times:g}" for times in settings.mix), len(dataset.parts)
+            raise UserError(f"--mix {mix}: {dataset.name} has {count} parts, give a number for each of them")
         items, self.bad_items = with_files(dataset, items) if transform is not None else (items, [])
         for source in opened(inputs):  # of all items now: training must not die of a missing record in the night
             source.check(items)
@@ -174,7 +177,10 @@ class Loader:
         captions = None if vocabulary is None else CaptionIds(items, vocabulary, settings.max_sentences)
         self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
         counts = [0 if captions is None else len(item.captions) for item in items]
-        self.sampler = (GroupedBatchSampler if training else ImageBatchSampler)(counts, settings)
+        if training:
+            self.sampler = GroupedBatchSampler(counts, settings, [item.part for item in items])
+        else:
+            self.sampler = ImageBatchSampler(counts, settings)
         workers = settings.num_workers
         if workers is None:
             workers = 0 if transform is None else own_cores()

@@ -30,6 +30,7 @@ if __name__ == "__main__":
 
 import contextlib
 import copy
+import math
 import os
 import re
 import time
@@ -48,11 +49,13 @@ from captioning.files import check_writable, require_file, require_model_file
 from captioning.images.listing import PassedOver
 from captioning.text.cleaning import id_text, printable
 from captioning.text.function_words import content_words
-from inference.gallery import write_gallery
+from inference.caption_files import read_results
+from inference.gallery.comparison import Comparison
+from inference.gallery.page import Gallery, write_gallery
 from inference.image_arguments import holds_images, named_images
 from inference.image_outputs import Copies, Sidecars
 from inference.lemmas import LemmaRules
-from inference.results import GROWING, PartFile, Result, ResultsFile, Style, format_of, shown_texts
+from inference.results import NOT_SURE, PartFile, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
 
 
@@ -73,7 +76,12 @@ class InferRun:
         self.settings = s = SimpleNamespace(**settings)
         self.alone, self.first = process_count() == 1, process_number() == 0
         self.file: ResultsFile | None = None  # None where captions are only printed
-        self.style = Style(not s.no_capitalize, None, s.probabilities, s.alternatives, s.store_image_paths)
+        self.maps = {}  # where the model looked, for the gallery
+        self.compared = []  # captions of the files of --compare
+        shown_words = s.probabilities, s.alternatives
+        self.style = Style(
+            not s.no_capitalize, None, *shown_words, s.store_image_paths, s.with_scores, s.min_confidence
+        )
 
     # ---- without torch ----
 
@@ -88,6 +96,9 @@ class InferRun:
         self.rest = self.skip_captioned() if self.file else self.dataset
         self.outputs = self.open_outputs()
         self.skip_written()
+        self.compared = [read_results(path) for path in s.compare or ()]
+        if len(self.compared) == 2:
+            self.take_compared()
         if self.rest.items and self.first:  # otherwise all is done, and no model is needed
             require_model_file(self.model)
         if s.weights:
@@ -150,8 +161,8 @@ class InferRun:
         """The results file, None where captions are only printed. All outputs are checked here."""
         s = self.settings
         path, form = self.results_path()
-        if s.resume and form not in GROWING:
-            raise UserError(f"--resume goes on with {' and '.join(GROWING)} files: name one with --output_file")
+        if s.resume and path is None:
+            raise UserError("--resume goes on with a results file: name one with --output_file")
         if s.resume and s.attention_output:
             raise UserError("--attention_output cannot be resumed: leave out --resume")
         outputs = {"--output_file": path, "--html": s.html, "--attention_output": s.attention_output}
@@ -163,13 +174,21 @@ class InferRun:
 
             self.metrics = parse_metrics(s.scoring)
         words = self.style.wants_words
-        if path is None or self.first:
-            return ResultsFile(path, form, s.resume, words, s.force, not self.alone) if path else None
+        if s.with_scores and form == "txt":
+            raise UserError("--with_scores: a txt file has no room for them: use --output_format json, jsonl or csv")
+        if path is None:
+            return None
+        if self.first:
+            file = ResultsFile(path, form, s.resume, words, s.force, not self.alone)
+            file.scores = s.with_scores
+            return file
         return PartFile(path, form, process_number(), words)
 
     def results_path(self) -> tuple[Path | None, str]:
         """The results file and its format; None where captions are only printed."""
         s = self.settings
+        if len(s.compare or ()) == 2:
+            return None, ""
         if s.output_file:
             form = s.output_format or format_of(s.output_file) or "txt"
             return Path(s.results_path or ".") / s.output_file, form
@@ -198,11 +217,24 @@ class InferRun:
                 path = self.file.path
                 raise UserError(f"--resume: {path} has image {result.image_id!r}, which is not among those to caption")
             result.image_id, result.path, result.references = self.style.id_of(item), item.path, item.captions
+            if self.style.min_confidence is not None:
+                withhold_earlier(result, self.style.min_confidence, self.file.path)
         done = {id_text(result.image_id) for result in self.file.earlier}
         if not done:
             return self.dataset
         note(f"{len(done)} of {len(self.dataset)} images are captioned already")
         return self.without([item for item in self.dataset.items if id_text(self.style.id_of(item)) not in done])
+
+    def take_compared(self) -> None:
+        """Take the captions of the first file of --compare for the results. No image is left to caption."""
+        s = self.settings
+        for item in self.dataset.items:
+            if texts := self.compared[0].get(id_text(self.style.id_of(item))):
+                captions = [(text, math.nan) for text in texts]
+                self.results.append(Result(self.style.id_of(item), captions, item.path, item.captions))
+        if not self.results:
+            raise UserError(f"--compare: {s.compare[0]} has no caption of any of the {len(self.dataset)} images")
+        self.rest = self.without([])
 
     def open_outputs(self) -> list[Sidecars | Copies]:
         """What is written for each image. Raises UserError where it cannot be."""
@@ -295,8 +327,10 @@ class InferRun:
         self.results = self.file.results if self.file else share.results
         if self.printed and not self.alone:
             for result in share.results:
-                print_captions(by_id[id_text(result.image_id)], result)
-        if share.attention is not None:
+                print_captions(by_id[id_text(result.image_id)], result, self.style.scores)
+        if self.settings.html_attention:
+            self.maps = share.attention.word_maps()
+        if self.settings.attention_output:
             share.attention.write(self.settings.attention_output)
             note(f"{self.settings.attention_output}: attention weights of {len(share.attention.ids)} images")
         if self.style.rules:
@@ -315,17 +349,35 @@ class InferRun:
         self.write_earlier()
         for output in self.outputs:
             note(output.report())
-        lines, left_out = report_scores(self.metrics, self.results) if self.metrics and self.results else ([], False)
+        if unsure := sum(result.unsure for result in self.results):
+            note(f"{unsure} of {len(self.results)} images have no caption: the model was not sure enough of any")
+        lines, scores = report_scores(self.metrics, self.results) if self.metrics and self.results else ([], None)
         if self.settings.html:
-            title = f"{len(self.results)} images of {self.source('a list')}"
-            model = Path(self.model.resolve().parent.name, self.model.name)  # without the folders of whoever ran it
-            write_gallery(self.settings.html, self.results, title, f"Captioned by {model}", lines)
+            self.write_gallery(lines, scores)
             note(f"{self.settings.html}: gallery of {len(self.results)} images")
         if bad:
             note(f"{script_name()}: {len(bad)} of {len(self.rest)} images could not be read")
+        unscored = self.metrics and self.results and (scores is None or scores.left_out)
         if unwritten := sum(output.counts["failed"] for output in self.outputs):
             note(f"{script_name()}: the captions of {unwritten} images could not be written into them")
-        return 1 if bad or left_out or unwritten else 0
+        return 1 if bad or unscored or unwritten else 0
+
+    def write_gallery(self, table: list[str], scores) -> None:
+        """Write the gallery. table: lines of scores; scores: the Scores that --scoring asked for, or None."""
+        from inference.scored_files import scores_of_images
+
+        s, metrics, other = self.settings, self.metrics or ("cider",), None
+        name, of_images = scores_of_images(known_captions(self.results), scores or score(self.results, metrics))
+        model = f"{Path(self.model).resolve().parent.name}/{self.model.name}"  # without the folders of whoever ran it
+        if s.compare:
+            files = [Path(path).name for path in s.compare]
+            other = Comparison(files[0] if len(files) > 1 else model, files[-1], self.compared[-1])
+            beside = [Result(one.image_id, [(text, math.nan)], one.path, one.references) for one in self.results
+                      if (text := other.caption(one)) is not None]  # fmt: skip
+            other.scores = scores_of_images(known_captions(beside), score(beside, metrics))[1]
+        about = f"Captioned by {model}" if len(self.compared) < 2 else "Two results files side by side"
+        title = f"{len(self.results):,} images of {self.source('a list')}"
+        write_gallery(s.html, self.results, Gallery(title, about, table, name, of_images, self.maps, other))
 
     def write_earlier(self) -> None:
         """The sidecars and copies of images whose captions --resume found in the results file."""
@@ -352,7 +404,7 @@ class InferRun:
             loader = open_loader(captioner, self.rest, settings, replaced, photos, s.resize)
             if s.verbose:
                 self.describe(captioner, loader.inputs)
-        if s.attention_output:
+        if s.attention_output or s.html_attention:
             attention = AttentionLog(captioner.config.specs[captioner.model.attended].shape[1:])
         self.began = time.monotonic()
         captions = ImageCaptions(captioner, self.search(captioner), self.style, s.amp, attention, self.sampling_seed)
@@ -360,7 +412,7 @@ class InferRun:
             with contextlib.closing(captions.of(loader)) as found:  # also its processes, whatever happens
                 results = self.take(found)
         except KeyboardInterrupt:
-            if self.file and self.file.form in GROWING and self.first:
+            if self.file and self.file.grows and self.first:
                 note(f"\n{self.file.part} has the captions so far: add --resume to go on")
             raise
         unknown = self.style.rules.unknown if self.style.rules else Counter()
@@ -381,11 +433,10 @@ class InferRun:
 
         Several processes print when all have ended, to keep the order.
         """
-        from tqdm import tqdm
+        from captioning.progress import Bar
 
-        hidden = not self.first or (self.printed and self.alone)
-        kept = []
-        with tqdm(total=len(self.rest), unit="image", desc="caption", disable=True if hidden else None) as bar:
+        kept, drawn = [], not (self.printed and self.alone)
+        with Bar(len(self.rest), "caption", "image", stream=sys.stderr, drawn=drawn) as bar:
             for item, result in results:
                 kept.append(result)
                 for output in self.outputs:
@@ -393,7 +444,7 @@ class InferRun:
                 if self.file:
                     self.file.add(result)
                 if self.printed and self.alone:
-                    print_captions(item, result)
+                    print_captions(item, result, self.style.scores)
                 bar.update(process_count())
         return kept
 
@@ -413,12 +464,16 @@ class InferRun:
                 sizes = f"it has {len(self.vocabulary)} words, the model {len(captioner.vocabulary)}"
                 raise UserError(f"--vocab {s.vocab} does not fit the model: {sizes}")
             captioner.vocabulary = self.vocabulary
+        if s.min_confidence is not None and captioner.calibration is None:
+            advice = f"./average_models.py {self.model} --calibrate DATASET --output FILE gives it one"
+            raise UserError(f"--min_confidence: the model file {self.model} has no calibration: {advice}")
         if self.as_deepcaption(captioner):
             note("a model of DeepCaption: captions as its own (greedy, with <unk>); --beam_size 3 searches better")
         if captioner.config.paragraphs is not None:
             self.check_paragraphs()
-        if s.attention_output and captioner.model.attended is None:
-            raise UserError("--attention_output: the model has no attention")
+        for name in ("attention_output", "html_attention"):
+            if getattr(s, name) and captioner.model.attended is None:
+                raise UserError(f"--{name}: the model has no attention")
         return captioner
 
     def check_paragraphs(self) -> None:
@@ -438,11 +493,12 @@ class InferRun:
 
     def search(self, captioner):
         """The Search that the flags ask for."""
-        from captioning.decoder.search import Search
+        from captioning.decoder.search import BEAMS, Search
+        from inference.mentions import with_mentions
 
         s, old = self.settings, self.as_deepcaption(captioner)
-        return Search(
-            beam_size=1 if s.sample or old else s.beam_size or max(3, s.n_best),
+        search = Search(
+            beam_size=1 if s.sample or old else s.beam_size or max(BEAMS, s.n_best),
             min_length=s.min_words,
             max_length=s.max_words or s.max_seq_length,
             length_penalty=captioner.length_penalty if s.length_penalty is None else s.length_penalty,
@@ -458,6 +514,7 @@ class InferRun:
             no_repeat_sentences=s.no_repeat_sentences,
             only_complete_sentences=s.only_complete_sentences,
         )
+        return with_mentions(search, s.mention, captioner)
 
     def words_once(self, vocabulary: Vocabulary) -> tuple[int, ...]:
         """The ids of the words that --no_repeat_words keeps from coming twice."""
@@ -481,21 +538,55 @@ class InferRun:
         note(f"{len(self.rest)} images of {self.rest.name}")
 
 
-def print_captions(item: ImageItem, result: Result) -> None:
+def print_captions(item: ImageItem, result: Result, scores: bool = False) -> None:
+    """Print the captions of an image, a line for each. scores: with log-probability and confidence."""
     name = result.image_id if isinstance(result.image_id, str) else printable(item.key)
-    for text, (_, log_prob) in zip(shown_texts(result), result.captions):
-        print(shown(f"{name}: {text}") + (f"  ({log_prob:.2f})" if len(result.captions) > 1 else ""), flush=True)
+    for number, (text, (_, log_prob)) in enumerate(zip(shown_texts(result), result.captions)):
+        figures = [f"{log_prob:.2f}"] if len(result.captions) > 1 else []
+        if scores:
+            figures = [f"log-probability {log_prob:.2f}"]
+            figures += [f"confidence {sure:.2f}" for sure in result.confidences[number : number + 1]]
+        line = f"{name}: {NOT_SURE if result.unsure else text}"
+        print(shown(line) + (f"  ({', '.join(figures)})" if figures else ""), flush=True)
 
 
-def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list[str], bool]:
-    """Print the scores of the best captions; gives the table, and whether a metric was left out."""
+def withhold_earlier(result: Result, least: float, path) -> None:
+    """`Result.withhold` for a result read from `path`. Raises UserError where what was read does not allow it."""
+    if not result.confidences:
+        advice = "leave out --min_confidence, or begin anew with --force"
+        raise UserError(f"--resume: {path} has captions of which no confidence is known: {advice}")
+    if result.unsure and result.confidences[0] >= least:
+        advice = "give the same, or begin anew with --force"
+        raise UserError(f"--resume: {path} was begun with a --min_confidence above {least:g}: {advice}")
+    result.withhold(least)
+
+
+def known_captions(results: list[Result]) -> dict:
+    """Image id -> the best caption, of the images that have references and a caption."""
+    known = [result for result in results if result.references and not result.unsure]
+    return {result.image_id: result.captions[0][0] for result in known}
+
+
+def score(results: list[Result], metrics: tuple[str, ...]):
+    """The captioning.scoring.metrics.Scores of the best captions; none where no image has references."""
+    from captioning.scoring.metrics import Scores, score_captions
+
+    references = {result.image_id: result.references for result in results}
+    known = known_captions(results)
+    return score_captions(known, references, metrics) if known else Scores()
+
+
+def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list[str], object]:
+    """Print the scores of the best captions; gives the table, and the Scores, None where no caption has any."""
     from captioning.scoring.bootstrap import few_images_note
-    from captioning.scoring.metrics import java_note, score_captions
+    from captioning.scoring.metrics import java_note
     from captioning.scoring.statistics import caption_statistics
 
-    known = [result for result in results if result.references]
-    candidates = {result.image_id: result.captions[0][0] for result in known}
-    scores = score_captions(candidates, {result.image_id: result.references for result in known}, metrics)
+    candidates = known_captions(results)
+    if not candidates:
+        note("no captions to score: the model was not sure enough of any")
+        return [], None
+    scores = score(results, metrics)
     if line := java_note(metrics):
         note(line)
     if line := few_images_note(len(candidates)):
@@ -503,10 +594,12 @@ def report_scores(metrics: tuple[str, ...], results: list[Result]) -> tuple[list
     found = caption_statistics(scores.by_words(list(candidates.values())))
     figures = f"{found['distinct']:.1%} of them distinct, mean length {found['mean_length']:.1f} words"
     lines = [*scores.lines(), f"{len(candidates)} captions, {figures}"]
-    if others := len(results) - len(known):
+    if unsure := sum(result.unsure for result in results):
+        lines.append(f"{unsure} images without a caption that the model was sure enough of are not scored")
+    if others := len(results) - len(candidates) - unsure:
         lines.append(f"{others} captions of images without references are not scored")
     print("\n".join(lines))
-    return lines, bool(scores.left_out)
+    return lines, scores
 
 
 def main(args) -> int:

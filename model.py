@@ -1,39 +1,47 @@
 """The captioner: encoders and a decoder as one model, its file, and captioning a batch.
 
-    captioner = load_captioner("models/run/best.model")            # .model .vocabulary .transform .config
-    captions = captioner.caption_images([Image.open("photo.jpg")])  # a list of Caption per image, best first
+    captioner = load_captioner("models/run/best.model")           # .model .vocabulary .transform .config
+    for captions in captioner.caption_photos(["photo.jpg", image]):  # a list of Caption per photo, best first
+        print(captions[0].text)                                      # as infer.py prints it
 
 Shapes: B images, N rows (captions), T time steps, M real tokens, R regions, D feature size, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from types import SimpleNamespace
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captioning import checkpoint
 from captioning.batches.arrays import tensors_for
-from captioning.batches.pixels import StoryPixels, encoded
+from captioning.batches.pixels import StoryPixels
 from captioning.config import ModelConfig
 from captioning.decoder.batch_norm import BatchNorm
+from captioning.decoder.constrained import demands_of, mentioning
 from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.decoder.paragraph_search import Paragraph, explain_paragraphs, write_paragraphs
-from captioning.decoder.search import Search, generate
-from captioning.decoder.sentence import Memory, SentenceDecoder
-from captioning.decoder.teacher_forcing import mixed_read
+from captioning.decoder.search import BEAMS, Search, Sentences, generate
+from captioning.decoder.sentence import SentenceDecoder
+from captioning.decoder.teacher_forcing import mixed_read, two_pass_read
+from captioning.decoder.transformer import TransformerDecoder
 from captioning.deepcaption import models as deepcaption_files
 from captioning.devices import autocast
+from captioning.encoder import joint
 from captioning.encoder.encoder import ImageEncoder
+from captioning.encoder.joint import encode_all, share_layers
 from captioning.encoder.provenance import make_encoder
-from captioning.encoder.ten_crops import encode_views, photo_transform
+from captioning.encoder.ten_crops import photo_transform
 from captioning.encoder.transforms import ImageTransform
 from captioning.errors import UserError, one_line
 from captioning.fast.steps import fast_decoder, ready
 from captioning.fast.threads import map_on_cores
-from captioning.rows import Packing, log_probs_of, pack_sentences
+from captioning.images.image_file import open_image, upright
+from captioning.rows import ImageMemory, Packing, log_probs_of, pack_sentences
+from captioning.scoring.calibration import Calibration
 from captioning.text.paragraphs import PERIODS, join_sentences
 from captioning.text.tokens import upto_end
 from vocabulary import Vocabulary
@@ -48,29 +56,31 @@ class CaptionModel(nn.Module):
         self.config = config
         self.attended, self.n_initial = config.attended(), len(config.features)
         self.extractors = nn.ModuleList(nn.Identity() if x is None else x for x in extractors)
-        decoder = SentenceDecoder(vocab_size, config)
+        decoder = (TransformerDecoder if config.decoder == "transformer" else SentenceDecoder)(vocab_size, config)
         self.decoder = decoder if config.paragraphs is None else HierarchicalDecoder(decoder, config)
 
     @property
-    def sentence_decoder(self) -> SentenceDecoder:
+    def sentence_decoder(self) -> SentenceDecoder | TransformerDecoder:
         """The decoder, or the word decoder of a hierarchical model."""
         return self.decoder if self.config.paragraphs is None else self.decoder.word_decoder
 
-    def encode(self, pixels: Tensor | StoryPixels | None, inputs: list[Tensor | None]) -> Memory:
-        """What the decoder needs of B images; a ParagraphMemory in a hierarchical model.
+    def encode(self, pixels: Tensor | StoryPixels | None, inputs: list[Tensor | None]) -> ImageMemory:
+        """What the decoder needs of B images: its own kind of memory.
 
         pixels (B, 3, H, W), uint8 or float in 0..255, views of PhotoViews (B, W, 3, H, W), or StoryPixels of either,
         whose features are averaged; inputs: per spec a tensor (B, D) or (B, R, D) read from a file, or None to have its
         encoder make it from the pixels.
         """
-        made: dict[str, Tensor] = {}
+        specs = self.config.specs
+        wanted = {spec.name: x for spec, x, given in zip(specs, self.extractors, inputs) if given is None}
+        made = {}
+        if wanted and isinstance(pixels, StoryPixels):
+            made = {name: pixels.mean(x) for name, x in encode_all(wanted, pixels.photos).items()}
+        elif wanted:
+            made = encode_all(wanted, pixels)
         tensors = []
-        for spec, extractor, given in zip(self.config.specs, self.extractors, inputs):
-            if given is None:
-                if spec.name not in made:
-                    made[spec.name] = as_regions(encoded(partial(encode_views, extractor), pixels))
-                given = made[spec.name]
-            tensors.append(given.float())
+        for spec, given in zip(specs, inputs):
+            tensors.append((as_regions(made[spec.name]) if given is None else given).float())
         regions = None if self.attended is None else tensors[self.attended]
         # a map that nobody attends to is averaged over its regions
         pooled = [None if i == self.attended else x.mean(1) if x.dim() == 3 else x for i, x in enumerate(tensors)]
@@ -93,22 +103,24 @@ class CaptionModel(nn.Module):
 
         captions (N, T) begin with <start> and end with <end>; lengths (N,), on the CPU, count both; row_image (N,) says
         which of the B images a caption belongs to. forcing: None for the truth always, else the mode of
-        `teacher_forcing.mixed_read`, the truth's probability and the generator of its coins.
+        `captioning.decoder.teacher_forcing`, the truth's probability and the generator of its coins.
         Returns logits (M, V), targets (M,), attention weights (M, R) or None, the row of each token (M,).
         """
         return self.decode(self.encode(pixels, inputs), captions, lengths, row_image, forcing)
 
-    def decode(self, memory: Memory, captions: Tensor, lengths: Tensor, row_image: Tensor, forcing=None):
+    def decode(self, memory: ImageMemory, captions: Tensor, lengths: Tensor, row_image: Tensor, forcing=None):
         """`forward` from what `encode` gave."""
         packing = Packing.of(lengths - 1, captions.device)
         if forcing is None:
             logits, weights = self.decoder(memory, captions, packing, row_image)
+        elif self.config.decoder == "transformer":
+            logits, weights = two_pass_read(self.decoder, memory, captions[:, :-1], packing, row_image, forcing)
         else:
             rows = memory.select(row_image[packing.order])
             logits, weights, _ = mixed_read(self.decoder, rows, captions[:, :-1], packing, *forcing)
         return logits, packing.targets(captions), weights, packing.row
 
-    def read_sentences(self, memory: Memory, sentences: list[list[int]], row_image: Tensor):
+    def read_sentences(self, memory: ImageMemory, sentences: list[list[int]], row_image: Tensor):
         """Logits of every next word of sentences that are written: word ids without <start> and <end>, N of them.
 
         row_image (N,) says which image of `memory` each is about.
@@ -121,13 +133,21 @@ class CaptionModel(nn.Module):
     def finetune(self, blocks: int) -> None:
         """Train the last `blocks` blocks of each encoder from now on: -1 all, 0 none.
 
-        Once an encoder was trained its weights stay in the model file. Raises UserError where there is no encoder.
+        Encoders of classes stay as they are. Once an encoder was trained the weights of all stay in the model file.
+        Raises UserError where there is no encoder that can train.
         """
         extractors = [x for x in self.extractors if isinstance(x, ImageEncoder)]
+        tuned = [x for x in extractors if not x.name.endswith("-classes")]
         if blocks and not extractors:
             raise UserError("--finetune_encoder: no encoder runs within the model, all features come from files")
+        if blocks and not tuned:
+            raise UserError("--finetune_encoder: encoders of classes stay as they are; name another one in --features")
         for extractor in extractors:
-            extractor.unfreeze(None if blocks < 0 else blocks) if blocks else extractor.freeze()
+            extractor.freeze()
+        for extractor in tuned if blocks else ():
+            extractor.unfreeze(None if blocks < 0 else blocks)
+        for main, classes in self._pairs():
+            joint.give_own_layers(main, classes)
         self.config.finetune_encoder = blocks or self.config.finetune_encoder
 
     def count_images(self, counted: bool) -> None:
@@ -138,12 +158,28 @@ class CaptionModel(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The weights that a model file holds: all but those of frozen encoders, and of encoders behind files."""
-        return {name: value for name, value in self.state_dict().items() if self._in_file(name)}
+        in_file = self._in_file()
+        return {name: value for name, value in self.state_dict().items() if in_file(name)}
 
-    def _in_file(self, name: str) -> bool:
-        if not name.startswith("extractors."):
-            return True
-        return self.config.encoders_travel and not self.config.specs[int(name.split(".")[1])].from_file
+    def _in_file(self) -> Callable[[str], bool]:
+        """Whether a model file holds the tensor of a name; those of layers that encoders share it holds once."""
+        specs, travel, twice = self.config.specs, self.config.encoders_travel, set()
+        for main, classes in self._pairs():
+            twice |= {f"extractors.{self._number(classes)}.{name}" for name in joint.shared_names(main, classes)}
+
+        def holds(name: str) -> bool:
+            if not name.startswith("extractors."):
+                return True
+            return travel and not specs[int(name.split(".")[1])].from_file and name not in twice
+
+        return holds
+
+    def _pairs(self) -> list[tuple[ImageEncoder, ImageEncoder]]:
+        return joint.pairs(self.extractors)
+
+    def _number(self, extractor: ImageEncoder) -> int:
+        """The first place of `extractor` among the model's encoders."""
+        return next(i for i, one in enumerate(self.extractors) if one is extractor)
 
     def load_trained_state(self, state: dict[str, Tensor], source) -> None:
         """Raises UserError, naming `source`, where the weights do not fit."""
@@ -152,8 +188,13 @@ class CaptionModel(nn.Module):
             if name in own and own[name].shape != value.shape:
                 shapes = f"{tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model"
                 raise UserError(f"{source} does not fit the model: {name} is {shapes}")
+        if self.config.encoders_travel:
+            for main, classes in self._pairs():
+                prefix = f"extractors.{self._number(classes)}."
+                given = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+                joint.share_absent_layers(main, classes, given)
         missing, unexpected = self.load_state_dict(state, strict=False)
-        missing = [name for name in missing if self._in_file(name)]
+        missing = list(filter(self._in_file(), missing))
         if missing or unexpected:
             raise UserError(f"{source} does not fit the model: {(missing + unexpected)[0]} is missing or unknown")
 
@@ -181,6 +222,8 @@ def build_model(
         if not spec.from_file and spec.name not in built:
             built[spec.name] = make_encoder(spec, weights, pretrained)
     model = CaptionModel(config, len(vocabulary), [built.get(spec.name) for spec in config.specs])
+    if pretrained:  # random weights are all different; load_trained_state says what is shared
+        share_layers(model.extractors)
     model.finetune(config.finetune_encoder)
     return model
 
@@ -192,7 +235,13 @@ class Caption:
     text: str  # as it is printed
     tokens: list[int]  # word ids without <start> and <end>; of a paragraph, those of its sentences joined
     log_prob: float  # natural, of the words and <end>; of a paragraph, the sum
+    length: int  # tokens that log_prob is the sum of: the words and <end>, in a paragraph that of each sentence
     paragraph: Paragraph | None = None  # of a hierarchical model
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Natural log-probability of a token, the mean over the words and <end>."""
+        return self.log_prob / max(1, self.length)
 
 
 class Captioner:
@@ -203,6 +252,9 @@ class Captioner:
     ):
         self.model, self.vocabulary, self.config, self.weights = model, vocabulary, model.config, weights
         self.info = info or {}  # epoch, versions, command, ...
+        self.calibration: Calibration | None = None  # what makes confidences of log-probabilities
+        if self.info.get("calibration") is not None:
+            self.calibration = Calibration.from_dict(self.info["calibration"], "model file")
         known = [(spec.provenance or {}).get("transform") for spec in self.config.specs]
         self.transform = None
         for settings in filter(None, reversed(known)):  # the first counts
@@ -246,6 +298,7 @@ class Captioner:
                     f"else {self.size}), so it cannot caption photos; caption a dataset with such features (--dataset)"
                 )
             self.model.extractors[index] = made[provenance]
+        share_layers(self.model.extractors)
         try:
             plain = ImageTransform(self.size, self.transform.interpolation)
             self.transform = photo_transform(list(self.model.extractors), plain)
@@ -253,7 +306,7 @@ class Captioner:
             raise UserError(f"the model's features are of {error}, so it cannot caption photos") from error
 
     @torch.inference_mode()
-    def encode(self, pixels: Tensor | None, inputs: list[Tensor | None]) -> Memory:
+    def encode(self, pixels: Tensor | None, inputs: list[Tensor | None]) -> ImageMemory:
         """`CaptionModel.encode` in eval mode, without gradients."""
         self.model.eval()
         return self.model.encode(pixels, inputs)
@@ -265,7 +318,7 @@ class Captioner:
         return fast_decoder(self.model.sentence_decoder)
 
     @torch.inference_mode()
-    def caption(self, memory: Memory, search: Search, decoder=None) -> list[list[Caption]]:
+    def caption(self, memory: ImageMemory, search: Search, decoder=None) -> list[list[Caption]]:
         """Captions of the B images of `memory`, `search.n_best` each, best first. decoder: of `ready_decoder`.
 
         Raises UserError where training left weights that are no finite numbers.
@@ -275,8 +328,11 @@ class Captioner:
         if self.config.paragraphs is not None:
             written = write_paragraphs(self.model.decoder, memory, search, decoder)
             text = [[as_text(one.sentences, self.vocabulary) for one in several] for several in written]
-            return [[Caption(t, p.words, p.log_prob, p) for t, p in zip(*both)] for both in zip(text, written)]
-        found = generate(*ready(decoder, memory), search)
+            return [
+                [Caption(t, p.words, p.log_prob, len(p.words) + len(p.sentences), p) for t, p in zip(*both)]
+                for both in zip(text, written)
+            ]
+        found = self._search(memory, search, decoder)
         if not torch.isfinite(found.log_prob[:, 0]).all():
             raise UserError("the model's weights are no finite numbers, so it writes no caption: take an earlier epoch")
         return [
@@ -284,9 +340,36 @@ class Captioner:
             for tokens, log_prob in zip(found.tokens.tolist(), found.log_prob.tolist())
         ]
 
+    def _search(self, memory: ImageMemory, search: Search, decoder) -> Sentences:
+        if not search.mention:
+            return generate(*ready(decoder, memory), search)
+        probabilities = None
+        if self.classes_at is not None:
+            probabilities = memory.persist[:, self.classes_at].float() ** 2  # the features are their square roots
+        demands = demands_of(search.mention, probabilities, len(memory))
+        return mentioning(*ready(decoder, memory), search, demands)
+
+    @property
+    def classes_at(self) -> slice | None:
+        """Where the persistent features have ImageNet's classes, such as efficientnet_lite2-classes; None: nowhere."""
+        first, attended = 0, self.config.attended()
+        for number, spec in enumerate(self.config.persist_features, len(self.config.features)):
+            if (spec.provenance or {}).get("extractor", spec.name).endswith("-classes"):
+                return slice(first, first + spec.shape[0])
+            first += 0 if number == attended else spec.shape[0]
+        return None
+
     def _caption(self, tokens: list[int], log_prob: float, search: Search) -> Caption:
-        words = tidy_caption(upto_end(tokens), self.vocabulary, search)
-        return Caption(self.vocabulary.sentence(words), words, log_prob)
+        written = upto_end(tokens)
+        words = tidy_caption(written, self.vocabulary, search)
+        return Caption(self.vocabulary.sentence(words), words, log_prob, len(written) + 1)
+
+    def confidence(self, caption: Caption) -> float | None:
+        """The chance, from 0 to 1, that a caption is a good one; None where the model's file has no calibration.
+
+        captioning/scoring/calibration.py says what a good caption is.
+        """
+        return self.calibration and self.calibration.confidence(caption.mean_log_prob)
 
     def text(self, caption: Caption, capitalize: bool = True) -> str:
         """The caption as it is printed, or as plain words."""
@@ -300,7 +383,7 @@ class Captioner:
         return [word for sentence in sentences for word in (*self.vocabulary.tokens(sentence), "<end>")]
 
     @torch.inference_mode()
-    def explain(self, memory: Memory, captions: list[Caption]) -> list[tuple[Tensor | None, Tensor]]:
+    def explain(self, memory: ImageMemory, captions: list[Caption]) -> list[tuple[Tensor | None, Tensor]]:
         """Where the model looked for each word, and how sure it was: one caption for each of the B images of `memory`.
 
         Gives for each image attention weights (T, R), None without attention, and log-probabilities (T,), natural;
@@ -315,6 +398,42 @@ class Captioner:
         log_probs = [x.cpu() for x in packing.by_row(log_probs_of(logits, targets))]
         attended = [None] * len(captions) if weights is None else [x.float().cpu() for x in packing.by_row(weights)]
         return list(zip(attended, log_probs))
+
+    def default_search(self) -> Search:
+        """How infer.py writes where no flag says how: with three beams; with a model of DeepCaption as that did."""
+        if self.info.get("made_by") == "DeepCaption":
+            return Search(allow_unk=True)
+        return Search(BEAMS, length_penalty=self.length_penalty)
+
+    def caption_photos(
+        self, photos: Sequence, search: Search | None = None, batch_size: int = 32
+    ) -> list[list[Caption]]:
+        """Captions of each photo, `search.n_best` of them, best first: by default the one that infer.py prints.
+
+        photos: paths of files, also within zip files, and PIL images, in any order. EXIF orientation and transparency
+        are treated as infer.py does. A path is the better choice: large JPEGs are then decoded at a smaller size.
+        batch_size: photos that are worked on at a time. Raises UserError for a photo that cannot be read, which it
+        names, or counts from 0 on where it is an image.
+        """
+        self.prepare_for_photos()
+
+        def batches() -> Iterator[SimpleNamespace]:
+            for start in range(0, len(photos), batch_size):
+                few = enumerate(photos[start : start + batch_size], start)
+                pixels = [self.transform(self._opened(photo, number), None) for number, photo in few]
+                yield SimpleNamespace(pixels=torch.stack(pixels), inputs=[None] * len(self.config.specs))
+
+        written = caption_loader(self, batches(), search or self.default_search())
+        return [several for _, _, captions in written for several in captions]
+
+    def _opened(self, photo, number: int) -> Image.Image:
+        """A photo, a path or a PIL image, as an upright RGB image. Raises UserError where it cannot be read."""
+        if not isinstance(photo, Image.Image):
+            return open_image(photo, getattr(self.transform, "size_hint", None))
+        try:
+            return upright(photo)
+        except Exception as error:  # damaged files bring forth nearly every kind
+            raise UserError(f"photo {number} cannot be read: {one_line(error)}") from error
 
     def caption_images(self, images: list, search: Search | None = None) -> list[list[Caption]]:
         """Captions of PIL images, greedy unless `search` says otherwise."""
@@ -353,6 +472,8 @@ def save_captioner(captioner: Captioner, path, **info) -> None:
     contents |= {"vocabulary": captioner.vocabulary.to_dict(), "state": captioner.model.trained_state()}
     if "converted_from" in captioner.info:
         contents["converted_from"] = captioner.info["converted_from"]
+    if captioner.calibration is not None:
+        contents["calibration"] = captioner.calibration.to_dict()
     checkpoint.save({**contents, **info}, path)
 
 
@@ -415,8 +536,8 @@ def check_decoder(config: ModelConfig, words: int, state: dict[str, Tensor], sou
 
     It is found out without the memory that the decoder takes: what a file says of its size need not be true.
     """
-    layers = sum(name.startswith("decoder.") for name in state)
-    if config.num_layers > max(1, layers) or not config.specs:
+    layers = sum(name.startswith("decoder.") for name in state) // 4  # each has four tensors or more
+    if max(config.num_layers, config.region_layers) > max(1, layers) or not config.specs:
         raise UserError(f"{source} does not fit its config: it has no {config.num_layers} layers, or no features")
     try:
         with torch.device("meta"), NoRandomWeights():
@@ -483,5 +604,5 @@ def caption_features(
     captions, decoder = [], captioner.ready_decoder()
     for start in range(0, counts.pop(), batch_size):
         batch = [values[start : start + batch_size].to(captioner.device) for values in inputs]
-        captions += captioner.caption(captioner.encode(None, batch), search or Search(beam_size=3), decoder)
+        captions += captioner.caption(captioner.encode(None, batch), search or Search(BEAMS), decoder)
     return captions

@@ -10,6 +10,7 @@ No code in a file is run. Files of DeepCaption are shown even where they cannot 
 """
 
 import json
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -37,6 +38,7 @@ def parse_args(argv=None) -> Namespace:
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
+from captioning.config import ModelConfig
 from vocabulary import Vocabulary
 
 NO_SETTINGS = ("encoder", "decoder", "optimizer", "vocab", "command_history")
@@ -72,10 +74,14 @@ def describe(path) -> tuple[dict, Vocabulary | None]:
         "epoch": contents.get("epoch"),
         "weights": count_weights(state),
         "config": contents.get("config"),
-        "settings": None if old is None else settings(old),
+        "settings": contents.get("settings") if old is None else settings(old),
+        "averaged": contents.get("averaged"),
+        "parts": contents.get("parts"),
         "vocabulary": vocabulary and {"words": len(vocabulary), **facts},
         "versions": contents.get("versions"),
         "stats": contents.get("stats"),
+        "length_penalty": contents.get("length_penalty"),
+        "calibration": contents.get("calibration"),
         "training_state": "training" in contents or bool(old and old.get("optimizer")),
         "history": command_history(contents),
         "tensors": {name: [str(value.dtype).removeprefix("torch."), *value.shape] for name, value in state.items()},
@@ -123,9 +129,8 @@ def lines(info: dict, verbose: bool) -> list[str]:
         for name in ("features", "persist_features"):
             for spec in config.pop(name):
                 rows.append((name.replace("_", " "), spec_line(spec)))
-        if not config["attention"]:
-            del config["attention_size"], config["value_size"]
-        rows += [(name.replace("_", " "), value) for name, value in config.items() if value]
+        idle = ModelConfig.from_dict(info["config"]).idle()
+        rows += [(name.replace("_", " "), value) for name, value in config.items() if value and name not in idle]
     else:
         rows += [(name.replace("_", " "), value) for name, value in info["settings"].items()]
     if "vocabulary" in info:
@@ -137,11 +142,51 @@ def lines(info: dict, verbose: bool) -> list[str]:
     if info.get("stats"):
         figures = ((name, value) for name, value in info["stats"].items() if value is not None)
         rows.append(("statistics", ", ".join(f"{name} {value:.4g}" for name, value in figures)))
+    if penalty := info.get("length_penalty"):
+        rows.append(("length penalty", f"{penalty:g}"))
+    if "calibration" in info:
+        rows.append(("calibration", calibration_line(info["calibration"], info["file"])))
+    if "config" in info:
+        rows += settings_rows(info, verbose)
     rows.append(("training state", "yes: optimizer and position" if info["training_state"] else "no"))
     rows += [("command", command) for command in info["history"]]
     rows += [(name, f"{kind} {tuple(shape)}") for name, (kind, *shape) in info["tensors"].items()] if verbose else []
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {shown(value)}" for name, value in rows]
+
+
+def settings_rows(info: dict, verbose: bool) -> list[tuple[str, str]]:
+    """The settings of the run that made the model: those that are no defaults, or with `verbose` all.
+
+    Of a mean those that its parts share; then each part, with the settings in which they differ.
+    """
+    from training.settings import default_settings
+
+    defaults = {f"--{name}": value for name, value in default_settings().items()}
+
+    def line(settings: dict) -> str:
+        wanted = [(k, v) for k, v in settings.items() if verbose or (k in defaults and v not in (defaults[k], None))]
+        return " ".join(k if v is True else f"{k} {shown_value(v)}" for k, v in wanted)
+
+    rows = [("settings", text)] if (text := line(info.get("settings") or {})) else []
+    averaged = info.get("averaged") or []
+    parts = info.get("parts") or [{}] * len(averaged)
+    for (path, weight), own in zip(averaged if len(averaged) > 1 else (), parts):
+        rows.append(("mean of", f"{path}, weight {weight:g}: {line(own)}".rstrip(": ")))
+    return rows
+
+
+def shown_value(value) -> str:
+    """The value of a setting as it would be typed."""
+    return shlex.join(map(str, value if isinstance(value, list) else [value]))
+
+
+def calibration_line(state: dict, path: str) -> str:
+    from captioning.scoring.calibration import Calibration
+
+    found = Calibration.from_dict(state, path)
+    good = f"{found.good:.0%} of {found.images:,} captions have a CIDEr of {found.threshold:g} or more"
+    return f"{good}; confidences are off by {found.error:.3f}; {found.beam_size} beams"
 
 
 def spec_line(spec: dict) -> str:

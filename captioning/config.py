@@ -59,8 +59,10 @@ def check_fields(cls, values, place: str) -> None:
     for name, value in values.items():
         if name not in hints:
             raise UserError(f"{place} has {str(name)[:60]!r}, which this version does not know")
-        sized = name.endswith("_size") or name in ("num_layers", "max_sentences")
+        sized = name.endswith("_size") or name in ("num_layers", "max_sentences", "heads", "max_positions")
         sound = not sized or value is None or (type(value) is int and value >= 1)
+        if name == "region_layers":
+            sound = type(value) is int and value >= 0
         if "dropout" in name:
             sound = is_number(value, 0, 1)
         if not sound or not has_type(value, hints[name]):
@@ -120,14 +122,14 @@ def is_transform(value) -> bool:
     return is_size(value.get("size", 1)) and threes and all(is_number(x, least, 1e6) for c, least in colours for x in c)
 
 
-def setting(default, help: str, metavar: str | None = None, fixed: bool | str = False, **flag):
+def setting(default, help: str, metavar: str | None = None, fixed: bool | str = False, of: str | None = None, **flag):
     """A field of `Settings` with the flag of the same name; help, metavar, flag: as argparse takes them.
 
     fixed: a loaded model has the value once and for all, since it decides the shape or the meaning of weights;
-    "attention" where that holds only for a model with attention.
+    "attention" where that holds only for a model with attention. of: the `--decoder` that alone has such a setting.
     """
     flag |= {"help": help} | ({"metavar": metavar} if metavar else {})
-    return field(default=default, metadata={"flag": flag, "fixed": fixed})
+    return field(default=default, metadata={"flag": flag, "fixed": fixed, "of": of})
 
 
 class Settings:
@@ -162,32 +164,69 @@ class ModelConfig(Settings):
 
     features: list[FeatureSpec] = field(default_factory=list)
     persist_features: list[FeatureSpec] = field(default_factory=list)
-    embed_size: int = setting(256, "size of word embeddings", fixed=True)
-    hidden_size: int = setting(512, "size of the RNN's state", fixed=True)
-    num_layers: int = setting(1, "layers of the RNN", fixed=True)
-    rnn_arch: Literal["LSTM", "GRU"] = setting("LSTM", "kind of RNN", fixed=True)
-    rnn_hidden_init: Literal["from_features"] | None = setting(
-        None, "compute the initial state from the features (default: zero; the image is read first)", fixed=True
+    decoder: Literal["lstm", "transformer"] = setting(
+        "lstm", "an RNN (--rnn_arch LSTM or GRU), or a Transformer", fixed=True
     )
-    dropout: float = setting(
-        0.0, "dropout probability on embeddings, between layers and before the output (default: 0)", "P"
+    embed_size: int = setting(256, "size of word embeddings (of a Transformer: --hidden_size)", fixed=True, of="lstm")
+    hidden_size: int = setting(512, "size of the RNN's state, or the Transformer's width", fixed=True)
+    num_layers: int | None = setting(
+        None, "layers of the decoder (default: 1 of an RNN, 3 of a Transformer)", fixed=True
+    )
+    rnn_arch: Literal["LSTM", "GRU"] = setting("LSTM", "kind of RNN", fixed=True, of="lstm")
+    rnn_hidden_init: Literal["from_features"] | None = setting(
+        None,
+        "compute the initial state from the features (default: zero; the image is read first)",
+        fixed=True,
+        of="lstm",
+    )
+    dropout: float | None = setting(
+        None,
+        "dropout probability on embeddings, between layers and before the output (default: 0; of a Transformer 0.1)",
+        "P",
     )
     encoder_dropout: float = setting(0.0, "dropout probability on the projected image or the map (default: 0)", "P")
-    encoder_non_lin: bool = setting(False, "SELU after projecting the image", fixed=True)
+    encoder_non_lin: bool = setting(False, "SELU after projecting the image", fixed=True, of="lstm")
     attention: Literal["soft", "spatial"] | None = setting(
-        None, "attend to the -conv map: soft (Xu et al. 2015), spatial (Lu et al. 2017) (default: none)", fixed=True
+        None,
+        "attend to the -conv map: soft (Xu et al. 2015), spatial (Lu et al. 2017) (default: none; a Transformer does)",
+        fixed=True,
+        of="lstm",
     )
-    attention_size: int = setting(256, "size of the attention's hidden layer", fixed="attention")
-    value_size: int = setting(512, "size that the map's regions are projected to", fixed="attention")
+    attention_size: int = setting(256, "size of the attention's hidden layer", fixed="attention", of="lstm")
+    value_size: int = setting(512, "size that the map's regions are projected to", fixed="attention", of="lstm")
+    heads: int = setting(8, "heads of each attention; they divide --hidden_size", fixed=True, of="transformer")
+    feed_forward_size: int | None = setting(
+        None, "hidden layer after each attention (default: 4 times --hidden_size)", fixed=True, of="transformer"
+    )
+    region_layers: int = setting(
+        0,
+        "self-attention layers over the regions, before they are attended to (default: 0)",
+        fixed=True,
+        of="transformer",
+    )
+    positions: Literal["sinusoidal", "learned"] = setting(
+        "sinusoidal", "how a word knows its place in the sentence", fixed=True, of="transformer"
+    )
+    max_positions: int = setting(
+        64, "--positions learned: places that differ; later words have that of the last", fixed=True, of="transformer"
+    )
     share_embedding_weights: bool = setting(False, "one matrix for input and output embeddings", fixed=True)
     projection: bool = False  # the regularised one of shared embeddings
-    skip_start_token: bool = setting(False, "read the image in place of <start>, not before it", fixed=True)
+    skip_start_token: bool = setting(False, "read the image in place of <start>, not before it", fixed=True, of="lstm")
     finetune_encoder: int = setting(
         0, "train the encoder's last N blocks too (default: none; all without a number)", nargs="?", const=-1
     )
     crop_size: int | None = setting(None, "width and height of an image (default: the encoder's own)", "PIXELS")
     encoder_in_file: bool = False  # its weights travel in the model file, although frozen: no package has them
     paragraphs: ParagraphConfig | None = None  # None: a caption is one sentence, written by the word decoder alone
+
+    def __post_init__(self):
+        if self.num_layers is None:
+            self.num_layers = 3 if self.decoder == "transformer" else 1
+        if self.dropout is None:
+            self.dropout = 0.1 if self.decoder == "transformer" else 0.0
+        if self.feed_forward_size is None and self.decoder == "transformer":
+            self.feed_forward_size = 4 * self.hidden_size
 
     def to_dict(self) -> dict:
         """The config in plain types, as it travels in a model file."""
@@ -254,15 +293,32 @@ class ModelConfig(Settings):
             return self.value_size
         return self.pooled_size if self.state_from_features else 0
 
+    def idle(self) -> set[str]:
+        """The names of the settings that have no meaning in this model."""
+        others = {f.name for f in fields(self) if f.metadata.get("of") not in (None, self.decoder)}
+        if self.positions != "learned":
+            others.add("max_positions")
+        return others if self.attention else others | {"attention_size", "value_size"}
+
     def check(self) -> None:
         """Raises UserError, naming the flags, where features and settings do not go together."""
         self.attended()
-        if self.paragraphs is not None:
+        if self.decoder == "transformer":
+            self._check_transformer()
+        elif self.paragraphs is not None:
             self._check_paragraphs()
         elif self.state_from_features and not self.pooled_size:
             raise UserError("--rnn_hidden_init from_features needs initial features (--features)")
         elif self.skip_start_token and not self.image_size:
             raise UserError("--skip_start_token needs pooled initial features, which are read in place of <start>")
+
+    def _check_transformer(self) -> None:
+        if self.paragraphs is not None:
+            raise UserError("--hierarchical_model is an RNN: leave out --decoder transformer")
+        if self.attention:
+            raise UserError("--attention is of --decoder lstm: a Transformer attends to the map anyway")
+        if self.hidden_size % self.heads:
+            raise UserError(f"--heads {self.heads}: it must divide --hidden_size {self.hidden_size}")
 
     def _check_paragraphs(self) -> None:
         if self.rnn_hidden_init:
@@ -282,13 +338,18 @@ class ModelConfig(Settings):
         return self.finetune_encoder != 0 or self.encoder_in_file
 
     def attended(self) -> int | None:
-        """Index in `specs` of the map attended to: the first of the persistent features, else of the initial ones."""
-        if not self.attention:
+        """Index in `specs` of the map attended to: the first of the persistent features, else of the initial ones.
+
+        None where nothing is attended to. A Transformer attends to the map if there is one.
+        """
+        if not self.attention and self.decoder != "transformer":
             return None
         n, total = len(self.features), len(self.specs)
         for index in (*range(n, total), *range(n)):
             if self.specs[index].spatial:
                 return index
+        if not self.attention:
+            return None
         names = ", ".join(spec.name for spec in self.specs)
         raise UserError(
             f"--attention {self.attention} needs a spatial map among the features; none of {names} is one. "

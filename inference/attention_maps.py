@@ -21,6 +21,7 @@ from captioning.decoder.search import Search
 from captioning.errors import UserError, script_name, shown
 from captioning.files import atomic_write
 from captioning.images.image_file import ImageError, open_image
+from inference.gallery.cards import WordMaps
 from model import Captioner
 
 SHADE = 0.18  # brightness where the model did not look at all
@@ -193,6 +194,22 @@ class AttentionLog:
             whole.add(*row)
         return whole
 
+    def word_maps(self) -> dict[str, WordMaps]:
+        """Image id -> its maps in 256 steps, as the gallery shows them."""
+        maps = {}
+        for image_id, words, weights in zip(self.ids, self.words, self.weights):
+            steps = weights / np.maximum(weights.max(1, keepdims=True), 1e-12) * 255
+            maps[image_id] = WordMaps(words, self.shape(weights), np.round(steps).astype(np.uint8).tobytes())
+        return maps
+
+    def shape(self, weights) -> tuple[int, int]:
+        """(h, w) of the maps `weights` (T, R): the grid, but for images of another size (--resize), square ones."""
+        h, w = self.grid
+        if h * w != weights.shape[1]:
+            h = math.isqrt(weights.shape[1])
+            w = weights.shape[1] // h
+        return h, w
+
     def write(self, path) -> None:
         """A compressed npz of the n images, padded to the longest sentence, T words:
 
@@ -200,10 +217,7 @@ class AttentionLog:
         the sentence, log_prob (n, T), natural, NaN beyond it.
         """
         n, longest, regions = len(self.ids), max(map(len, self.words)), self.weights[0].shape[1]
-        h, w = self.grid
-        if h * w != regions:  # images of another size (--resize), square ones
-            h = math.isqrt(regions)
-            w = regions // h
+        h, w = self.shape(self.weights[0])
         attention = np.zeros((n, longest, regions), np.float32)
         log_prob = np.full((n, longest), np.nan, np.float32)
         words = np.full((n, longest), "", f"<U{max(len(word) for row in self.words for word in row)}")

@@ -4,6 +4,8 @@ references = read_references("captions_val2014.json")      # {"42": ["A dog runs
 captions = with_references("results.json", read_results("results.json"), references)
 """
 
+import csv
+import io
 import os
 import sys
 from collections.abc import Mapping
@@ -12,30 +14,81 @@ from captioning.datasets.base import ID, TEXT, check_entry, checked_entries
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.references import read_references
 from captioning.errors import UserError, warn
-from captioning.files import read_json
+from captioning.files import parse_json, read_bytes, read_json, read_lines
+from captioning.tables import plain_cell
 from captioning.text.cleaning import clean_text, id_text
+from inference.results import format_of
 
 
 def read_results(path: str) -> dict[str, list[str]]:
-    """Image id as text -> its captions, best first, of a COCO results list; several where infer.py wrote `n_best`.
+    """Image id as text -> its captions, best first, of a results file; several where infer.py wrote `n_best`.
 
-    Raises UserError for another file, and where an image stands there twice.
+    A file that ends in .jsonl or .csv is read as infer.py writes it, any other as a COCO results list. Raises UserError
+    for another file, and where an image stands there twice.
     """
-    content = read_json(path, "results")
-    if not isinstance(content, list):
-        raise UserError(f'results: {path} must be a list of {{"image_id": ..., "caption": ...}}')
+    readers = {"jsonl": _jsonl_entries, "csv": _csv_entries}
+    content = readers.get(format_of(path), _json_entries)(path)
     if not content:
         raise UserError(f"results: {path} is empty: there are no captions to score")
-    captions, places = {}, {}
+    captions, places, unsure = {}, {}, 0
     for place, entry in checked_entries(content, f"results: {path}", "", image_id=ID, caption=TEXT):
         image_id = id_text(entry["image_id"])
         if image_id in places:
             raise UserError(f"results: {path}: image {image_id} has two captions, {places[image_id]} and {place}")
         places[image_id] = place
+        if entry.get("unsure") is True:  # infer.py --min_confidence
+            unsure += 1
+            continue
         captions[image_id] = _captions(entry, path, place)
+    if unsure:
+        print(f"results: {path}: {unsure} images without a caption that the model was sure of", file=sys.stderr)
+    if not captions:
+        raise UserError(f"results: {path} has no captions to score: the model was not sure enough of any")
     if isinstance(content[0].get("text"), str):
         print(f"results: {path}: the captions under 'text' are scored", file=sys.stderr)
     return captions
+
+
+def _json_entries(path: str) -> list:
+    content = read_json(path, "results")
+    if not isinstance(content, list):
+        raise UserError(f'results: {path} must be a list of {{"image_id": ..., "caption": ...}}')
+    return content
+
+
+def _jsonl_entries(path: str) -> list:
+    entries = []
+    for number, line in enumerate(read_lines(path, "results"), 1):
+        try:
+            entries += [parse_json(line)] if line.strip() else []
+        except ValueError as error:
+            raise UserError(f"results: {path}, line {number} is not valid JSON: {error}") from error
+    return entries
+
+
+def _csv_entries(path: str) -> list[dict]:
+    """The rows of an image, one after the other, as one entry with `n_best`."""
+    try:
+        text = read_bytes(path, "results").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"results: {path} is not UTF-8 text (byte {error.start})") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    entries: list[dict] = []
+    try:
+        if not {"image_id", "caption"} <= set(reader.fieldnames or ()):
+            raise UserError(f"results: {path}: its first row must name the columns image_id and caption")
+        for row in reader:
+            if row["caption"] is None:
+                raise UserError(f"results: {path}, line {reader.line_num} has no caption")
+            image_id, caption = plain_cell(row["image_id"]), plain_cell(row["caption"])
+            if row.get("rank") in (None, "1"):
+                entries.append({"image_id": image_id, "caption": caption, "n_best": []})
+            if not entries or entries[-1]["image_id"] != image_id:
+                raise UserError(f"results: {path}, line {reader.line_num}: rank 1 of the image is missing")
+            entries[-1]["n_best"].append({"caption": caption})
+    except csv.Error as error:
+        raise UserError(f"results: {path}, line {reader.line_num}: {error}") from error
+    return entries
 
 
 def _captions(entry: dict, path: str, place: str) -> list[str]:

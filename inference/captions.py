@@ -90,7 +90,13 @@ class ImageCaptions:
                     self._log_attention(batch.items, memory, captions)
                 for item, several, steps in zip(batch.items, captions, words):
                     pairs = [(self._text(caption), caption.log_prob) for caption in several]
-                    yield item, Result(self.style.id_of(item), pairs, item.path, item.captions, steps)
+                    result = Result(self.style.id_of(item), pairs, item.path, item.captions, steps)
+                    result.mean_log_probs = [caption.mean_log_prob for caption in several]
+                    if self.captioner.calibration is not None:
+                        result.confidences = [self.captioner.confidence(caption) for caption in several]
+                    if self.style.min_confidence is not None:
+                        result.withhold(self.style.min_confidence)
+                    yield item, result
 
     def _text(self, caption: Caption) -> str:
         rules, capitalize = self.style.rules, self.style.capitalize

@@ -65,6 +65,8 @@ def add_search(add) -> None:
     add("--trigram_penalty_alpha", default=0.0, metavar="A", help="a word that repeats a trigram loses A ln 2 of log p")
     add("--no_repeat_sentences", action="store_true", help="write no sentence of a paragraph twice, but the next best")
     add("--only_complete_sentences", action="store_true", help="leave out sentences cut off at --max_seq_length")
+    add("--mention", metavar="WORDS", help="words, separated by commas, that every caption must have; auto: those of "
+        "the objects that the model's classifier is sure of")  # fmt: skip
     add("--allow_unk", action="store_true", help="allow <unk>, the unknown word, in captions")
     add("--sample", action="store_true", help="draw words at random by their probabilities, in place of a beam search")
     add("--temperature", type=float, metavar="T", help="--sample: divide logits by T, to sharpen below 1 (default: 1)")
@@ -86,12 +88,38 @@ def add_output(add) -> None:
     add("--output_format", choices=("txt", "json", "jsonl", "csv"), help="default: by the file's ending, else txt")
     add("--results_path", metavar="DIR", help="folder of results (default: this one with --output_file, else results)")
     add("--store_image_paths", action="store_true", help="write paths of images in place of their ids")
-    add("--resume", action="store_true", help="continue an interrupted jsonl or csv file: skip the images that it has")
-    add("--force", action="store_true", help="begin a jsonl or csv file anew, also where an interrupted run left one")
-    add("--html", metavar="FILE", help="write a gallery of the images with their captions, in one file")
+    add("--resume", action="store_true", help="continue an interrupted results file: skip the images that it has")
+    add(
+        "--force",
+        action="store_true",
+        help="begin the results file anew, also where an interrupted run left a part of it",
+    )
+    add("--html", metavar="FILE", help="write a gallery of the images with their captions; beyond 1,000 images with a "
+        "folder of thumbnails beside it")  # fmt: skip
+    add("--html_attention", action="store_true", help="--html: show where the model looked for each word")
+    add("--compare", nargs="+", metavar="FILE", help="--html: show the captions of this results file, json, jsonl or "
+        "csv, beside those of this run; with two files show both, and run no model")  # fmt: skip
+    add("--with_scores", action="store_true", help="json: write log-probabilities and confidences too; print them")
+    add("--min_confidence", type=float, metavar="P", help="tell no caption that the model is less sure of than P, from "
+        "0 to 1 (default: tell all)")  # fmt: skip
     add("--attention_output", metavar="FILE.npz", help="write the attention weights of every word of the best captions")
     add("--scoring", metavar="NAMES", help="print scores: bleu, cider, rouge, meteor, spice, separated by commas")
     add("--verbose", action="store_true", help="print which model, encoder and device are used, and the speed")
+
+
+def check_gallery(parser: Parser, args: Namespace) -> None:
+    """End the script where flags of the gallery contradict others."""
+    for name in ("html_attention", "compare"):
+        if getattr(args, name) and not args.html:
+            parser.error(f"--{name} is for the gallery: add --html FILE")
+    if args.html_attention and args.resume:
+        parser.error("--html_attention cannot be resumed: leave out --resume")
+    if len(args.compare or ()) > 2:
+        parser.error(f"--compare: {len(args.compare)} files are too many; give one or two")
+    if len(args.compare or ()) == 2:
+        for name in ("model", "output_file", "print_results", "attention_output", "html_attention"):
+            if getattr(args, name):
+                parser.error(f"--compare with two files runs no model: leave out --{name}")
 
 
 def add_beside(add) -> None:
@@ -141,9 +169,12 @@ def parse_args(doc: str, argv=None) -> Namespace:
     parser.at_least(0.001, args, "temperature")
     parser.at_most(1000, args, "temperature")
     parser.at_least(1e-6, args, "top_p")
-    parser.at_most(1, args, "top_p")
+    parser.at_least(0, args, "min_confidence")
+    parser.at_most(1, args, "top_p", "min_confidence")
     parser.at_least(-MOST_PENALTY, args, "length_penalty")
     parser.at_most(MOST_PENALTY, args, "length_penalty")
+    if args.sample and args.mention:
+        parser.error("--mention and --sample exclude each other: words that must occur need a search")
     if args.sample and (args.beam_size or 1) > 1:
         parser.error("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
     if args.beam_size and args.n_best > args.beam_size and not args.sample:
@@ -157,6 +188,7 @@ def parse_args(doc: str, argv=None) -> Namespace:
     check_beside(parser, args)
     if args.resume and args.force:
         parser.error("--resume goes on with an interrupted run, --force begins anew: give one of them")
+    check_gallery(parser, args)
     if args.dataset_images and not args.dataset:
         parser.error("--images is for --dataset PATH; --image_dir captions a folder of images")
     if args.recursive and not (args.image_dir or args.images):

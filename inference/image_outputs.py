@@ -72,8 +72,11 @@ class _Output:
             return False
 
     def write(self, item: ImageItem, result: Result) -> None:
-        """Write the file of an image, unless it is done. Raises UserError where the disk cannot be written."""
-        if self.is_done(item):
+        """Write the file of an image, unless it is done or the model was not sure of any caption.
+
+        Raises UserError where the disk cannot be written.
+        """
+        if result.unsure or self.is_done(item):
             return
         path = self.paths[image_key(item)]
         data = self._content(item, result, path)

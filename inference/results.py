@@ -5,20 +5,25 @@
         file.add(Result(42, [("A dog runs.", -7.31)]))
 
 txt: `image_id caption` a line. json: the COCO results list. jsonl: a JSON object a line. csv: a row per caption. The
-last two carry natural log-probabilities and grow in FILE.part, which is renamed to FILE when all is written. Of several
-processes that torchrun started the second grows FILE.part.1, and so on; the first one writes FILE from all of them.
+last two carry natural log-probabilities, of captions and of a token, and confidences; json has them where Style.scores
+says so. A file grows in FILE.part, for txt and json in the format of jsonl, and becomes FILE when all is written. Of
+several processes that torchrun started the second grows FILE.part.1, and so on; the first one writes FILE from all.
 
 Where the words of the captions are shown one by one (Result.words), txt and json have them in place of the caption, as
 DeepCaption does: `A=0.69/two=0.08 man=0.15/young=0.10`; json keeps the caption as `text`. jsonl has them under `words`
 as numbers, with the <end> of the caption, and csv as a column of its own.
+
+An image has the caption "" where the model was not sure enough of any (Result.withhold); json and jsonl say `unsure`.
 """
 
 import contextlib
 import csv
 import io
 import json
+import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,8 +36,10 @@ from captioning.text.cleaning import id_text, printable
 from inference.lemmas import LemmaRules
 
 FORMATS = ("txt", "json", "jsonl", "csv")
-GROWING = ("jsonl", "csv")  # written image by image, so that they can be resumed
+GROWING = ("jsonl", "csv")  # in FILE.part as in FILE
 COLUMNS = ["image_id", "rank", "caption", "log_prob"]
+LATER_COLUMNS = ["mean_log_prob", "confidence"]  # behind those, and behind the words; files of older versions lack them
+NOT_SURE = "(not sure)"  # shown in place of captions that were withheld
 Word = tuple[str, float | None]  # None: its probability was not asked for
 
 
@@ -42,7 +49,8 @@ class Style:
 
     capitalize: captions are sentences, with a capital and a period; rules: turn lemmas into words; probabilities,
     alternatives: show the words of a caption one by one, with their probabilities or so many of the likeliest words at
-    each step (None: not asked for); paths: images are named by their paths instead of their ids.
+    each step (None: not asked for); paths: images are named by their paths instead of their ids; scores: json has
+    log-probabilities and confidences; min_confidence: captions of less confidence are withheld.
     """
 
     capitalize: bool = True
@@ -50,6 +58,8 @@ class Style:
     probabilities: bool = False
     alternatives: int | None = None
     paths: bool = False
+    scores: bool = False
+    min_confidence: float | None = None
 
     @property
     def wants_words(self) -> bool:
@@ -67,6 +77,9 @@ class Result:
 
     words: nothing, or for every caption its steps, <end> included: the word written, then others that might have been.
     shown: word_text() of them, where they were read from a csv file, which has no more.
+    mean_log_probs: of every caption the natural log-probability of a token, the mean over the words and <end>; nothing
+    where they were read from a file of an older version. confidences: of every caption the chance, 0 to 1, that it is a
+    good one; nothing where the model's file has no calibration. unsure: all captions were withheld: the only one is "".
     """
 
     image_id: int | str
@@ -75,6 +88,26 @@ class Result:
     references: list[str] = field(default_factory=list)
     words: list[list[list[Word]]] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
+    mean_log_probs: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    unsure: bool = False
+
+    def figures(self) -> dict[str, list[float]]:
+        """`mean_log_probs` and `confidences` by the names that files have for one of them; those that are there."""
+        figures = {"mean_log_prob": self.mean_log_probs, "confidence": self.confidences}
+        return {name: values for name, values in figures.items() if values}
+
+    def withhold(self, least: float) -> None:
+        """Leave out captions of less confidence than `least`. Where none is left, "" takes the place of the best."""
+        kept = [n for n, confidence in enumerate(self.confidences) if confidence >= least]
+        if len(kept) == len(self.captions):
+            return
+        if not kept:
+            self.captions[0], self.unsure = ("", self.captions[0][1]), True
+            self.words, self.shown = self.words and [[]], self.shown and [""]
+        for name in ("captions", "words", "shown", "mean_log_probs", "confidences"):
+            values = getattr(self, name)
+            setattr(self, name, values and [values[n] for n in kept or [0]])
 
 
 def format_of(path) -> str | None:
@@ -84,28 +117,33 @@ def format_of(path) -> str | None:
 
 
 class ResultsFile:
-    """Writes results; complete or not there at all, but for FILE.part of the formats that can be resumed.
+    """Writes results; FILE is complete or not there at all. FILE.part has them while they grow.
 
     resume: keep what FILE.part and the parts of other processes, or else FILE, hold; `earlier` has it. Its image ids
     are texts where the file is a csv. words: whether the results have words. force: begin anew where an interrupted run
     left results in parts. shared: other processes have PartFiles; `arrange` then gives the results of all.
+    scores: whether json has log-probabilities and confidences, as jsonl always has.
     A link stays a link; what is no plain file (`/dev/stdout`, a pipe) is written to directly. From the beginning until
     `close`, or the end of the `with` block, no other process can write a file that grows.
     Raises UserError for a file that is no such results file, and where another run is at work on it or left results.
     """
+
+    scores = False
 
     def __init__(self, path, form: str, resume=False, words=False, force=False, shared=False):
         self.path, self.form, self.words = Path(path), form, words
         self.target = Path(os.path.realpath(path))
         self.direct = not is_plain(path)
         self.part = part_path(self.target, 0)
-        self.grows = form in GROWING and not (self.direct and shared)  # a pipe must wait for the results of all
+        self.part_form = part_form(form)
+        # a pipe must wait for the results of all processes, and for all of json
+        self.grows = not self.direct or (form in GROWING and not shared)
         self.earlier: list[Result] = []
         self.anew = False  # whether FILE.part has other lines than `results`
         self.lock = None
         if resume and self.direct:
             raise UserError(f"--resume: {path} is not a plain file")
-        if form in GROWING and not self.direct:
+        if not self.direct:
             hidden = self.target.with_name(f".{self.target.name}.lock")
             self.lock = FileLock(hidden, f"{path}")
             try:
@@ -120,10 +158,10 @@ class ResultsFile:
         if resume and not parts:
             return read_results(self.target, self.form, False, self.words) if self.target.exists() else []
         if resume:
-            results = [result for path in parts for result in read_results(path, self.form, True, self.words)]
+            results = [result for path in parts for result in read_results(path, self.part_form, True, self.words)]
             return list({id_text(result.image_id): result for result in results}.values())
         for part in parts:
-            if not force and _has_results(part, self.form):
+            if not force and _has_results(part, self.part_form):
                 advice = "add --resume to go on, or --force to begin anew"
                 raise UserError(f"{part} has captions of an interrupted run: {advice}")
         return []
@@ -150,7 +188,7 @@ class ResultsFile:
                     self._file.writelines(_all_lines(self.form, self.earlier, self.words))
                     return self
                 # without the half line that an interruption may have left
-                write_part(self.part, self.form, self.earlier, self.words)
+                write_part(self.part, self.part_form, self.earlier, self.words)
                 self._remove_other_parts()
                 self._file = open(self.part, "a", encoding="utf-8", newline="")
         return self
@@ -158,7 +196,7 @@ class ResultsFile:
     def add(self, result: Result) -> None:
         if self.grows:
             with naming_file(self.path):
-                self._file.write(_lines(self.form, result))
+                self._file.write(_lines(self.part_form, result))
                 self._file.flush()
         self.results.append(result)
 
@@ -189,15 +227,24 @@ class ResultsFile:
                 os.fsync(self._file.fileno())
             self._file.close()
             if not self.direct:
-                if self.anew:
-                    write_part(self.part, self.form, self.results, self.words)  # before what it is made of goes
-                self._remove_other_parts()
-                os.replace(self.part, self.target)
+                self._part_to_whole()
+
+    def _part_to_whole(self) -> None:
+        """Write FILE from its parts, before these go."""
+        if self.part_form != self.form:
+            self._write_whole()
+            self._remove_other_parts()
+            self.part.unlink()
+            return
+        if self.anew:
+            write_part(self.part, self.form, self.results, self.words)
+        self._remove_other_parts()
+        os.replace(self.part, self.target)
 
     def _write_whole(self) -> None:
         with atomic_write(self.path) as file:
             if self.form == "json":
-                entries = [json.dumps(_coco(result, "json"), ensure_ascii=False) for result in self.results]
+                entries = [json.dumps(_coco(one, "json", self.scores), ensure_ascii=False) for one in self.results]
                 file.write("[\n" + ",\n".join(entries) + "\n]\n")
             else:
                 file.writelines(_all_lines(self.form, self.results, self.words))
@@ -212,14 +259,14 @@ class PartFile:
     def __init__(self, path, form: str, process: int, words: bool = False):
         self.path, self.form, self.words = Path(path), form, words
         self.part = part_path(Path(os.path.realpath(path)), process)
-        self.grows = form in GROWING and is_plain(path)
+        self.part_form, self.grows = part_form(form), is_plain(path)
         self.earlier: list[Result] = []
         self.results: list[Result] = []
 
     def __enter__(self) -> "PartFile":
         if self.grows:
             with naming_file(self.part):
-                write_part(self.part, self.form, [], self.words)
+                write_part(self.part, self.part_form, [], self.words)
                 self._file = open(self.part, "a", encoding="utf-8", newline="")
         return self
 
@@ -241,6 +288,11 @@ def part_path(target: Path, process: int) -> Path:
     return target.with_name(f"{target.name}.part" + (f".{process}" if process else ""))
 
 
+def part_form(form: str) -> str:
+    """The format of FILE.part: an object of json would have no end, and a line of txt has no log-probability."""
+    return form if form in GROWING else "jsonl"
+
+
 def write_part(path: Path, form: str, results: list[Result], words: bool) -> None:
     with atomic_write(path) as file:
         file.writelines(_all_lines(form, results, words))
@@ -248,7 +300,7 @@ def write_part(path: Path, form: str, results: list[Result], words: bool) -> Non
 
 def _all_lines(form: str, results: list[Result], words: bool) -> list[str]:
     """The lines of a txt, jsonl or csv file of `results`."""
-    head = [",".join(COLUMNS + ["words"] * words) + "\n"] if form == "csv" else []
+    head = [",".join(COLUMNS + ["words"] * words + LATER_COLUMNS) + "\n"] if form == "csv" else []
     return head + [_lines(form, result) for result in results]
 
 
@@ -279,43 +331,51 @@ def shown_texts(result: Result) -> list[str]:
 def _lines(form: str, result: Result) -> str:
     """The lines of one image, each ended."""
     if form == "jsonl":
-        return json.dumps(_coco(result, "jsonl"), ensure_ascii=False) + "\n"
+        return json.dumps(_coco(result, "jsonl", scores=True), ensure_ascii=False) + "\n"
     if form == "txt":  # a line each, whatever the name of a file holds
         lines = [f"{result.image_id} {text}".translate(LINE_ENDS) for text in shown_texts(result)]
         return "".join(f"{line}\n" for line in lines)
     rows = [[result.image_id, n, text, f"{p:.4f}"] for n, (text, p) in enumerate(result.captions, 1)]
     if result.words or result.shown:
         rows = [[*row, text] for row, text in zip(rows, shown_texts(result))]
+    for name in LATER_COLUMNS:
+        cells = [f"{value:.4f}" for value in result.figures().get(name, ())] or [""] * len(rows)
+        rows = [[*row, cell] for row, cell in zip(rows, cells)]
     return csv_lines(rows)
 
 
-def _coco(result: Result, form: str) -> dict:
+def _coco(result: Result, form: str, scores: bool) -> dict:
     entries = []
     for number, ((text, log_prob), shown) in enumerate(zip(result.captions, shown_texts(result))):
-        entry = {"caption": shown, "text": text} if result.words and form == "json" else {"caption": text}
-        if form == "jsonl":
+        by_word = (result.words or result.shown) and form == "json"
+        entry = {"caption": shown, "text": text} if by_word else {"caption": text}
+        if scores:
             entry["log_prob"] = round(log_prob, 4)
-            if result.words:
-                entry["words"] = [
-                    [name if p is None else [name, float(f"{p:.6g}")] for name, p in step]
-                    for step in result.words[number]
-                ]
+            for name, values in result.figures().items():
+                entry[name] = round(values[number], 4)
+        if form == "jsonl" and result.words:
+            steps = result.words[number]
+            entry["words"] = [[name if p is None else [name, float(f"{p:.6g}")] for name, p in step] for step in steps]
         entries.append(entry)
-    more = {"n_best": entries} if len(entries) > 1 else {}
+    more = {"n_best": entries} if len(entries) > 1 else {"unsure": True} if result.unsure else {}
     return {"image_id": result.image_id, **entries[0], **more}
 
 
 def read_results(path, form: str, unfinished: bool = False, words: bool = False) -> list[Result]:
-    """The results in a jsonl or csv file. unfinished: its last image may be cut off, and is then left out.
+    """The results in a json, jsonl or csv file. unfinished: its last image may be cut off, and is then left out.
 
-    words: whether its results should have words. Raises UserError naming the file and the place of what is wrong.
+    words: whether its results should have words. Log-probabilities that json does not have are not a number. Raises
+    UserError naming the file and the place of what is wrong, and for txt, whose ids and captions may have blanks.
     """
+    if form == "txt":
+        raise UserError(f"--resume: {path} is finished, and nothing can be added to txt: leave out --resume")
     try:
         text = read_bytes(path, "--resume").decode("utf-8", "replace" if unfinished else "strict")
     except UnicodeDecodeError as error:
         raise UserError(f"--resume: {path} is not UTF-8 text (byte {error.start})") from error
     try:
-        return (_read_jsonl if form == "jsonl" else _read_csv)(text, unfinished, words)
+        readers = {"json": _read_json, "jsonl": _read_jsonl, "csv": _read_csv}
+        return readers[form](text, unfinished, words)
     except (ValueError, csv.Error) as error:
         raise UserError(f"--resume: {path} is no {form} results file of infer.py ({error}); remove it first") from error
 
@@ -327,6 +387,32 @@ def _read_jsonl(text: str, unfinished: bool, words: bool) -> list[Result]:
     return [_result(parse_json(line), f"line {number}", words) for number, line in enumerate(lines, 1) if line]
 
 
+def _read_json(text: str, unfinished: bool, words: bool) -> list[Result]:
+    """The results in a finished json file, whose words are texts."""
+    results = []
+    for number, entry in enumerate(expect(parse_json(text), list, "the file", "the results"), 1):
+        place = f"entry {number}"
+        several = expect(member(entry, "n_best", list, place) if "n_best" in entry else [entry], list, place, "n_best")
+        results.append(Result(member(entry, "image_id", (int, str), place), []))
+        for one in several:
+            if ("text" in expect(one, dict, place, "n_best")) != words:
+                raise ValueError(f"{place} has {'no ' if words else ''}words: same flags as before?")
+            _take_json_caption(one, place, words, results[-1])
+        if not several:
+            raise ValueError(f"{place} has no caption")
+    return results
+
+
+def _take_json_caption(entry: dict, place: str, words: bool, result: Result) -> None:
+    """Add a caption of a json file to `result`."""
+    text = member(entry, "text" if words else "caption", str, place)
+    log_prob = float(member(entry, "log_prob", float, place)) if "log_prob" in entry else math.nan
+    result.captions.append((text, log_prob))
+    result.unsure = result.captions[0][0] == ""
+    result.shown += [member(entry, "caption", str, place)] if words else []
+    _take_figures(result, entry, place)
+
+
 def _result(entry, place: str, words: bool) -> Result:
     """The result in an object of a jsonl file."""
     result = Result(member(entry, "image_id", (int, str), place), [])
@@ -335,6 +421,7 @@ def _result(entry, place: str, words: bool) -> Result:
         within = f"n_best[{number}]" if "n_best" in entry else ""
         text = member(one, "caption", str, place, within)
         result.captions.append((text, float(member(one, "log_prob", float, place, within))))
+        _take_figures(result, one, place, within)
         if ("words" in one) != words:
             raise ValueError(f"{place} has {'no ' if words else ''}words: same flags as before?")
         if words:
@@ -343,6 +430,21 @@ def _result(entry, place: str, words: bool) -> Result:
     if not several:
         raise ValueError(f"{place} has no caption")
     return result
+
+
+def _take_figures(result: Result, entry: Mapping, place: str, within: str = "") -> None:
+    """Add what `entry` has of `Result.figures` of a caption to `result`. Raises ValueError where others lack it."""
+    if "mean_log_prob" in entry:
+        result.mean_log_probs.append(float(member(entry, "mean_log_prob", float, place, within)))
+    if "confidence" in entry:
+        confidence = float(member(entry, "confidence", float, place, within))
+        if not 0 <= confidence <= 1:
+            raise ValueError(f"{place} has the confidence {confidence:g}, which is not from 0 to 1")
+        result.confidences.append(confidence)
+        result.unsure = result.captions[0][0] == ""
+    for name, values in result.figures().items():
+        if len(values) != len(result.captions):
+            raise ValueError(f"{place} has no {name}, but other captions of the image have one")
 
 
 def _step(entries, place: str, within: str) -> list[Word]:
@@ -366,10 +468,11 @@ def _read_csv(text: str, unfinished: bool, words: bool) -> list[Result]:
     reader = csv.reader(io.StringIO(whole + end if unfinished else text, newline=""), strict=True)
     columns, results = COLUMNS + ["words"] * words, []
     try:
-        if (head := next(reader, columns)) != columns:
-            raise ValueError(f"its columns are {','.join(head)}, not {','.join(columns)}")
+        head = next(reader, columns)
+        if head not in (columns, columns + LATER_COLUMNS):
+            raise ValueError(f"its columns are {','.join(head)}, not {','.join(columns + LATER_COLUMNS)}")
         for row in reader:
-            _take_row(row, f"line {reader.line_num}", len(columns), results)
+            _take_row(row, f"line {reader.line_num}", head, results)
     except csv.Error:
         if not unfinished:
             raise
@@ -377,19 +480,26 @@ def _read_csv(text: str, unfinished: bool, words: bool) -> list[Result]:
     return results[:-1] if unfinished and cut else results
 
 
-def _take_row(row: list[str], place: str, columns: int, results: list[Result]) -> None:
+def _take_row(row: list[str], place: str, columns: list[str], results: list[Result]) -> None:
     """Add a row of a csv file, a caption, to `results`: to the last one or as the first of another image."""
     if not row:
         return
-    if len(row) != columns:
-        raise ValueError(f"{place} has {len(row)} cells, not {columns}")
-    image_id, rank, caption, log_prob, *shown = map(plain_cell, row)
+    if len(row) != len(columns):
+        raise ValueError(f"{place} has {len(row)} cells, not {len(columns)}")
+    cells = dict(zip(columns, map(plain_cell, row)))
+    image_id, rank, caption = (cells[name] for name in COLUMNS[:3])
     if rank == "1":
         results.append(Result(image_id, []))
     if not results or results[-1].image_id != image_id or rank != str(len(results[-1].captions) + 1):
         raise ValueError(f"{place}: the caption of rank {rank!r} does not follow that before it")
-    try:
-        results[-1].captions.append((caption, float(expect(float(log_prob), float, place, "log_prob"))))
-    except ValueError as error:
-        raise ValueError(f"{place}: log_prob is {log_prob[:40]!r}") from error
-    results[-1].shown += shown
+    numbers = {}
+    for name in (COLUMNS[3], *LATER_COLUMNS):
+        if not cells.get(name) and name in LATER_COLUMNS:
+            continue  # of an older version, or a model without calibration
+        try:
+            numbers[name] = expect(float(cells[name]), float, place, name)
+        except ValueError as error:
+            raise ValueError(f"{place}: {name} is {cells[name][:40]!r}") from error
+    results[-1].captions.append((caption, numbers["log_prob"]))
+    _take_figures(results[-1], numbers, place)
+    results[-1].shown += [cells["words"]] if "words" in cells else []

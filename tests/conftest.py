@@ -1,13 +1,20 @@
 """Fixtures of all tests: `script` runs a script in this process, `script_alone` in one of its own.
 
-`fast` and `plainly` turn the fast paths on and off; `no_java` hides Java.
+`fast` and `plainly` turn the fast paths on and off; `no_java` hides Java. Where pytest-xdist shares the tests among
+processes, each process and the scripts that it starts get their share of the cores.
 """
+
+import os
 
 import hypothesis
 import pytest
 from running import run_alone, run_here
 
 from captioning.fast import switch
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported
+    share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
 # The same examples every time, and few of them: `pytest --hypothesis-profile thorough` tries many others.
 hypothesis.settings.register_profile("suite", derandomize=True, max_examples=40, deadline=None, database=None)

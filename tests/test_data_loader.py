@@ -256,6 +256,26 @@ def test_a_position_gives_the_tail_of_the_epoch():
         assert len(sampler) == len(whole)
 
 
+def test_a_mix_shows_each_part_so_many_times_an_epoch():
+    """Parts of 12, 7 and 5 images with two captions each; 2.5 times 7 are 18 groups (17.5 rounded to even)."""
+    parts = [0] * 12 + [1] * 7 + [2] * 5
+
+    def epoch(number, start=0):
+        sampler = GroupedBatchSampler([2] * 24, LoaderSettings(6, 2, mix=(1, 2.5, 0.6)), parts)
+        sampler.set_position(number, start)
+        assert len(sampler) == -(-(12 + 18 + 3) // 3)
+        return list(sampler)
+
+    often = Counter(item for batch in epoch(1) for item, captions in batch if sorted(captions) == [0, 1])
+    assert [sum(often[i] for i in range(24) if parts[i] == part) for part in range(3)] == [12, 18, 3]
+    assert {often[i] for i in range(12)} == {1} and {often[i] for i in range(12, 19)} == {2, 3}
+    assert epoch(1) == epoch(1) and epoch(1, 4) == epoch(1)[4:]
+    halves = [frozenset(i for b in epoch(e) for i, _ in b if parts[i] == 2) for e in range(12)]
+    assert len(set(halves)) > 3 and frozenset.union(*halves) == set(range(19, 24))
+    even = GroupedBatchSampler(COUNTS, LoaderSettings(10, 5, mix=(1,)), [0] * len(COUNTS))
+    assert sorted(g for b in even for g in b) == sorted(g for b in sampler_of(COUNTS, 10, 5) for g in b)
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_processes_share_an_epoch(world_size):
     whole = list(sampler_of(COUNTS, 10, 5))

@@ -9,6 +9,8 @@ import pytest
 from running import ROOT, flags_of, run_here
 from toy_documents import PAGES, as_run, blocks, commands, commands_in_text, make_world, script_and_flags
 
+from captioning.scoring import calibration
+
 # Commands that are parsed but not run, by words that they contain.
 PARSED_ONLY = {
     "resnet152caffe-original": "Caffe's weights cannot be made up in a small file",
@@ -75,6 +77,7 @@ def world(tmp_path_factory):
         patch.chdir(root)
         patch.setenv("HOME", str(root / "home"))
         patch.delenv("DISPLAY", raising=False)
+        patch.setattr(calibration, "LEAST_IMAGES", 5)  # the toy data has few
         make_world(root)
         yield root
 

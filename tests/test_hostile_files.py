@@ -34,6 +34,7 @@ from captioning.features.writer import FeatureWriter
 from captioning.files import read_json
 from captioning.images.image_file import open_image
 from captioning.images.listing import list_images
+from captioning.scoring.calibration import Calibration
 from captioning.scoring.document_frequencies import CachedWords
 from captioning.tensor_files import LEGACY_START
 from model import Captioner, build_model, load_captioner, save_captioner
@@ -66,15 +67,19 @@ class Code:
         return os.mkdir, (str(self.mark),)
 
 
-def model(**changes) -> dict:
-    """The contents of a small model file, with changes of its config."""
+def model(own: dict | None = None, **changes) -> dict:
+    """The contents of a small model file of settings `own`, with changes of its config."""
     vocabulary = Vocabulary(["<pad>", "<start>", "<end>", "<unk>", "a", "dog"])
-    config = ModelConfig([FeatureSpec("x.npy", (8,), True, None)], embed_size=8, hidden_size=8)
+    config = ModelConfig([FeatureSpec("x.npy", (8,), True, None)], embed_size=8, hidden_size=8, **(own or {}))
     captioner = Captioner(build_model(config, vocabulary), vocabulary)
     contents = {"format": 1, "config": config.to_dict(), "vocabulary": vocabulary.to_dict()}
     contents["state"] = captioner.model.trained_state()
     contents["config"].update(changes)
     return contents
+
+
+TRANSFORMER = {"decoder": "transformer", "heads": 2, "num_layers": 1, "region_layers": 1, "positions": "learned"}
+OF_TRANSFORMER = ("decoder", "heads", "num_layers", "region_layers", "positions", "max_positions", "feed_forward_size")
 
 
 def with_maker(name: str) -> dict:
@@ -134,6 +139,11 @@ def models(mark) -> dict[str, bytes]:
         "code behind torch's first bytes": LEGACY_START + pickle.dumps(1001, 2) + pickle.dumps(Code(mark), 2),
         "large network": torch_bytes({**model(), **size}),
         "many layers": torch_bytes(model(num_layers=2**19)),
+        "large transformer": torch_bytes(model(TRANSFORMER, hidden_size=2**19)),
+        "many transformer layers": torch_bytes(model(TRANSFORMER, num_layers=2**19)),
+        "many region layers": torch_bytes(model(TRANSFORMER, region_layers=2**19)),
+        "many positions": torch_bytes(model(TRANSFORMER, max_positions=2**20)),
+        "no transformer": torch_bytes(model(decoder="transformer")),
         "wide maps": torch_bytes(model(features=[{"name": "x", "shape": (2**40,), "external": True, "maker": None}])),
         "expanded": torch_bytes(with_state("x", torch.zeros(1).expand(2**20, 2**12))),
         "sparse": torch_bytes(with_state("x", torch.eye(3).to_sparse())),
@@ -397,15 +407,18 @@ def test_no_entry_of_another_type_is_a_traceback(tmp_path):
     whole |= {
         "epoch": 3,
         "length_penalty": 0.5,
+        "calibration": Calibration(4.0, 6.0, 0.5, 0.4, 1000, 0.03).to_dict(),
         "history": ["./train.py"],
         "command": ["train.py"],
         "stats": {"a": 1.0},
     }
     whole |= {"versions": {"torch": "2"}, "kind": "captioner"}
     path = tmp_path / "x.model"
-    for place in leaves(whole):
+    places = [(whole, place) for place in leaves(whole)]
+    places += [(model(TRANSFORMER), ("config", name)) for name in OF_TRANSFORMER]
+    for contents, place in places:
         for lie in LIES:
-            torch.save(replaced(whole, place, lie), path)
+            torch.save(replaced(contents, place, lie), path)
             try:
                 assert load_captioner(path, photos=False).length_penalty < 1e6
             except UserError as error:
@@ -426,9 +439,10 @@ def test_a_model_is_whole_or_refused(tmp_path):
     assert open_features(tmp_path / "x.npy").get_many(["a"]).tolist() == [[65504] * 4]
 
 
-def test_checking_a_model_imports_no_compiler(tmp_path):
+@pytest.mark.parametrize("own", [{}, TRANSFORMER], ids=["lstm", "transformer"])
+def test_checking_a_model_imports_no_compiler(tmp_path, own):
     """What torch does by itself with random weights of tensors on meta takes more than a second."""
-    torch.save(model(), tmp_path / "x.model")
+    torch.save(model(own), tmp_path / "x.model")
     code = "import sys; from model import load_captioner; load_captioner(sys.argv[1], photos=False)"
     code += "; sys.exit('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.model")], cwd=ROOT, capture_output=True)

@@ -7,6 +7,7 @@ import torch
 
 from captioning.config import FeatureSpec, ModelConfig
 from captioning.decoder.sentence import Memory, SentenceDecoder
+from captioning.decoder.transformer import TransformerDecoder
 from captioning.rows import Packing
 from captioning.text.tokens import END, PAD, START, UNK
 
@@ -164,3 +165,45 @@ class TableDecoder:
         for token in [START, *words]:
             key = mix(key, token)
         return self.log_probs[key % len(self.table)].tolist()
+
+
+# ---- Transformers ----
+
+WIDTH, HEADS = 12, 3
+TRANSFORMERS = {
+    "map": {"region": REGION},
+    "map_refined": {"region": REGION, "region_layers": 2, "num_layers": 1},
+    "map_learned_shared": {"region": REGION, "positions": "learned", "share_embedding_weights": True},
+    "map_short_positions": {"region": REGION, "positions": "learned", "max_positions": 3},
+    "pooled": {"image": IMAGE, "feed_forward_size": 5},
+    "persist": {"persist": PERSIST, "region_layers": 1},
+    "everything": {"region": REGION, "image": IMAGE, "persist": PERSIST, "region_layers": 1, "num_layers": 2},
+}
+every_transformer = pytest.mark.parametrize("kind", TRANSFORMERS)
+
+
+def transformer_config(kind: str, **changes) -> ModelConfig:
+    settings = {"hidden_size": WIDTH, "heads": HEADS, "num_layers": 2, "dropout": 0.0, **TRANSFORMERS[kind], **changes}
+    sizes = {name: settings.pop(name, 0) for name in ("image", "persist", "region")}
+    features = [FeatureSpec("image", (sizes["image"],), True)] if sizes["image"] else []
+    features += [FeatureSpec("map", (sizes["region"], 1, R), True)] if sizes["region"] else []
+    persistent = [FeatureSpec("persist", (sizes["persist"],), True)] if sizes["persist"] else []
+    return ModelConfig(features, persistent, decoder="transformer", **settings)
+
+
+def build_transformer(kind: str, dtype=torch.float32, **changes) -> TransformerDecoder:
+    """A Transformer whose weights are large enough that each of them shows in the logits."""
+    torch.manual_seed(7)
+    decoder = TransformerDecoder(V, transformer_config(kind, **changes))
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.normal_(0, 0.4)
+    return decoder.to(dtype).eval()
+
+
+def transformer_inputs(decoder, dtype=torch.float32, images: int = B) -> dict:
+    """Random arguments of `prepare`: those that this decoder has."""
+    torch.manual_seed(8)
+    shapes = {"image": (images, IMAGE), "persist": (images, PERSIST), "regions": (images, R, REGION)}
+    made = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    return {name: x if name in decoder.inputs else None for name, x in made.items()}

@@ -42,8 +42,14 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The words of each command of a ```bash block, comments left out, continued lines joined."""
-    lines = re.sub(r"\\\n\s*", " ", block.text).splitlines()
+    """The words of each command of a ```bash block: without comments, continued lines joined, loops unrolled."""
+
+    def unrolled(loop: re.Match) -> str:
+        name, values, body = loop.groups()
+        return "".join(body.replace(f"${name}", value) for value in values.split())
+
+    text = re.sub(r"^for (\w+) in (.*); do\n(.*?)^done$", unrolled, block.text, flags=re.DOTALL | re.MULTILINE)
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -69,10 +75,14 @@ def script_and_flags(words: list[str]) -> tuple[str, list[str]] | None:
 PUT_IN = {
     "resnet152": "efficientnet_lite0",
     "resnet152-conv": "efficientnet_lite0-conv",
+    "efficientnet_lite2-conv": "efficientnet_lite0-conv",
+    "efficientnet_lite2-classes": "efficientnet_lite0-classes",
+    "efficientnet_lite2-conv,efficientnet_lite2-classes": "efficientnet_lite0-conv,efficientnet_lite0-classes",
     "picsom:COCO:train2014": "picsom:toy:train",
     "/fast/disk/cache": "cache",
 }
-SMALL = ["--embed_size", "16", "--hidden_size", "24", "--vocab_threshold", "1"]
+SMALL_TRANSFORMER = ["--hidden_size", "24", "--vocab_threshold", "1"]
+SMALL = ["--embed_size", "16", *SMALL_TRANSFORMER]
 
 
 def make_world(root: Path) -> None:
@@ -114,7 +124,8 @@ def _small_training(flags: list[str]) -> list[str]:
     if "11" in flags:
         more += ["--self_critical_from_epoch", "2"]
     if "--load_model" not in flags:
-        more += SMALL if "--features" in flags else [*SMALL, "--features", "efficientnet_lite0"]
+        more += SMALL_TRANSFORMER if "transformer" in flags else SMALL
+        more += [] if "--features" in flags else ["--features", "efficientnet_lite0"]
     if "--hierarchical_model" in flags:
         more += ["--pooling_size", "16", "--fc_size", "16"]
     return [*more, "--num_epochs", epoch]

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from captioning import checkpoint
+from captioning.config import ModelConfig
+from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
 from captioning.errors import UserError
+from model import Captioner, captioner_of
 from vocabulary import Vocabulary
 
 NEEDED = ("config", "vocabulary", "state")
+OF_ONE = ("epoch", "length_penalty", "calibration")  # what a file made of a single model keeps of it
 
 
 class Average:
@@ -36,10 +40,11 @@ class Average:
             raise UserError(f"--weights: {len(self.weights)} numbers for {len(paths)} models; give one for each")
         if not all(0 <= weight < float("inf") for weight in self.weights) or sum(self.weights) <= 0:
             raise UserError("--weights: they must be 0 or more, and one of them above 0")
-        self.contents, self.total = read_model(paths[0]), {}
+        self.contents, self.total, self.settings = read_model(paths[0]), {}, []
         for path, weight in zip(self.paths, self.weights):
             contents = read_model(path) if self.total else self.contents
             check_alike(contents, self.contents, path, self.paths[0])
+            self.settings.append(contents.get("settings") or {})
             for name, value in contents["state"].items():
                 if value.is_floating_point():
                     self.total[name] = self.total.get(name, 0.0) + value.double() * weight
@@ -60,7 +65,24 @@ class Average:
             extractor = build_encoder(provenance["extractor"], pretrained=False, transform=provenance["transform"])
             spec["shape"] = extractor.shape
         config["crop_size"] = size
-        self.contents = {**self.contents, "config": config}
+        self.contents = {**self.contents, "config": config, "calibration": None}  # captions will be other ones
+
+    def take_encoders(self, weights: str | None = None) -> None:
+        """Put the encoders behind feature files, and those that a package holds, into the model with their weights.
+
+        weights: a local file of them. The model then needs neither files nor packages. Raises UserError where a file
+        does not say what made it, or was made of ten crops, and where the encoder's weights cannot be had.
+        """
+        captioner = captioner_of({**self.contents, "state": self.state()}, "cpu", weights, self.paths[0])
+        captioner.prepare_for_photos()
+        for spec, extractor in zip(captioner.config.specs, captioner.model.extractors):
+            if not isinstance(extractor, ImageEncoder):
+                raise UserError(f"--with_encoders: {spec.name} was made of ten crops, which a model file cannot hold")
+            spec.name, spec.from_file = extractor.name, False
+        captioner.config.encoder_in_file = True
+        state, whole = captioner.model.trained_state(), sum(self.weights)
+        self.contents = {**self.contents, "config": captioner.config.to_dict(), "state": state}
+        self.total = {name: value.double() * whole for name, value in state.items() if value.is_floating_point()}
 
     def state(self) -> dict[str, Tensor]:
         """The mean weights in float32, beside what is no float (counters) from the first model."""
@@ -68,15 +90,28 @@ class Average:
         means = {name: (value / whole).float() for name, value in self.total.items()}
         return {name: means.get(name, value) for name, value in self.contents["state"].items()}
 
+    def captioner(self, device, weights: str | None = None, half: bool = False) -> Captioner:
+        """The captioner that `write` would write, without the encoders behind feature files."""
+        state = half_precision(self.state()) if half else self.state()
+        return captioner_of({**self.contents, "state": state}, device, weights, "the mean")
+
     def write(self, path, half: bool = False, **info) -> None:
         """Write a model file that says what it is the mean of; half: float16 on disk, read in float32."""
         contents = {name: self.contents[name] for name in ("kind", "converted_from", *NEEDED) if name in self.contents}
         state = half_precision(self.state()) if half else self.state()
         # one tensor under two names (shared embeddings) is kept once
         contents["state"] = {name: state[first] for name, first in checkpoint.first_names(contents["state"]).items()}
-        if len(self.paths) == 1 and self.contents.get("epoch") is not None:
-            info = {"epoch": self.contents["epoch"], **info}
+        if len(self.paths) == 1:
+            info = {name: self.contents[name] for name in OF_ONE if self.contents.get(name) is not None} | info
+        info |= settings_of(self.settings)
         checkpoint.save({**contents, "averaged": list(zip(self.paths, map(float, self.weights))), **info}, path)
+
+
+def settings_of(parts: list[dict]) -> dict[str, object]:
+    """The settings of models as their mean keeps them: those that all share, and of each part those that differ."""
+    shared = {name: value for name, value in parts[0].items() if all(p.get(name, ...) == value for p in parts)}
+    own = [{name: value for name, value in part.items() if name not in shared} for part in parts]
+    return ({"settings": shared} if shared else {}) | ({"parts": own} if any(own) else {})
 
 
 def read_model(path) -> dict:
@@ -90,7 +125,9 @@ def read_model(path) -> dict:
 def check_alike(contents: dict, first: dict, path, first_path) -> None:
     """Raises UserError unless both models have the same architecture, features, vocabulary and tensors."""
     ours, theirs = first["config"], contents["config"]
-    for name in dict.fromkeys([*ours, *theirs]):
+    defaults = ModelConfig().to_dict()  # an older version may not have written what it had no other value of
+    ours, theirs = {**defaults, **ours}, {**defaults, **theirs}
+    for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             values = f"{theirs.get(name)!r}, that of {first_path} {ours.get(name)!r}"
             raise UserError(f"{path} cannot be averaged with the others: its {name} is {values}"[:400])

@@ -45,6 +45,9 @@ class CaptionerBuilder:
             self.data.vocabulary_file and Vocabulary.load(self.data.vocabulary_file),
         )
         captioner = load_captioner(file, weights=self.wanted.weights, photos=False, vocabulary=known)
+        refuse_idle(captioner.config, self.typed_flags)
+        if self.wanted.hierarchical_model and captioner.config.decoder == "transformer":
+            raise UserError(f"--hierarchical_model: its word RNN cannot begin with {file}, a Transformer")
         if self.wanted.hierarchical_model and captioner.config.paragraphs is None:
             return self.paragraphs_over(captioner, dataset)
         captioner.model.finetune(self.config.finetune_encoder)
@@ -175,6 +178,14 @@ def adapt_paragraphs(captioner: Captioner, typed_flags: dict) -> None:
         setattr(config, name, typed_flags[name])
     decoder.max_sentences = config.max_sentences
     decoder.dropout_stopping.p, decoder.dropout_fc.p = config.dropout_stopping, config.dropout_fc
+
+
+def refuse_idle(config: ModelConfig, typed_flags: dict) -> None:
+    """Raises UserError for a typed flag that only another kind of decoder has."""
+    for field in fields(config):
+        if field.name in typed_flags and field.metadata.get("of") not in (None, config.decoder):
+            decoder = field.metadata["of"]
+            raise UserError(f"--{field.name} is of --decoder {decoder}, but the loaded model has a {config.decoder}")
 
 
 def refuse_contradictions(config: ModelConfig | ParagraphConfig, typed_flags: dict, free: tuple[str, ...] = ()) -> None:

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioning.decoder.sentence import Memory
 from captioning.decoder.teacher_forcing import truth_probability
 from captioning.devices import autocast, process, summed
 from captioning.fast.cross_entropy import output_cross_entropy
-from captioning.rows import Packing
+from captioning.rows import ImageMemory, Packing
 from model import Captioner, CaptionModel, batch_inputs
 from training.settings import TrainSettings
 
@@ -29,7 +28,7 @@ def token_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float 
 
 def caption_cross_entropy(
     model: CaptionModel,
-    memory: Memory,
+    memory: ImageMemory,
     captions: Tensor,
     lengths: Tensor,
     row_image: Tensor,
@@ -131,6 +130,13 @@ class Objective:
 
     def __call__(self, captioner: Captioner, batch, step: int) -> StepLoss:
         raise NotImplementedError
+
+    def counts(self, batch) -> tuple[int, ...]:
+        """How many tokens, sentences or rows each part of the loss of `batch` is a mean of; the last for all further.
+
+        They are known before the loss is computed.
+        """
+        return int(batch.lengths.sum()) - len(batch.lengths), len(batch.lengths)
 
     def state_dict(self) -> dict:
         """What an exact resume needs of the objective, in plain types and tensors."""

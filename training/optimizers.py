@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn, optim
 
+from captioning.encoder.encoder import ImageEncoder
 from captioning.errors import UserError
 from model import CaptionModel
 from training.settings import TrainSettings
@@ -18,8 +19,9 @@ def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int, num_
     """The learning rate of `step`, counted from 0 (ReduceLROnPlateau scales it further by what validation shows).
 
     cosine: from the top down to 0 over all steps (Loshchilov and Hutter 2017). StepLR: halved after every lr_step_size
-    epochs. CyclicalLR: a triangle between the minimum and the maximum, an epoch up and one down (Smith 2017). The first
-    warmup_steps rise linearly under every schedule.
+    epochs. CyclicalLR: a triangle between the minimum and the maximum, an epoch up and one down (Smith 2017).
+    inverse_sqrt: from the end of the warm-up on falling with the root of the step (Vaswani et al. 2017, eq. 3, whose
+    factor is the rate at its highest here). The first warmup_steps rise linearly under every schedule.
     """
     top = settings.learning_rate
     if settings.lr_scheduler == "cosine":
@@ -30,6 +32,9 @@ def learning_rate(settings: TrainSettings, step: int, steps_per_epoch: int, num_
     elif settings.lr_scheduler == "CyclicalLR":
         height = 1 - abs(step % (2 * steps_per_epoch) / steps_per_epoch - 1)
         rate = settings.lr_cyclical_min + (settings.lr_cyclical_max - settings.lr_cyclical_min) * height
+    elif settings.lr_scheduler == "inverse_sqrt":
+        warm = max(1, settings.warmup_steps)
+        rate = top * (warm / max(warm, step + 1)) ** 0.5
     else:
         rate = top
     return rate * min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else rate
@@ -42,6 +47,7 @@ def self_critical_settings(settings: TrainSettings, typed_flags: dict) -> TrainS
     --learning_rate. Without --weight_decay there is none: Adam divides by the size of the gradients, and those of a
     word that is never drawn are next to nothing, so that its weights would shrink by the whole rate at every step.
     """
+    settings = settings.for_any_decoder()
     kept = [name for name in ("optimizer", "learning_rate") if name in typed_flags]
     if "self_critical_learning_rate" in typed_flags:
         kept = [name for name in kept if name != "learning_rate"]
@@ -51,32 +57,57 @@ def self_critical_settings(settings: TrainSettings, typed_flags: dict) -> TrainS
 
 
 class ParameterGroups(NamedTuple):
-    """What is trained of a model. words: the word decoder of a hierarchical model, which `decoder` lacks then."""
+    """What is trained of a model.
+
+    words: the word decoder of a hierarchical model, which `decoder` lacks then. depth: of each weight of `encoder` how
+    many blocks stand between it and the encoder's end.
+    """
 
     decoder: list[nn.Parameter]
     encoder: list[nn.Parameter]
     words: list[nn.Parameter]
+    depth: list[int]
+
+    @property
+    def every(self) -> list[nn.Parameter]:
+        """All that is trained."""
+        return self.decoder + self.encoder + self.words
 
     @classmethod
     def of(cls, model: CaptionModel) -> "ParameterGroups":
-        encoder = [p for p in model.extractors.parameters() if p.requires_grad]
+        encoder = {p: 0 for p in model.extractors.parameters() if p.requires_grad}
+        for extractor in model.extractors:
+            if isinstance(extractor, ImageEncoder):
+                encoder |= {p: depth for p, depth in extractor.depths().items() if p.requires_grad}
         decoder = [p for p in model.decoder.parameters() if p.requires_grad]
+        of_encoder = list(encoder), list(encoder.values())
         if model.config.paragraphs is None:
-            return cls(decoder, encoder, [])
+            return cls(decoder, of_encoder[0], [], of_encoder[1])
         words = [p for p in model.decoder.word_decoder.parameters() if p.requires_grad]
         apart = {id(p) for p in words}
-        return cls([p for p in decoder if id(p) not in apart], encoder, words)
+        return cls([p for p in decoder if id(p) not in apart], of_encoder[0], words, of_encoder[1])
 
 
 def make_optimizer(settings: TrainSettings, groups: ParameterGroups) -> optim.Optimizer:
-    """The optimizer that `settings` names; each group's `share` is its part of the learning rate of a step."""
+    """The optimizer that `settings` names; each group's `share` is its part of the learning rate of a step.
+
+    encoder_lr_decay: the rate of a block of the encoder is so many times that of the block behind it (Clark et al.
+    2020, "ELECTRA", section 3.3 of the appendix); there is a group for each depth then.
+    """
     kinds = {"rmsprop": optim.RMSprop, "adam": optim.Adam, "adamw": optim.AdamW, "sgd": optim.SGD}
-    own = {"encoder": settings.encoder_learning_rate or None, "words": settings.lr_word_decoder}
-    parts = []
-    for name, parameters in groups._asdict().items():
-        if parameters:
-            share = 1.0 if own.get(name) is None else own[name] / settings.learning_rate
-            parts.append({"params": parameters, "share": share})
+    of_encoder, of_words = (
+        1.0 if rate is None else rate / settings.learning_rate
+        for rate in (settings.encoder_learning_rate or None, settings.lr_word_decoder)
+    )
+    shares = [(groups.decoder, 1.0)]
+    decay = settings.encoder_lr_decay
+    if decay == 1:
+        shares.append((groups.encoder, of_encoder))
+    for depth in sorted(set(groups.depth)) if decay != 1 else ():
+        at_depth = [p for p, own in zip(groups.encoder, groups.depth) if own == depth]
+        shares.append((at_depth, of_encoder * decay**depth))
+    shares.append((groups.words, of_words))
+    parts = [{"params": parameters, "share": share} for parameters, share in shares if parameters]
     decay = WEIGHT_DECAY if settings.weight_decay is None else settings.weight_decay
     return kinds[settings.optimizer](parts, lr=settings.learning_rate, weight_decay=decay)
 

@@ -129,6 +129,11 @@ class SelfCritical(Objective):
                 raise UserError("the checkpoint's word counts (mixed_with_face) are not those of this vocabulary")
             self.word_counts.counts = counts.double().clone()
 
+    def counts(self, batch) -> tuple[int, ...]:
+        """Sentences; of a mean over drawn tokens the count is not known before they are drawn."""
+        assert self.by_sentence, "self_critical_mean: sentences"
+        return len(batch.items) * self.settings.self_critical_samples, len(batch.lengths)
+
     def __call__(self, captioner: Captioner, batch, step: int) -> StepLoss:
         drawn = self._drawn_loss(captioner, batch)
         return self._mixed(drawn, captioner, batch, step) if self.mixed else drawn

@@ -5,21 +5,26 @@ Every default of a flag stands here or in captioning/config.py.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from captioning.command_line import text_or_nothing
+from captioning.command_line import several_times, text_or_nothing
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig, Settings, setting
 from captioning.datasets.config import CONFIG_HELP
 from captioning.files import sha256_of
 
 Tokenizer = Literal["treebank", "words", "char", "regex", "whitespace"]
 Optimizer = Literal["rmsprop", "adam", "adamw", "sgd"]
-Schedule = Literal["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine"]
+Schedule = Literal["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine", "inverse_sqrt", "constant"]
+Logger = Literal["none", "tensorboard", "csv", "wandb", "mlflow"]
 TeacherForcing = Literal["always", "sampled", "additive", "additive_sampled"]
 # what each of them adds to the reward stands in training/self_critical_terms.py
 SelfCriticalLoss = Literal["sc", "sc_with_diversity", "sc_with_relative_diversity", "sc_with_bleu_diversity",
     "sc_with_repetition", "mixed", "mixed_with_face"]  # fmt: skip
+
+
+# of train.py's settings, what trains a Transformer well
+OF_TRANSFORMER = {"optimizer": "adamw", "learning_rate": 5e-4, "lr_scheduler": "inverse_sqrt", "warmup_steps": 1000}
 
 
 @dataclass
@@ -41,6 +46,12 @@ class DataSettings(Settings):
     num_workers: int | None = setting(None, "processes that load images (default: all cores)")
     batch_size: int = setting(128, "captions in a batch")
     captions_per_image: int = setting(5, "captions that share an image in a batch", "C")
+    mix: str | None = setting(
+        None,
+        "how often each part of --dataset comes in an epoch, as 1,3 of two joined by + (default: once)",
+        "TIMES",
+        type=several_times,
+    )
     num_batches: int = setting(0, "end each epoch, and each validation, after N batches (default: never)")
     no_augment: bool = setting(False, "train on whole images, without random crops and mirror images")
     cache_features: str | None = setting(None, "folder that keeps the frozen encoder's output (default: none)", "DIR")
@@ -53,6 +64,11 @@ class DataSettings(Settings):
         None, "AUTO, REGEN: how captions are split; words: for any language (default: treebank)"
     )
     no_tokenize: bool = setting(False, "AUTO, REGEN: captions are tokens already, split at spaces")
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """How often each part of the dataset comes in an epoch; (): once."""
+        return tuple(map(float, self.mix.split(","))) if self.mix else ()
 
     @property
     def vocabulary_file(self) -> str | None:
@@ -89,10 +105,15 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """How to train; meanings and units are those of train.py's flags."""
 
-    optimizer: Optimizer = setting("rmsprop", "optimizer of torch")
-    learning_rate: float = setting(1e-3, "learning rate after the warm-up", "RATE")
+    optimizer: Optimizer = setting("rmsprop", "optimizer of torch (default: rmsprop; of a Transformer adamw)")
+    learning_rate: float = setting(
+        1e-3, "learning rate after the warm-up (default: 0.001; of a Transformer 0.0005)", "RATE"
+    )
     encoder_learning_rate: float | None = setting(
         None, "learning rate of the encoder's weights (default: --learning_rate)", "RATE"
+    )
+    encoder_lr_decay: float = setting(
+        1.0, "the rate of each block of the encoder is D times that of the block behind it (default: 1)", "D"
     )
     lr_word_decoder: float | None = setting(
         None, "learning rate of the word RNN; 0 leaves it as it is (default: --learning_rate)", "RATE"
@@ -101,15 +122,21 @@ class TrainSettings(Settings):
         None, "factor of the penalty on large weights (default: 1e-06; 0 in self-critical training)"
     )
     grad_clip: float | None = setting(None, "clip every gradient value to +-X (default: no clipping)")
+    grad_clip_norm: float | None = setting(
+        None, "shrink the gradient of all weights to the norm X where it is larger (default: no clipping)"
+    )
     lr_scheduler: Schedule | None = setting(
-        None, "default: constant; without a name: ReduceLROnPlateau", nargs="?", const="ReduceLROnPlateau"
+        None,
+        "default: constant, of a Transformer inverse_sqrt; without a name: ReduceLROnPlateau",
+        nargs="?",
+        const="ReduceLROnPlateau",
     )
     lr_step_size: int = setting(5, "StepLR: epochs to half the rate", "EPOCHS")
     lr_cyclical_min: float = setting(
         1e-5, "CyclicalLR: lowest rate; the rate rises for an epoch, then falls for one", "RATE"
     )
     lr_cyclical_max: float = setting(1e-3, "CyclicalLR: highest rate", "RATE")
-    warmup_steps: int = setting(0, "steps of linear warm-up (default: 0)")
+    warmup_steps: int = setting(0, "steps of linear warm-up (default: 0; of a Transformer 1000)")
     label_smoothing: float = setting(0.0, "probability spread over all words (default: 0)", "P")
     regularize_attn: float = setting(
         0.0, "doubly stochastic attention (default: 0; 1 without a number)", nargs="?", const=1.0
@@ -122,6 +149,7 @@ class TrainSettings(Settings):
         6500.0, "the true word is read at step i with probability k / (k + exp(i * beta / k)); 0: always", "K"
     )
     teacher_forcing_beta: float = setting(0.3, "beta of that probability", "BETA")
+    accumulate: int = setting(1, "compute each batch in N parts, one after another: less memory, the same step")
     ema: float = setting(0.0, "validate and save averaged weights, such as 0.999 (default: off)", "DECAY")
     self_critical_loss: SelfCriticalLoss = setting(
         "sc", "sc, sc with a term for diversity or against repetition, or mixed with cross-entropy"
@@ -138,6 +166,18 @@ class TrainSettings(Settings):
     distill_temperature: float = setting(1.0, "divide logits by T; above 1 unlikely words count more", "T")
     amp: Literal["off", "bf16"] = setting("off", "mixed precision")
     seed: int = setting(42, "seed of the random numbers")
+    of_decoder: tuple[str, ...] = ()  # names of settings that nobody typed, whose values are right for the decoder
+
+    def for_decoder(self, decoder: str, typed_flags: dict) -> "TrainSettings":
+        """The settings with what suits a Transformer's cross-entropy training in place of what nobody typed."""
+        wanted = OF_TRANSFORMER if decoder == "transformer" else {}
+        changes = {name: value for name, value in wanted.items() if name not in typed_flags}
+        return replace(self, **changes, of_decoder=tuple(changes))
+
+    def for_any_decoder(self) -> "TrainSettings":
+        """The settings before `for_decoder`."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return replace(self, **{name: defaults[name] for name in (*self.of_decoder, "of_decoder")})
 
 
 @dataclass
@@ -174,15 +214,34 @@ class RunSettings(Settings):
     save_every: int = setting(0, "write last.model every STEPS too (default: after each epoch)", "STEPS")
     keep: int = setting(0, "keep the newest N epN.model and that of the best epoch (default: all)")
     early_stopping: int = setting(0, "epochs without improvement that end the run (default: never)", "EPOCHS")
+    best_by: str | None = setting(
+        None,
+        "figure of validation that says which epoch is best: loss, cider, bleu4, ... (default: the first of "
+        "--validation_scoring's cider, ciderd, spice, meteor, bleu4, rouge, else the loss)",
+        "NAME",
+    )
+    config: str | None = setting(
+        None, "settings from this file: JSON or YAML, such as the config.json of a run; flags go before it", "FILE"
+    )
     log_step: int = setting(10, "steps between updates of the loss shown", "STEPS")
     verbose: bool = setting(False, "also print the model and its parameters")
     show_tokens: bool = setting(False, "print the tokens of the first captions")
     deterministic: bool = setting(False, "only deterministic algorithms (slower on a GPU)")
     compile: bool = setting(False, "compile the encoder with torch.compile, on a GPU (default: no)")
-    tensorboard: bool = setting(False, "write scalars and histograms into the run's folder tensorboard/")
+    tensorboard: bool = setting(False, "the same as --logger tensorboard; both may be given")
+    logger: Logger = setting(
+        "none",
+        "write the figures of steps and epochs into the run's folder (tensorboard/ with histograms of weights; "
+        "log_step.csv and log_epoch.csv), or to wandb or mlflow",
+    )
     profiler: bool = setting(False, "profile ten steps: profile.txt and trace.json in the run's folder")
     device: str | None = setting(None, "cpu, cuda, cuda:1, mps (default: the best there is)", "NAME")
     cpu: bool = setting(False, "do not use a GPU")
+
+    @property
+    def loggers(self) -> list[str]:
+        """The loggers that --logger and --tensorboard name."""
+        return sorted({self.logger, *(["tensorboard"] if self.tensorboard else [])} - {"none"})
 
 
 # ---- what must be the same when a run goes on ----
@@ -192,10 +251,25 @@ MAY_CHANGE = "dataset captions images val_fraction tokenizer "
 MAY_CHANGE += "dataset_config_file validate num_workers cache_features vocab vocab_root vocab_threshold "
 MAY_CHANGE += "no_tokenize features persist_features weights load_model hierarchical_model cached_words distill "
 MAY_CHANGE += "num_epochs early_stopping model_name model_basename output_root model_path optimizer_reset force_epoch "
-MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard profiler device "
-MAY_CHANGE += "cpu validate_only skip_existing_validations"
+MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard logger profiler "
+MAY_CHANGE += "device cpu validate_only skip_existing_validations config of_decoder"
+# What a command does with a run, rather than how the run goes: neither kept with a run nor read from a file.
+ACTIONS = ("config", "resume", "resume_changed", "replace", "validate_only", "skip_existing_validations")
 PROJECTION = "--regularize_projection above 0"
 OF_SELF_CRITICAL = ("--self_critical", "--gamma_ml_rl", "--cached_words")  # beginnings of flags that act in it alone
+
+
+def default_settings() -> dict:
+    """The default of every setting of a run, by the name of its flag."""
+    kinds = DataSettings, ModelSettings, ModelConfig, ParagraphConfig, TrainSettings, RunSettings
+    found = {field.name: field.default for kind in kinds for field in fields(kind) if "flag" in field.metadata}
+    return {name: value for name, value in found.items() if name not in ACTIONS}
+
+
+def all_settings(flags: dict) -> dict:
+    """Every setting of a run by the name of its flag, as config.json and the model files of the run keep it."""
+    kept = {name: flags[name] for name in default_settings()}
+    return {**kept, "dataset": None} if kept.get("captions") else kept  # the flags have one for the other
 
 
 def lasting_settings(data: DataSettings, training: TrainSettings, run: RunSettings) -> dict:
@@ -217,9 +291,7 @@ def lasting_settings(data: DataSettings, training: TrainSettings, run: RunSettin
 
 def model_settings(config: ModelConfig) -> dict:
     """The settings of a model by flag; of a feature file its shape and its maker, not where it lies."""
-    idle = {"encoder_in_file", "paragraphs", "projection"} | (
-        set() if config.attention else {"attention_size", "value_size"}
-    )
+    idle = {"encoder_in_file", "paragraphs", "projection"} | config.idle()
     kept = {f"--{f.name}": getattr(config, f.name) for f in fields(config) if f.name not in idle}
     for flag in ("--features", "--persist_features"):
         kept[flag] = ", ".join(spec_text(spec) for spec in kept[flag])

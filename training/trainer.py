@@ -15,6 +15,7 @@ from torch import nn
 from captioning.devices import process, sum_gradients
 from captioning.errors import UserError
 from model import Captioner
+from training.accumulation import backward
 from training.losses import Objective, StepLoss
 from training.optimizers import (
     ANEW,
@@ -43,7 +44,7 @@ class Trainer:
         self.captioner, self.settings, self.objective = captioner, settings, objective
         self.steps_per_epoch, self.num_epochs = steps, num_epochs
         self.groups = ParameterGroups.of(captioner.model)
-        self.parameters = [p for group in self.groups for p in group]
+        self.parameters = self.groups.every
         self.optimizer = make_optimizer(settings, self.groups)
         self.plateau = make_plateau() if settings.lr_scheduler == "ReduceLROnPlateau" else None
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema else None
@@ -70,9 +71,9 @@ class Trainer:
         return f"{s.optimizer} at a learning rate of {s.learning_rate:g}"
 
     def _adam(self) -> None:
-        s = self.settings
+        s = self.settings.for_any_decoder()
         rate = s.self_critical_learning_rate
-        encoder = s.encoder_learning_rate and s.encoder_learning_rate * rate / s.learning_rate
+        encoder = s.encoder_learning_rate and s.encoder_learning_rate * rate / self.settings.learning_rate
         changes = {"optimizer": "adam", "learning_rate": rate, "encoder_learning_rate": encoder}
         self.settings = replace(s, weight_decay=s.weight_decay or 0.0, **changes)
         self.optimizer = make_optimizer(self.settings, self.groups)
@@ -101,18 +102,27 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self.captioner.model.count_images(batch.counted)
-        loss = replace(self.objective(self.captioner, batch, self.step), captions=len(batch.lengths))
-        loss = (loss if batch.counted else loss.without_weight()).over_processes()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
+        loss = self._backward(batch)
         sum_gradients(self.parameters)
         self._check(loss)
         if s.grad_clip:
             nn.utils.clip_grad_value_(self.parameters, s.grad_clip)
+        if s.grad_clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, s.grad_clip_norm)
         self.optimizer.step()
         self.step += 1
         if self.average is not None:
             self._update_average()
+        return loss
+
+    def _backward(self, batch) -> StepLoss:
+        """Compute the gradients of the batch's loss, of several processes this one's share; gives the loss of all."""
+        if self.settings.accumulate > 1:
+            return backward(self.objective, self.captioner, batch, self.step, self.settings.accumulate).over_processes()
+        loss = replace(self.objective(self.captioner, batch, self.step), captions=len(batch.lengths))
+        loss = (loss if batch.counted else loss.without_weight()).over_processes()
+        loss.total.backward()
         return loss
 
     @property

@@ -8,6 +8,7 @@ models/NAME/train_stats-DATASET-STEM.json    of another file, STEM.model
 import json
 import math
 import re
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +28,17 @@ from captioning.devices import autocast, from_main, is_main, process, to_main
 from captioning.errors import UserError, warn, warn_once
 from captioning.files import atomic_write
 from captioning.locks import FileLock
+from captioning.scoring import calibration
 from captioning.scoring.bootstrap import few_images_note
-from captioning.scoring.metrics import fitting, score_captions
+from captioning.scoring.metrics import (
+    METRICS,
+    NEEDS_JAVA,
+    Scores,
+    fitting,
+    java_missing,
+    parse_metrics,
+    score_captions,
+)
 from captioning.scoring.statistics import caption_statistics
 from captioning.text.paragraphs import split_sentences
 from data_loader import Loader, LoaderSettings, get_eval_loader
@@ -50,13 +60,15 @@ class Validation:
     """What is measured of a captioner, and how.
 
     metrics: names of captioning.scoring.metrics. search: how captions are written. amp: "bf16" for mixed precision.
-    words: document frequencies for the metric ciderd.
+    words: document frequencies for the metric ciderd. best_by: as `criterion_of` gives it; None: by a rule of the run's
+    folder.
     """
 
     metrics: tuple[str, ...]
     search: Search
     amp: str = "off"
     words: dict | None = None
+    best_by: str | None = None
 
     @property
     def wanted(self) -> list[str]:
@@ -71,7 +83,8 @@ class Validation:
         Returns `validation_loss` (nats per token), `validation_METRIC`, and what warns of collapse: the share of
         distinct captions, their mean length in words, the share of <unk>. Tokens are those of the Python tokenizer: the
         same everywhere. Of a hierarchical model also what `ParagraphFigures` measures. Each of several processes works
-        on the batches of its loader; all call it, and all get the figures that a single process would have.
+        on the batches of its loader; all call it, and all get the figures that a single process would have. In the
+        first process the captioner gets its calibration, None where CIDEr is no metric or there are few images.
         bar: a captioning.progress.Bar over the images of all. guard: does a piece of work, or gives None; where one
         process gives None for its share, or the first one for the scores, all get None.
         """
@@ -79,7 +92,7 @@ class Validation:
         shares = to_main(guard(lambda: self.measure_share(captioner, loader, bar)))
         lost = any(share is None for share in shares)
         measured = [] if lost else [one for share in shares for one in share]
-        return from_main(lambda: None if lost else guard(lambda: self._results(measured, loader)))
+        return from_main(lambda: None if lost else guard(lambda: self._results(measured, loader, captioner)))
 
     def measure_share(self, captioner: Captioner, loader, bar=None) -> list["BatchFigures"]:
         """What is measured on each batch of this process."""
@@ -90,9 +103,10 @@ class Validation:
             figures = None if config is None else ParagraphFigures(config.max_sentences)
             with torch.inference_mode(), autocast(captioner.device, self.amp):
                 loss, tokens = held_out_loss(captioner, memory, batch, figures)
-            one = BatchFigures(rank + count * batch.index, loss * tokens, tokens, {}, figures)
+            one = BatchFigures(rank + count * batch.index, loss * tokens, tokens, {}, {}, figures)
             for item, best in zip(batch.items, captions or []):
                 one.written[image_key(item)] = best[0].text
+                one.mean_log_probs[image_key(item)] = best[0].mean_log_prob
                 if figures is not None:
                     figures.compare(best[0].paragraph, item.captions[0])
             measured.append(one)
@@ -100,19 +114,30 @@ class Validation:
                 bar.move_to(min(bar.total, bar.done + count * len(batch.items)))
         return measured
 
-    def _results(self, measured: list["BatchFigures"], loader) -> dict[str, float]:
+    def _results(self, measured: list["BatchFigures"], loader, captioner: Captioner) -> dict[str, float]:
         measured = sorted(measured, key=lambda one: one.place)  # sums of floats depend on the order
         loss = sum(one.loss_sum for one in measured) / max(1, sum(one.tokens for one in measured))
-        results = {"validation_loss": loss}
+        results, captioner.calibration = {"validation_loss": loss}, None
         if measured and measured[0].paragraphs is not None:
             results |= summed_figures([one.paragraphs for one in measured]).results()
         if not self.metrics:
             return results
         written = {key: text for one in measured for key, text in one.written.items()}
         references = {image_key(item): item.captions for item in loader.items}
-        return results | self._scores(written, {key: references[key] for key in written})
+        scores = self._scores(written, {key: references[key] for key in written})
+        mean_log_probs = [value for one in measured for value in one.mean_log_probs.values()]
+        captioner.calibration = self._calibration(mean_log_probs, scores.per_image)
+        values = scores.values | caption_statistics(scores.by_words(list(written.values())))
+        return results | {f"validation_{name}": value for name, value in values.items()}
 
-    def _scores(self, written: dict, references: dict) -> dict[str, float]:
+    def _calibration(self, mean_log_probs: list[float], per_image: dict) -> calibration.Calibration | None:
+        """That of captions by their scores; None without CIDEr, and where there are few."""
+        scores = per_image.get(calibration.METRIC, [])
+        if len(scores) < calibration.LEAST_IMAGES:
+            return None
+        return calibration.fit(mean_log_probs, scores, self.search.beam_size, self.search.length_penalty)
+
+    def _scores(self, written: dict, references: dict) -> Scores:
         by = fitting("auto", (text for texts in references.values() for text in texts))
         by = "python" if by == "auto" else by  # the same tokens on every machine
         scores = score_captions(written, references, self.metrics, by, document_frequencies=self.words)
@@ -120,8 +145,30 @@ class Validation:
             print(f"validation: {name} left out: {reason}")
         if line := few_images_note(len(written)):
             warn_once(f"validation: {line}")
-        values = scores.values | caption_statistics(scores.by_words(list(written.values())))
-        return {f"validation_{name}": value for name, value in values.items()}
+        return scores
+
+
+def criterion_of(name: str, metrics: Sequence[str], has_words: bool) -> str:
+    """The figure that --best_by names, as its statistics are called: "loss", "cider", "bleu_4", ...
+
+    has_words: whether there are document frequencies, for ciderd. Raises UserError for another one, and for one that
+    is not measured.
+    """
+    if name.lower() in ("loss", "validation_loss"):
+        return "loss"
+    plain = re.sub(r"[-_\s]", "", name.lower().removeprefix("validation"))
+    try:
+        (metric,) = parse_metrics(name.lower().removeprefix("validation_"))
+    except (UserError, ValueError):
+        raise UserError(f"--best_by {name}: it is none of loss, bleu1 to bleu4, {', '.join(METRICS[1:])}") from None
+    if metric not in metrics:
+        raise UserError(f"--best_by {name}: it is not measured: add {metric} to --validation_scoring")
+    if metric in NEEDS_JAVA and java_missing():
+        raise UserError(f"--best_by {name}: it needs Java, which is not installed")
+    if metric == "ciderd" and not has_words:
+        raise UserError(f"--best_by {name}: it needs document frequencies (--cached_words)")
+    figures = {"rouge": "rouge_l", "bleu": f"bleu_{plain[-1] if plain[-1].isdigit() else 4}"}
+    return figures.get(metric, metric)
 
 
 def held_out_loss(captioner: Captioner, memory, batch, figures: "ParagraphFigures | None") -> tuple[float, int]:
@@ -139,13 +186,15 @@ class BatchFigures:
     """What was measured on a batch.
 
     place: its number among the batches of all processes; loss_sum: nats of its `tokens`; written: a caption by
-    `image_key`, none where no metric is asked for; paragraphs: of a hierarchical model.
+    `image_key`, none where no metric is asked for; mean_log_probs: of those captions, by `image_key`; paragraphs: of a
+    hierarchical model.
     """
 
     place: int
     loss_sum: float
     tokens: int
     written: dict
+    mean_log_probs: dict
     paragraphs: "ParagraphFigures | None"
 
 

@@ -20,6 +20,7 @@ class LoaderSettings:
     num_workers: processes that make batches; None: 0 without pixels, this process' cores with them.
     max_sentences: captions are paragraphs, a row is a sentence, and so many are kept of each; batch_size still counts
     captions. None: a row is a caption.
+    mix: how often each part of the dataset comes in an epoch of training, such as (1, 3); (): each once.
     rank, world_size: which process of torchrun this is, of how many; each makes its share of the batches.
     """
 
@@ -28,6 +29,7 @@ class LoaderSettings:
     seed: int = 42
     num_workers: int | None = None
     max_sentences: int | None = None
+    mix: tuple[float, ...] = ()
     rank: int = 0
     world_size: int = 1
 
@@ -37,10 +39,13 @@ class GroupedBatchSampler:
 
     An image with more than C captions makes several groups, divided anew at random each epoch; one without any makes
     none. A batch has max(2, batch_size // C) groups; a last batch of a single group is merged into the one before.
+    With `mix` the groups of part p of the dataset come mix[p] times an epoch: of 2.5 all of them twice, and half of
+    them, drawn anew each epoch, once more.
     With `world_size` processes each takes every world_size-th batch, all equally many (a few come twice then).
     """
 
-    def __init__(self, caption_counts: Sequence[int], settings: LoaderSettings):
+    def __init__(self, caption_counts: Sequence[int], settings: LoaderSettings, parts: Sequence[int] = ()):
+        """caption_counts: of each item; parts: the part of the dataset that each lies in, where there is a `mix`."""
         self.size = settings.captions_per_image
         if self.size < 1:
             raise UserError(f"--captions_per_image {self.size}: must be at least 1")
@@ -49,7 +54,14 @@ class GroupedBatchSampler:
         self.seed = settings.seed
         self.rank, self.world_size = settings.rank, settings.world_size
         self.epoch = self.start_batch = 0
-        self.num_groups = int((-(-self.counts // self.size)).sum())
+        self.mix, self.parts = settings.mix, np.asarray(parts, np.int64)
+        of_items = -(-self.counts // self.size)
+        self.num_groups = int(of_items.sum())
+        if self.mix:
+            assert self.parts.max(initial=0) < len(self.mix)
+            self.num_groups = sum(
+                round(times * int(of_items[self.parts == part].sum())) for part, times in enumerate(self.mix)
+            )
         self.num_batches = -(-self.num_groups // self.images)
         if self.num_batches > 1 and self.num_groups % self.images == 1:
             self.num_batches -= 1
@@ -65,6 +77,8 @@ class GroupedBatchSampler:
     def __iter__(self) -> Iterator[list[Group]]:
         items, captions, bounds = self._groups()
         order = self._random(1).permutation(self.num_groups)
+        if self.mix:
+            order = self._mixed(items)[order]
         for step in range(self.start_batch, len(self)):
             number = (self.rank + step * self.world_size) % self.num_batches
             last = number == self.num_batches - 1
@@ -80,6 +94,15 @@ class GroupedBatchSampler:
         captions = place[np.lexsort((self._random(0).random(total), owner))]  # by image, and at random within it
         begins = np.flatnonzero(place % self.size == 0)
         return owner[begins], captions, np.append(begins, total)
+
+    def _mixed(self, items: np.ndarray) -> np.ndarray:
+        """The numbers of the groups of `items`, each as often as it comes in this epoch (num_groups,)."""
+        parts, draw, mixed = self.parts[items], self._random(3), []
+        for part, times in enumerate(self.mix):
+            groups = np.flatnonzero(parts == part)
+            rounds, rest = divmod(round(times * len(groups)), max(len(groups), 1))
+            mixed += [groups] * rounds + [draw.permutation(groups)[:rest]]
+        return np.concatenate(mixed)
 
     def _random(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed % 2**32, self.epoch, stream])

@@ -19,6 +19,7 @@ from captioning.errors import UserError
 from captioning.rows import select_state
 from captioning.text.tokens import END, PAD, START, UNK
 
+BEAMS = 3  # of a search where nobody says how many
 NEVER_WRITTEN = (PAD, START, UNK)  # <unk> only where `Search.allow_unk` says so
 
 
@@ -45,6 +46,7 @@ class Search:
     # a: the log-probability of a word that would repeat a trigram is lower by a * ln 2 for each earlier time
     # (Melas-Kyriazi et al. 2018); 0 or less: off
     trigram_penalty_alpha: float = 0.0
+    mention: tuple = ()  # constrained.Demand objects: words that a caption must have
     no_repeat_sentences: bool = False  # a sentence that a paragraph has gives way to the next best beam, or to none
     only_complete_sentences: bool = False  # so does a sentence of `max_length` words, which was cut off there
     min_length: int = 0  # fewest words before <end>, as long as there is a word that may follow
@@ -95,7 +97,7 @@ def generate_rows(decoder, memory, search: Search) -> Sentences:
     for t in range(search.max_length + 1):
         logits, state, _ = decoder.step(last, state, memory)
         log_probs = logits.float().log_softmax(1)
-        open_to = _restrict(log_probs, tokens[rows, :t], search, last_step=t == search.max_length)
+        open_to = restrict(log_probs, tokens[rows, :t], search, last_step=t == search.max_length)
         last = _draw(open_to, search) if search.sample else open_to.argmax(1)
         tokens[rows, t] = last
         log_prob = log_prob.index_add(0, rows, open_to.gather(1, last.unsqueeze(1)).squeeze(1))
@@ -120,12 +122,12 @@ def beam_search(decoder, memory, search: Search) -> Sentences:
     last = torch.full((n_images,), START, device=device)
     scores = torch.zeros(n_images, 1, device=device)  # of the open beams: one at first, then as many as there are
     open_tokens = torch.full((n_images, 1, search.max_length + 1), PAD, device=device)
-    ended = _Ended(n_images, K, search.max_length + 1, search.length_penalty, device)
+    ended = Ended(n_images, K, search.max_length + 1, search.length_penalty, device)
     for t in range(search.max_length + 1):
         logits, state, _ = decoder.step(last, state, memory)
         last_step = t == search.max_length
         log_probs = logits.float().log_softmax(1)
-        log_probs = _restrict(log_probs, open_tokens.view(-1, open_tokens.shape[2])[:, :t], search, last_step)
+        log_probs = restrict(log_probs, open_tokens.view(-1, open_tokens.shape[2])[:, :t], search, last_step)
         b, k = scores.shape
         V = log_probs.shape[1]
         totals = log_probs.add_(scores.view(-1, 1)).view(b, k * V)
@@ -155,7 +157,7 @@ def beam_search(decoder, memory, search: Search) -> Sentences:
     return Sentences(ended.tokens[:, : search.n_best], ended.log_prob[:, : search.n_best])
 
 
-class _Ended:
+class Ended:
     """The K best ended sentences of each image, the best first."""
 
     def __init__(self, n_images: int, beams: int, length: int, penalty: float, device):
@@ -174,7 +176,7 @@ class _Ended:
         self.tokens[images] = tokens.gather(1, keep.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
 
-def _restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool) -> Tensor:
+def restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool) -> Tensor:
     """log_probs (N, V), in place unless a gradient flows, with -inf for words that may not follow tokens (N, t)."""
     allowed = log_probs.clone() if log_probs.requires_grad else log_probs
     allowed[:, [PAD, START] if search.allow_unk else list(NEVER_WRITTEN)] = -torch.inf

@@ -1,8 +1,10 @@
-"""How much of the truth a decoder sees in training: the schedule, and the pass that mixes in its own words.
+"""How much of the truth a decoder sees in training: the schedule, and the passes that mix in its own words.
 
-Scheduled sampling is Bengio et al. 2015; the additive modes are those of DeepCaption.
+Scheduled sampling is Bengio et al. 2015; the additive modes are those of DeepCaption. A Transformer reads all words of
+a sentence at once, so its own words come from a pass over the truth (Mihaylova and Martins 2019).
 """
 
+import itertools
 import math
 
 import torch
@@ -40,12 +42,8 @@ def mixed_read(decoder, memory, tokens: Tensor, packing, mode: str, p: float, co
             memory, state = memory.first_rows(n), first_states(state, n)
         inputs = truth[t][:n]
         if previous is not None:
-            own = decoder.embed(previous[:n])
             keep_truth = torch.rand((), generator=coins).item() < p
-            if mode == "sampled":
-                inputs = inputs if keep_truth else own
-            elif mode == "additive" or not keep_truth:
-                inputs = p * inputs + (1 - p) * own
+            inputs = mixture(inputs, decoder.embed(previous[:n]), mode, p, keep_truth)
         logits, state, weights = decoder.step_embedded(inputs, state, memory)
         previous = logits.detach().argmax(1)
         outputs.append(logits)
@@ -53,3 +51,32 @@ def mixed_read(decoder, memory, tokens: Tensor, packing, mode: str, p: float, co
         hidden.append(state[0][-1])
     weights = None if attention[0] is None else torch.cat(attention)
     return torch.cat(outputs), weights, torch.cat(hidden)
+
+
+def mixture(truth: Tensor, own: Tensor, mode: str, p: float, keep_truth: bool) -> Tensor:
+    """What is read of the embeddings of a true word and of the model's own, both (n, E), as the coin of a step fell."""
+    if keep_truth and mode != "additive":
+        return truth
+    return own if mode == "sampled" else p * truth + (1 - p) * own
+
+
+def two_pass_read(
+    decoder, memory, tokens: Tensor, packing, row_image: Tensor, forcing: tuple[str, float, torch.Generator]
+) -> tuple[Tensor, Tensor | None]:
+    """As `decoder(memory, tokens, packing, row_image)`, but the inputs are mixed with the model's own words.
+
+    These are what it finds likeliest where it reads the truth before them (Mihaylova and Martins 2019, "Scheduled
+    Sampling for Transformers", without gradients through the first pass). forcing: mode, p and coins of `mixed_read`.
+    Returns logits (M, V) in packed order, attention weights (M, R) or None.
+    """
+    mode, p, coins = forcing
+    with torch.no_grad():
+        logits, _ = decoder(memory, tokens, packing, row_image)
+    truth = decoder.embed(tokens[packing.row, packing.time])  # (M, E)
+    own = decoder.embed(logits.argmax(1))
+    mixed = [truth[: packing.active[0]]]
+    for (before, _), (now, n) in itertools.pairwise(packing.steps()):
+        keep_truth = torch.rand((), generator=coins).item() < p
+        mixed.append(mixture(truth[now], own[before][:n], mode, p, keep_truth))
+    outputs, weights = decoder.read_embedded(memory, torch.cat(mixed), packing, row_image)
+    return decoder.linear(outputs), weights

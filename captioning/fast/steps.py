@@ -30,10 +30,12 @@ def fast_decoder(decoder):
     """
     if isinstance(decoder, FastDecoder) or not switch.enabled or torch.is_grad_enabled() or decoder.training:
         return decoder
+    if getattr(decoder, "rnn_arch", None) != "LSTM" or decoder.num_layers > 1:
+        return decoder
     weight = decoder.embed.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return decoder
-    return FastDecoder(decoder) if decoder.rnn_arch == "LSTM" and decoder.num_layers == 1 else decoder
+    return FastDecoder(decoder)
 
 
 def ready(decoder, memory) -> tuple:

@@ -4,7 +4,8 @@
     reader.shape, reader.dtype, reader.provenance   # (2048,), float32, {"extractor": "resnet152", ...} or None
     reader.get_many(keys)                           # (len(keys), 2048), in the file's own dtype
 
-Where `X.EXT` does not exist and `X-mean.EXT` does, its one record is given for every key.
+`X-{00..15}.EXT` is one feature file in several, X-00.EXT to X-15.EXT. Where `X.EXT` does not exist and `X-mean.EXT`
+does, its one record is given for every key.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from captioning.features.joined import ListReader, open_or_mean
 from captioning.features.lmdb_file import LmdbReader
 from captioning.features.npy_file import NpyReader
 from captioning.features.picsom_file import BinReader
+from captioning.features.sharded import ShardsReader, require_shards, shards
 
 READERS = {".npy": NpyReader, ".lmdb": LmdbReader, ".bin": BinReader, ".h5": H5Reader, ".txt": ListReader}
 
@@ -34,6 +36,9 @@ def open_features(path, keys: Sequence[str] | None = None, labels: dict[str, int
     themselves. Raises UserError for a file that is missing, damaged, cut off, or of an unknown kind.
     """
     path = Path(path)
+    if (files := shards(path)) != [path]:
+        require_shards(path)
+        return ShardsReader(path, [open_features(file, None, labels) for file in files])
     kind = READERS.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"feature file {path}: unknown extension {path.suffix!r}; known: {' '.join(READERS)}")

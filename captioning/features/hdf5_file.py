@@ -1,10 +1,12 @@
 """Feature files in HDF5: `.h5`, rows in the dataset `data`."""
 
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+import zlib
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +18,10 @@ from captioning.features.handles import handle, handles_lock, stamp_of
 
 HEADERS = 2**16  # bytes, more than those of a file with one dataset
 FILTERS = {1, 2, 3, 6, 32000}  # numbers of HDF5's: gzip, shuffle, checksum, scale and offset, lzf
+GZIP = 1  # of these
 LARGEST_CHUNK = 2**27  # bytes
+MOST_GZIP = 1032  # times: how much larger than its gzip form anything can be
+SPARE = 2**16  # bytes that filters may add to a chunk
 MOST_SECONDS = 30  # to read the texts of a file, most of them for starting Python
 READ_TEXTS = """import h5py, sys
 with h5py.File(sys.argv[1], "r") as file:
@@ -86,7 +91,26 @@ class H5Reader(RowReader):
             return super()._take(rows)
         ordered, back = np.unique(rows, return_inverse=True)  # h5py wants them ascending, each once
         with handles_lock:
-            return self._data()[ordered][back] if len(rows) else np.empty((0, *self.shape), self.dtype)
+            data = self._data()
+            if data.chunks:
+                self._check_chunks(data, ordered)
+            return data[ordered][back] if len(rows) else np.empty((0, *self.shape), self.dtype)
+
+    @cached_property
+    def _checked(self) -> set[int]:
+        """Numbers of the chunks along dimension 0 that check_chunk has seen."""
+        return set()
+
+    def _check_chunks(self, data, rows: np.ndarray) -> None:
+        """Raises UserError where a chunk of `rows` unpacks to more than its size, which HDF5 would not notice."""
+        steps = [range(0, size, step) for size, step in zip(data.shape[1:], data.chunks[1:])]
+        for number in set((rows // data.chunks[0]).tolist()) - self._checked:
+            try:
+                for rest in itertools.product(*steps):
+                    check_chunk(data, (number * data.chunks[0], *rest))
+            except ValueError as error:
+                raise UserError(f"feature file {self.path}: {error}") from error
+            self._checked.add(number)
 
 
 def check_data(file) -> None:
@@ -109,6 +133,22 @@ def check_data(file) -> None:
         raise ValueError(f"its chunks of {data.chunks} are larger than {LARGEST_CHUNK:,} bytes")
     if not data.id.get_storage_size():
         raise ValueError("its rows were never written")
+
+
+def check_chunk(data, corner: tuple[int, ...]) -> None:
+    """Raises ValueError where the chunk of dataset `data` that begins at `corner` unpacks to more than its size."""
+    size = math.prod(data.chunks) * data.dtype.itemsize + SPARE
+    stored = data.id.get_chunk_info_by_coord(corner).size
+    made = data.id.get_create_plist()
+    filters = [made.get_filter(index)[0] for index in range(made.get_nfilters())]
+    gzip = GZIP in filters
+    too_much = stored > size
+    if gzip and not too_much and stored * MOST_GZIP > max(size, LARGEST_CHUNK):
+        left_out, packed = data.id.read_direct_chunk(corner)
+        if not left_out >> filters.index(GZIP) & 1:
+            too_much = len(zlib.decompressobj().decompress(packed, size + 1)) > size
+    if too_much:
+        raise ValueError(f"the chunk at row {corner[0]} unpacks to more than {size:,} bytes")
 
 
 def check_text(path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from captioning.errors import UserError
+from captioning.features.sharded import shards
 
 
 def mean_path(path: Path) -> Path:
@@ -13,8 +14,8 @@ def mean_path(path: Path) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a feature file, or its mean file, exists."""
-    return path.exists() or mean_path(path).exists()
+    """Whether a feature file, one of those that a range in its name tells, or its mean file, exists."""
+    return any(file.exists() for file in shards(path)) or mean_path(path).exists()
 
 
 def feature_path(part, name: str) -> str:

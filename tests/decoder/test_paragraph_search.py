@@ -171,7 +171,7 @@ def test_every_kind_of_hierarchical_model_runs(train, data, tmp_path, script, fl
     assert theirs[2:] == [row["validation_word_loss"], row["validation_stop_loss"]] and min(theirs) > 0
     attention = ["--attention_output", tmp_path / "a.npz"] if "--attention" in flags else []
     model = train.folder / "run" / "ep2.model"
-    common = ["--model", model, "--dataset", "im2p:few", "--cpu", "--max_seq_length", 5]
+    common = ["--model", model, "--dataset", "im2p:few", "--cpu", "--max_seq_length", 5, "--results_path", tmp_path]
     done = script("infer.py", *common, "--dataset_config_file", data / "varied" / "datasets.conf", *attention)
     assert done.status == 0, done.err
     assert load_captioner(model, photos=False).config.paragraphs.max_sentences == (2 if "--fc_size" in flags else 6)

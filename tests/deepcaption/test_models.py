@@ -346,7 +346,16 @@ def test_scripts_take_old_files_as_they_are(data, tmp_path, script):
     on = load_captioner(tmp_path / "on" / "ep5.model", photos=False)
     assert [spec.shape for spec in on.config.specs] == [(16,), (16,)]
     assert on.info["history"] == old.contents["command_history"]
-    done = script("infer.py", "--model", tmp_path / "on" / "ep5.model", "--dataset", "toy:val", *common)
+    done = script(
+        "infer.py",
+        "--model",
+        tmp_path / "on" / "ep5.model",
+        "--dataset",
+        "toy:val",
+        *common,
+        "--results_path",
+        tmp_path,
+    )
     assert done.status == 0 and "DeepCaption" not in done.err
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import zlib
 
 import lmdb
 import numpy as np
@@ -257,6 +258,13 @@ def damage_h5(file, kind: str) -> None:
         file.create_dataset("data", (7, 2**26), "f4", chunks=(1, 2**26), compression="gzip")
     elif kind == "record":
         file.create_dataset("data", (7, 2**26), "f4", chunks=(1, 2**20), compression="gzip")[3, 0] = 1
+    elif kind in ("bomb", "bomb of two parts"):
+        chunks = {"bomb": (7, 6), "bomb of two parts": (2, 3)}[kind]
+        data = file.create_dataset("data", data=VECTORS, chunks=chunks, compression="gzip", shuffle=True)
+        data.id.write_direct_chunk((6 if chunks[0] == 2 else 0, 0), zlib.compress(bytes(2**28)))
+    elif kind == "large chunk":
+        data = file.create_dataset("data", data=VECTORS, chunks=(1, 6), compression="lzf")
+        data.id.write_direct_chunk((6, 0), bytes(10**6))
     elif kind == "nothing":
         file.create_dataset("data", (7, 6), "f4")
     elif kind == "group":
@@ -269,6 +277,7 @@ def damage_h5(file, kind: str) -> None:
 
 
 KINDS = ["link", "soft link", "storage", "virtual", "chunk", "record", "nothing", "group", "text", "note"]
+KINDS += ["bomb", "bomb of two parts", "large chunk"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

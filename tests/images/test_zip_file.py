@@ -243,7 +243,7 @@ def test_training_and_captioning_from_a_zip(zipped, script):
     done = script("infer.py", *model, zipped / "images/val.zip", *run)
     assert done.status == 2
     assert "val.zip is a zip file: give it with --image_dir" in done.err
-    assert (zipped / "gallery.html").read_text().count("data:image/jpeg;base64") == 6
+    assert (zipped / "gallery.html").read_text().count("data:image/webp;base64") == 6
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

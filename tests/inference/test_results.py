@@ -19,6 +19,7 @@ TEXT = st.text(
     st.sampled_from("a'\"=+-@,;\t\r\n .\u2028\x1b\x00<>") | st.characters(exclude_categories=["Cs"]), max_size=12
 )
 LOG_PROB = st.floats(-1000, 0).map(lambda value: round(value, 4) + 0.0)
+CONFIDENCE = st.floats(0, 1).map(lambda value: round(value, 4))
 STEP = st.lists(st.tuples(TEXT, st.floats(0, 1).map(lambda p: float(f"{p:.6g}"))), min_size=1, max_size=3)
 
 
@@ -32,6 +33,8 @@ def results(draw, words: bool = False):
         captions = draw(st.lists(st.tuples(TEXT, LOG_PROB), min_size=1, max_size=3))
         steps = [draw(st.lists(STEP, min_size=1, max_size=3)) for _ in captions] if words else []
         made.append(Result(image_id, captions, words=steps))
+        made[-1].mean_log_probs = [draw(LOG_PROB) for _ in captions] if draw(st.booleans()) else []
+        made[-1].confidences = [draw(CONFIDENCE) for _ in captions] if draw(st.booleans()) else []
     return made
 
 
@@ -117,3 +120,79 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, form, text, told):
     path.write_text(text.replace("HEAD", "image_id,rank,caption,log_prob"))
     with pytest.raises(UserError, match=f"--resume: {path} is no {form} results file of infer.py .*{told}"):
         read_results(path, form)
+
+
+# ---- confidences ----
+
+
+def test_figures_of_captions_come_back():
+    result = Result(
+        "7", [("A dog.", -3.25), ("A cat.", -4.5)], mean_log_probs=[-1.0833, -1.5], confidences=[0.75, 0.25]
+    )
+    for form in ("jsonl", "csv"):
+        text, (read,) = written([result], form)
+        assert (read.mean_log_probs, read.confidences) == ([-1.0833, -1.5], [0.75, 0.25])
+    assert text.splitlines()[0] == "image_id,rank,caption,log_prob,mean_log_prob,confidence"
+    assert json.loads(written([result], "json")[0]) == [
+        {"image_id": "7", "caption": "A dog.", "n_best": [{"caption": "A dog."}, {"caption": "A cat."}]}
+    ]
+
+
+def test_files_of_older_versions_come_back(tmp_path):
+    (tmp_path / "old.csv").write_text("image_id,rank,caption,log_prob\n7,1,A dog.,-3.2500\n")
+    (tmp_path / "old.jsonl").write_text('{"image_id": "7", "caption": "A dog.", "log_prob": -3.25}\n')
+    for form in ("csv", "jsonl"):
+        with ResultsFile(tmp_path / f"old.{form}", form, resume=True) as file:
+            assert [(r.image_id, r.captions, r.confidences) for r in file.earlier] == [("7", [("A dog.", -3.25)], [])]
+            file.add(Result("8", [("A cat.", -1.0)], mean_log_probs=[-0.5], confidences=[0.5]))
+        both = read_results(tmp_path / f"old.{form}", form)
+        assert [r.confidences for r in both] == [[], [0.5]] and [r.mean_log_probs for r in both] == [[], [-0.5]]
+
+
+@pytest.mark.parametrize(
+    "form, line",
+    [
+        ("jsonl", '{"image_id": 7, "caption": "A", "log_prob": -1, "confidence": 1.5}'),
+        ("jsonl", '{"image_id": 7, "caption": "A", "log_prob": -1, "confidence": "high"}'),
+        ("jsonl", '{"image_id": 7, "caption": "A", "log_prob": -1, "mean_log_prob": null}'),
+        ("csv", "7,1,A,-1,-0.5,-0.1"),
+        ("csv", "7,1,A,-1,nan,0.5"),
+        ("csv", "7,1,A,-1,-0.5,0.5\n7,2,B,-1,-0.5,"),
+    ],
+)
+def test_figures_that_none_can_have_are_one_line(tmp_path, form, line):
+    head = "image_id,rank,caption,log_prob,mean_log_prob,confidence\n" if form == "csv" else ""
+    (tmp_path / "r").write_text(f"{head}{line}\n")
+    with pytest.raises(UserError, match=f"is no {form} results file") as caught:
+        read_results(tmp_path / "r", form)
+    assert "\n" not in str(caught.value)
+
+
+def test_captions_of_little_confidence_are_withheld():
+    words = [[[("a", 0.5)]], [[("b", 0.5)]]]
+    one = Result(7, [("A.", -3.0), ("B.", -4.0)], words=words, mean_log_probs=[-1.5, -1.0], confidences=[0.3, 0.6])
+    one.withhold(0.3)
+    assert len(one.captions) == 2 and not one.unsure
+    one.withhold(0.5)
+    assert (one.captions, one.words, one.confidences, one.unsure) == ([("B.", -4.0)], words[1:], [0.6], False)
+    one.withhold(0.7)
+    assert (one.captions, one.words, one.confidences, one.unsure) == ([("", -4.0)], [[]], [0.6], True)
+    for form in ("jsonl", "csv"):
+        (read,) = written([one], form, words=True)[1]
+        assert read.unsure and read.captions == [("", -4.0)]
+    assert written([one], "txt")[0] == "7 \n" and json.loads(written([one], "json")[0])[0]["caption"] == ""
+
+
+def test_captions_that_were_withheld_are_not_scored(tmp_path, capsys):
+    sure, unsure = (Result(n, [("A dog.", -1.0)], mean_log_probs=[-0.5], confidences=[0.5]) for n in (1, 2))
+    unsure.withhold(0.6)
+    for found, captions in (([sure, unsure], {"1": ["A dog."]}), ([unsure], None)):
+        with ResultsFile(tmp_path / "r.json", "json") as file:
+            for result in found:
+                file.add(result)
+        if captions:
+            assert read_captions(str(tmp_path / "r.json")) == captions
+            assert "1 images without a caption that the model was sure of" in capsys.readouterr().err
+            continue
+        with pytest.raises(UserError, match="no captions to score: the model was not sure enough of any"):
+            read_captions(str(tmp_path / "r.json"))

@@ -75,7 +75,9 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def infer(world, script):
+def infer(world, script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def call(*arguments, weights="vec.model", dataset="c"):
         chosen = ("--model", world / weights, "--dataset_config_file", world / "data.conf")
         chosen += ("--dataset", dataset) if dataset else ()

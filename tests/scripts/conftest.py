@@ -24,5 +24,5 @@ def train(data, tmp_path, script):
         dataset = [] if "--dataset" in arguments else ["--dataset", "toy:train"]
         return script("train.py", *dataset, *common, *arguments)
 
-    call.folder = tmp_path / "models"
+    call.folder, call.data = tmp_path / "models", data
     return call

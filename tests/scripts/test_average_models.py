@@ -68,7 +68,7 @@ def test_half_is_half_and_loads_in_full(models, tmp_path, script, run):
         assert value.dtype != torch.float16
         assert torch.allclose(value.float(), full[name].float(), rtol=1e-3, atol=1e-4)
     data = ["--dataset", "toy:val", "--dataset_config_file", run / "datasets.conf", "--cpu"]
-    done = script("infer.py", "--model", tmp_path / "half.model", *data, "--print_results")
+    done = script("infer.py", "--model", tmp_path / "half.model", *data, "--print_results", "--results_path", tmp_path)
     assert done.status == 0 and len(done.out.splitlines()) >= 6, done.err
 
 

@@ -12,6 +12,7 @@ from running import ROOT
 from toy import FAST, stats
 
 from captioning import checkpoint
+from captioning.scoring import calibration
 from model import load_captioner
 
 
@@ -27,10 +28,47 @@ def test_run_learns_and_leaves_its_files(train):
     assert rows["12"]["validation_cider"] > 1.0
     wanted = {"training_loss", "validation_loss", "validation_cider", "validation_bleu_4", "validation_distinct"}
     assert wanted <= set(rows["1"])
+    *_, head, photo, scored, plot = done.out.splitlines()
+    config = f"--dataset_config_file {train.data / 'datasets.conf'}"
+    infer = f"  python infer.py --model {folder / 'best.model'}"
+    assert (head, photo) == ("next:", f"{infer} photo.jpg")
+    assert scored == f"{infer} --dataset toy:val {config} --scoring bleu,cider"
+    assert plot == f"  python plot_stats.py {folder / 'train_stats.json'}"
     for text in ("24 images, 120 captions", "validation: 12 images", "vocabulary:", "epoch 12/12", "best epoch"):
         assert text in done.out
     best = max(rows, key=lambda epoch: rows[epoch]["validation_cider"])
     assert checkpoint.load(folder / "best.model")["epoch"] == int(best)
+
+
+def test_models_keep_their_calibration(train, script, monkeypatch):
+    """Validation with CIDEr makes one; averaging several models drops it, and a caption data set makes it anew."""
+    monkeypatch.setattr(calibration, "LEAST_IMAGES", 10)
+    flags = ("--features", "pooled.npy", "--validate", "toy:val")
+    assert train(*flags, "--num_epochs", 3, "--validation_step", 2).status == 0
+    folder = train.folder / "run"
+    found = {
+        name: checkpoint.load(folder / f"{name}.model").get("calibration") for name in ("ep1", "ep2", "ep3", "best")
+    }
+    assert found["ep1"] is None and found["ep2"] is not None and found["best"] in (found["ep2"], found["ep3"])
+    assert found["ep3"]["images"] == 12 and found["ep3"] == checkpoint.load(folder / "last.model")["calibration"]
+    done = train(
+        *flags, "--load_model", folder / "ep3.model", "--num_epochs", 4, "--validation_scoring", "bleu", name="on"
+    )
+    assert done.status == 0 and "calibration" not in checkpoint.load(train.folder / "on" / "ep4.model")
+
+    both, out = (folder / "ep2.model", folder / "ep3.model"), train.folder / "mean.model"
+    config = ("--dataset_config_file", train.data / "datasets.conf", "--cpu", "--output", out, "--force")
+    assert script("average_models.py", *both, *config[2:]).status == 0
+    assert "calibration" not in checkpoint.load(out)
+    assert script("average_models.py", both[1], "--half", *config[2:]).status == 0
+    assert checkpoint.load(out)["calibration"] == found["ep3"]
+    done = script("average_models.py", *both, "--calibrate", "toy:val", "--length_penalty", 0.5, *config)
+    assert done.status == 0 and "12 captions have a CIDEr of 0.5" in done.out, done.err
+    made = load_captioner(out, photos=False).calibration
+    assert (made.beam_size, made.length_penalty, made.images) == (3, 0.5, 12)
+    monkeypatch.setattr(calibration, "LEAST_IMAGES", 13)
+    done = script("average_models.py", *both, "--calibrate", "toy:val", *config)
+    assert done.status == 2 and "12 images with captions are too few" in done.err
 
 
 def test_persistent_features_alone(train):
@@ -291,6 +329,7 @@ def test_early_stopping(train):
         (["--features", "absent.lmdb"], ["absent.lmdb"]),
         (["--features", "pooled.npy", "--attention", "soft"], ["--attention", "-conv"]),
         (["--features", "resnet9000"], ["resnet9000"]),
+        (["--features", "pooled.npy", "--mix", "1,2"], ["--mix 1,2: toy:train has 1 parts, give a number for each"]),
         (["--features", "pooled.npy", "--vocab", "nothing.json"], ["nothing.json"]),
         (["--features", "pooled.npy", "--validation_scoring", "cidre"], ["cidre", "cider"]),
         (["--features", "map.lmdb", "--attention", "soft", "--skip_start_token"], ["--skip_start_token"]),

