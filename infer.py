@@ -53,7 +53,7 @@ from inference.caption_files import read_results
 from inference.gallery.comparison import Comparison
 from inference.gallery.page import Gallery, write_gallery
 from inference.image_arguments import holds_images, named_images
-from inference.image_outputs import Copies, Sidecars
+from inference.image_outputs import Copies, Sidecars, outside
 from inference.lemmas import LemmaRules
 from inference.results import NOT_SURE, PartFile, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
@@ -135,6 +135,9 @@ class InferRun:
             dataset = GenericDataset(files=files, image_dir=s.image_dir, recursive=s.recursive, passed=passed)
             if line := passed.line():
                 note(f"{script_name()}: {line}")
+            if s.write_metadata and (copies := len(dataset) - len(left := outside(dataset.items, s.write_metadata))):
+                dataset.items = left
+                note(f"{script_name()}: passed over: {copies} images in {s.write_metadata}, where the copies are")
         elif loose:
             raise UserError(f"--dataset {s.dataset} and images or --image_dir exclude each other")
         elif not s.dataset:

@@ -195,6 +195,14 @@ class Copies(_Output):
         return f"{what}: {self.counts['written']}"
 
 
+def outside(items: Sequence[ImageItem], folder: str) -> list[ImageItem]:
+    """The items whose files do not lie in `folder`, where copies of an earlier run may be; all, where none is left."""
+    top = os.path.realpath(folder)
+    folders = {os.path.dirname(item.path) for item in items if item.path}
+    within = {path for path in folders if f"{os.path.realpath(path)}{os.sep}".startswith(f"{top}{os.sep}")}
+    return [item for item in items if not item.path or os.path.dirname(item.path) not in within] or list(items)
+
+
 def _bytes_of(path: str) -> bytes:
     """The content of an image file or of a member of a zip file. Raises OSError or ValueError."""
     if split_path(path):

@@ -96,7 +96,9 @@ def test_sidecars_and_what_a_second_run_does(infer, tmp_path):
 def test_the_captions_in_copies_and_beside_the_images(infer, tmp_path):
     pytest.importorskip("pyexiv2", reason="writing metadata needs the package pyexiv2")
     Image.new("RGB", (40, 40), "red").save("holiday/d.gif")
-    done = infer("holiday", "photos.zip", "--write_metadata", "out", "--output_file", "r.jsonl")
+    shutil.copytree("holiday/sub", "out/old")
+    done = infer("holiday", "photos.zip", "out/*/*", "--write_metadata", "out", "--output_file", "r.jsonl")
+    assert "passed over: 1 images in out, where the copies are" in done.err
     assert done.status == 1 and "holiday/d.gif: its caption is not written into it" in done.err
     assert "the captions of 1 images could not be written into them" in done.err
     captions = {
