@@ -86,6 +86,7 @@ from pathlib import Path
 from captioning.datasets.references import read_references
 from captioning.errors import UserError, run, warn
 from captioning.files import atomic_write, check_writable, require_file
+from captioning.progress import Bar
 from inference.caption_files import read_results, read_training_captions, with_references
 
 ENDINGS = {".csv": "csv", ".md": "markdown", ".tex": "latex", ".txt": "text"}
@@ -210,7 +211,8 @@ def main(args) -> int:
         warn(line)
     table_only = bool(args.group) or (args.format is not None and not args.output)
     scored = []
-    for number, path in enumerate(paths):
+    bar = Bar(len(paths), "score", "file", stream=sys.stderr, drawn=table_only)
+    for number, path in enumerate(bar.over(paths)):
         scored.append(one := scoring.of(path, captions[path]))
         if args.confidence is not None:
             scoring.add_confidence(one, scored[0], {"confidence": args.confidence, "resamples": args.resamples})
@@ -220,6 +222,7 @@ def main(args) -> int:
         if len(paths) > 1:
             print(f"\n{path}" if number else path)
         print_scored(one, len(references))
+    bar.close()
     report(args, scored, groups if args.group else [], table_only)
     return int(any(not one.scores.values or (args.scoring and one.scores.left_out) for one in scored))
 

@@ -214,6 +214,15 @@ class RunSettings(Settings):
     save_every: int = setting(0, "write last.model every STEPS too (default: after each epoch)", "STEPS")
     keep: int = setting(0, "keep the newest N epN.model and that of the best epoch (default: all)")
     early_stopping: int = setting(0, "epochs without improvement that end the run (default: never)", "EPOCHS")
+    best_by: str | None = setting(
+        None,
+        "figure of validation that says which epoch is best: loss, cider, bleu4, ... (default: the first of "
+        "--validation_scoring's cider, ciderd, spice, meteor, bleu4, rouge, else the loss)",
+        "NAME",
+    )
+    config: str | None = setting(
+        None, "settings from this file: JSON or YAML, such as the config.json of a run; flags go before it", "FILE"
+    )
     log_step: int = setting(10, "steps between updates of the loss shown", "STEPS")
     verbose: bool = setting(False, "also print the model and its parameters")
     show_tokens: bool = setting(False, "print the tokens of the first captions")
@@ -243,9 +252,24 @@ MAY_CHANGE += "dataset_config_file validate num_workers cache_features vocab voc
 MAY_CHANGE += "no_tokenize features persist_features weights load_model hierarchical_model cached_words distill "
 MAY_CHANGE += "num_epochs early_stopping model_name model_basename output_root model_path optimizer_reset force_epoch "
 MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard logger profiler "
-MAY_CHANGE += "device cpu validate_only skip_existing_validations of_decoder"
+MAY_CHANGE += "device cpu validate_only skip_existing_validations config of_decoder"
+# What a command does with a run, rather than how the run goes: neither kept with a run nor read from a file.
+ACTIONS = ("config", "resume", "resume_changed", "replace", "validate_only", "skip_existing_validations")
 PROJECTION = "--regularize_projection above 0"
 OF_SELF_CRITICAL = ("--self_critical", "--gamma_ml_rl", "--cached_words")  # beginnings of flags that act in it alone
+
+
+def default_settings() -> dict:
+    """The default of every setting of a run, by the name of its flag."""
+    kinds = DataSettings, ModelSettings, ModelConfig, ParagraphConfig, TrainSettings, RunSettings
+    found = {field.name: field.default for kind in kinds for field in fields(kind) if "flag" in field.metadata}
+    return {name: value for name, value in found.items() if name not in ACTIONS}
+
+
+def all_settings(flags: dict) -> dict:
+    """Every setting of a run by the name of its flag, as config.json and the model files of the run keep it."""
+    kept = {name: flags[name] for name in default_settings()}
+    return {**kept, "dataset": None} if kept.get("captions") else kept  # the flags have one for the other
 
 
 def lasting_settings(data: DataSettings, training: TrainSettings, run: RunSettings) -> dict:

@@ -104,7 +104,7 @@ class Card:
         sure, log_prob = confidence(self.result), self.result.captions[0][1]
         facts = []
         if sure is not None:
-            if sure < NOT_SURE:
+            if sure < NOT_SURE or self.result.unsure:
                 facts.append('<strong class="unsure">not sure</strong>')
             meter = f'<meter min="0" max="1" low="{NOT_SURE}" high="0.6" optimum="1" value="{sure:.2f}"></meter>'
             facts.append(
