@@ -118,7 +118,7 @@ def serve(parent: int) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent(signal.SIGKILL, parent)
+    end_with_parent(getattr(signal, "SIGKILL", signal.SIGTERM), parent)  # Windows has no SIGKILL
 
 
 def end_with_parent(number: int, parent: int) -> None:

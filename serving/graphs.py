@@ -43,19 +43,6 @@ class Graphs:
     attention: bool  # whether a step tells where it looked: `attention` (N, R)
 
 
-class PlainEncoder(nn.Module):
-    """An encoder of all images at once, by its own network: pixels (B, 3, S, S) -> (B, D) or (B, D, h, w)."""
-
-    def __init__(self, extractor: ImageEncoder):
-        super().__init__()
-        self.network = extractor.network
-        self.register_buffer("mean", extractor.mean.clone())
-        self.register_buffer("std", extractor.std.clone())
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.network((pixels.float() - self.mean) / self.std)
-
-
 class OneStep(nn.Module):
     """A step of an nn.LSTM or nn.GRU made of cells, which every exporter knows for any number of rows."""
 
@@ -128,7 +115,6 @@ def export_graphs(captioner: Captioner) -> Graphs:
     check_exportable(captioner)
     config = captioner.config
     model = copy.deepcopy(captioner.model).cpu().eval()
-    model.extractors = nn.ModuleList(map(PlainEncoder, model.extractors))
     state = ["h", "c"] if config.rnn_arch == "LSTM" else ["h"]
     read = {"first": config.skip_start_token, "persist": config.persist_size > 0}
     read |= {"values": bool(config.attention), "keys": bool(config.attention)}
@@ -171,23 +157,22 @@ def traced(module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str]
             program = torch.onnx.export(program, **options)
         except Exception as error:
             raise UserError(f"--model: torch cannot export it to ONNX: {one_line(error)}") from error
-    graph = program.model_proto.graph
-    for value in (*graph.input, *graph.output):
+    made = program.model_proto  # a new one at each call
+    for value in (*made.graph.input, *made.graph.output):
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param:
                 size.dim_param = ANY.__name__  # torch gives it a number
-    return program.model_proto
+    return made
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Within it torch's exporter prints nothing of its own work."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
