@@ -4,9 +4,10 @@ import json
 import re
 import shlex
 
-import serve
 from running import ROOT
 from test_imports import FILES, imports
+
+import serve
 
 LINES = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text(encoding="utf-8")).splitlines()
 STEPS = [tuple(line.split(None, 1)) for line in LINES if line and not line.startswith("#")]

@@ -63,13 +63,22 @@ def open_image(path, size_hint: int | None = None) -> Image.Image:
     with opened(path) as image:
         if size_hint and image.format in JPEG_FORMATS:
             image.draft(None, (size_hint, size_hint))
-        if image.width * image.height > MAX_DECODED:
-            raise TooManyPixels(f"{image.width}x{image.height} is more than {MAX_DECODED:,} pixels")
-        image.load()
-        turn = UPRIGHT.get(orientation(image))  # read after load(), which turns a TIFF by itself
-        rgb = to_rgb(image)
+        rgb = upright(image)
         rgb.info.clear()  # or saving would take the compression and profile of the old file for the new one
-        return rgb.transpose(turn) if turn is not None else rgb
+        return rgb
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A Pillow image as an upright 8-bit RGB image, transparent parts over white; perhaps the image itself.
+
+    Raises ValueError where it has too many pixels, and what Pillow raises where it cannot be decoded.
+    """
+    if image.width * image.height > MAX_DECODED:
+        raise TooManyPixels(f"{image.width}x{image.height} is more than {MAX_DECODED:,} pixels")
+    image.load()
+    turn = UPRIGHT.get(orientation(image))  # read after load(), which turns a TIFF by itself
+    rgb = to_rgb(image)
+    return rgb.transpose(turn) if turn is not None else rgb
 
 
 def image_size(path) -> tuple[int, int]:
