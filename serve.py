@@ -17,8 +17,8 @@ from argparse import Namespace
 from captioning.command_line import Parser
 from captioning.errors import UserError, run, script_name
 from captioning.files import require_file, require_model_file
-from captioning.packages import require_packages
 from inference.flags import MOST_PENALTY, model_path
+from serving.packages import require_packages
 
 PACKAGES = ("starlette", "uvicorn", "python_multipart")
 MOST_CONNECTIONS = 256  # others are told that the server is busy

@@ -33,6 +33,12 @@ system, lacks, missing, folder = json.loads(sys.argv[1])
 for name in ("torch", "torchvision", "numpy", "PIL.Image", "lmdb", "tqdm", "nltk", "matplotlib.figure", "timm",
              "multiprocessing.pool", "concurrent.futures", "tempfile", "subprocess", "shutil"):
     importlib.import_module(name)
+for name in ("onnx", "onnxruntime.quantization", "uvicorn", "starlette.applications", "python_multipart", "h5py",
+             "pyarrow.feather", "torch.utils.tensorboard"):
+    try:
+        importlib.import_module(name)
+    except ImportError:  # it is optional
+        pass
 for module, names in lacks.items():
     for name in names.split():
         if hasattr(sys.modules[module], name):

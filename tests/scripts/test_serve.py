@@ -57,6 +57,6 @@ def test_a_port_that_is_taken_is_one_line(script):
 
 
 def test_a_missing_package_is_one_line(script, monkeypatch):
-    monkeypatch.setattr("captioning.packages.find_spec", lambda name: None)
+    monkeypatch.setattr("serving.packages.find_spec", lambda name: None)
     done = script("serve.py")
     assert done.status == 2 and "pip install starlette uvicorn python-multipart" in done.err
