@@ -3,6 +3,7 @@
 These tests stand in for machines that the suite does not run on. docs/troubleshooting.md says what was tried where.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -96,7 +97,7 @@ import numpy as np
 for name in ("f.npy", "f.lmdb"):
     with FeatureWriter(folder / name, (4,), "float32") as writer:
         writer.write("a.jpg", np.arange(4, dtype=np.float32))
-    assert open_features(folder / name).get(["a.jpg"]).shape == (1, 4)
+    assert open_features(folder / name).get_many(["a.jpg"]).shape == (1, 4)
 import resize
 sys.argv[0] = "resize.py"
 flags = ["--image_dir", str(folder / "photos"), "--output_dir", str(folder / "small"), "--num_workers", "1"]
@@ -113,8 +114,6 @@ print("well")
 
 @pytest.mark.parametrize("system", LACKS)
 def test_modules_and_scripts_work_without_what_the_system_lacks(system, tmp_path):
-    import json
-
     (tmp_path / "photos").mkdir()
     for number in range(2):
         draw(number).save(tmp_path / f"photos/{number}.png")
@@ -147,7 +146,7 @@ def test_processes_that_are_spawned_do_the_work_of_forked_ones(tmp_path):
     assert len(list((tmp_path / "small").glob("*.png"))) == 3
 
 
-@pytest.mark.parametrize("script", ["plot_stats.py", "show_attention.py"])
+@pytest.mark.parametrize("script", ["plot_stats.py", pytest.param("show_attention.py", marks=pytest.mark.slow)])
 def test_the_backend_of_a_notebook_is_no_error(script, tmp_path):
     """A notebook sets MPLBACKEND for all that it starts; the package that it names may be missing."""
     environment = {**os.environ, "MPLBACKEND": "module://no_such_package.backend_inline"}

@@ -31,7 +31,7 @@ def test_captions_are_those_of_infer_and_sigterm_ends_it(script, tmp_path):
         assert server.stderr.read().strip() == "serve.py: interrupted"
     done = script("infer.py", tmp_path / "1.jpg", "--cpu", "--n_best", 2, "--output_file", tmp_path / "r.jsonl")
     assert done.status == 0, done.err
-    wanted = json.loads((tmp_path / "r.jsonl").read_text(encoding="utf-8"))["captions"]
+    wanted = json.loads((tmp_path / "r.jsonl").read_text(encoding="utf-8"))["n_best"]
     assert [one["text"] for one in captions] == [one["caption"] for one in wanted]
 
 
