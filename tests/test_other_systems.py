@@ -34,8 +34,7 @@ system, lacks, missing, folder = json.loads(sys.argv[1])
 for name in ("torch", "torchvision", "numpy", "PIL.Image", "lmdb", "tqdm", "nltk", "matplotlib.figure", "timm",
              "multiprocessing.pool", "concurrent.futures", "tempfile", "subprocess", "shutil"):
     importlib.import_module(name)
-for name in ("onnx", "onnxruntime.quantization", "uvicorn", "starlette.applications", "python_multipart", "h5py",
-             "pyarrow.feather", "torch.utils.tensorboard"):
+for name in ("uvicorn", "starlette.applications", "python_multipart"):
     try:
         importlib.import_module(name)
     except ImportError:  # it is optional
@@ -67,11 +66,12 @@ from captioning.locks import FileLock
 for path in sorted(Path().glob("*.py")) + sorted(Path().glob("[cist]*/**/*.py")):
     if path.parts[0] in ("captioning", "training", "inference", "serving") or len(path.parts) == 1:
         name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        if name == "serving.int8":  # it does nothing but call a package, and that takes long to import
+            continue
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:  # an optional package
-            assert error.name.split(".")[0] in ("onnx", "onnxruntime", "onnxscript", "starlette", "uvicorn",
-                                                "python_multipart", "h11", "pyarrow", "h5py"), (name, error)
+            assert error.name.split(".")[0] in ("starlette", "uvicorn", "python_multipart", "h11"), (name, error)
 folder = Path(folder)
 assert core_count() >= 1
 lock = FileLock(folder / "lock", "it")
@@ -112,7 +112,7 @@ print("well")
 """
 
 
-@pytest.mark.parametrize("system", LACKS)
+@pytest.mark.parametrize("system", ["win32", pytest.param("darwin", marks=pytest.mark.slow)])
 def test_modules_and_scripts_work_without_what_the_system_lacks(system, tmp_path):
     (tmp_path / "photos").mkdir()
     for number in range(2):
