@@ -49,6 +49,7 @@ from captioning.files import check_writable, require_file, require_model_file
 from captioning.images.listing import PassedOver
 from captioning.text.cleaning import id_text, printable
 from captioning.text.function_words import content_words
+from captioning.text.paragraphs import PERIODS
 from inference.caption_files import read_results
 from inference.gallery.comparison import Comparison
 from inference.gallery.page import Gallery, write_gallery
@@ -485,10 +486,11 @@ class InferRun:
         from captioning.decoder.search import BEAMS, Search
         from inference.mentions import with_mentions
 
-        s, old = self.settings, self.as_deepcaption(captioner)
+        s, old, words = self.settings, self.as_deepcaption(captioner), captioner.vocabulary.words
         search = Search(
             beam_size=1 if s.sample or old else s.beam_size or max(BEAMS, s.n_best),
             min_length=s.min_words,
+            closing=tuple(words.index(mark) for mark in (*PERIODS, "!", "?") if mark in words),
             max_length=s.max_words or s.max_seq_length,
             length_penalty=captioner.length_penalty if s.length_penalty is None else s.length_penalty,
             n_best=s.n_best,
