@@ -14,6 +14,7 @@ status is then 1.
 """
 
 import contextlib
+import re
 import sys
 import time
 from pathlib import Path
@@ -61,7 +62,7 @@ def parse_args(argv=None):
     parser.at_least(0, args, "num_workers")
     parser.at_most(LARGEST_IMAGE, args, "crop_size", "image_size")  # what train.py takes from the file
     parser.at_most(1000, args, "num_workers")
-    if args.feature_type != "plain" and args.extractor.endswith("-conv"):
+    if args.feature_type != "plain" and args.extractor.endswith(("-conv", "-tokens")):
         parser.error(f"--feature_type {args.feature_type} is for vectors: maps of ten crops do not lie on one another")
     return args
 
@@ -121,7 +122,11 @@ class ExtractRun:
         flags, name = self.flags, self.flags.output_file
         if name is None:
             source = short_names(flags.dataset) if flags.dataset else Path(flags.image_dir).resolve().name
-            parts = [source.replace(":", "-").replace("/", "-"), flags.extractor.replace(":", "-"), flags.feature_type]
+            parts = [
+                source.replace(":", "-").replace("/", "-"),
+                re.sub("[:/]", "-", flags.extractor),
+                flags.feature_type,
+            ]
             parts += [] if flags.normalize == "default" else [flags.normalize]
             name = "-".join(parts) + ".lmdb"
         own = self.dataset.features_path if flags.output_file is None or "/" not in name else None
