@@ -17,5 +17,5 @@ def tokens_to_map(tokens: Tensor, prefix: int) -> Tensor:
 
 
 def tokens_to_regions(tokens: Tensor) -> Tensor:
-    """All tokens (B, T, D) as a map of one row, (B, D, 1, T): regions that lie in no grid."""
-    return tokens.transpose(1, 2).unsqueeze(2)
+    """All tokens (B, T, D) as a map of one column, (B, D, T, 1): regions that lie in no grid."""
+    return tokens.transpose(1, 2).unsqueeze(3)

@@ -37,8 +37,8 @@ def test_a_vits_map_and_tokens_are_those_of_timm(name):
     conv.load_state_dict(tokens.state_dict())
     expected = tokens.network.model.forward_features(normalised(tokens))  # (B, prefix + 100, D)
     prefix = expected.shape[1] - 100
-    assert tokens.shape == (expected.shape[2], 1, expected.shape[1]) and conv.grid == (10, 10)
-    assert_close(tokens(pixels_for(tokens)).squeeze(2).transpose(1, 2), expected)
+    assert tokens.shape == (expected.shape[2], expected.shape[1], 1) and conv.grid == (10, 10)
+    assert_close(tokens(pixels_for(tokens)).squeeze(3).transpose(1, 2), expected)
     assert_close(conv(pixels_for(conv)).flatten(2).transpose(1, 2), expected[:, prefix:])
 
 
@@ -163,7 +163,7 @@ def test_vectors_maps_and_tokens_of_open_clip(open_clip):
     tokens = extractor.network.visual._embed(normalised(extractor))
     assert_close(found[""], tokens[:, 0])
     assert_close(found["-conv"].flatten(2).transpose(1, 2), tokens[:, 1:])
-    assert_close(found["-tokens"].squeeze(2).transpose(1, 2), tokens)
+    assert_close(found["-tokens"].squeeze(3).transpose(1, 2), tokens)
     assert extractor.blocks == ["visual.conv1"]
 
 
@@ -207,6 +207,6 @@ def test_the_package_itself():
     own.load_state_dict(extractor.network.visual.state_dict())
     own.output_tokens, x = True, normalised(extractor)
     _, patches = own(x)
-    found = extractor(pixels_for(extractor)).squeeze(2).transpose(1, 2)
+    found = extractor(pixels_for(extractor)).squeeze(3).transpose(1, 2)
     assert found.shape == (2, 50, 384)
     assert_close(found[:, 1:], patches)
