@@ -85,3 +85,17 @@ data+=(--num_workers 0 --model_path "$WORK/models" --resume)
 train "${data[@]}" --model_name xe --vocab "$WORK/vocab.json" --features conv.lmdb --persist_features classes.npy \
     --attention soft --dropout 0.5 --encoder_dropout 0.2 --label_smoothing 0.1 --weight_decay 1e-4 --ema 0.999 \
     --optimizer adamw --lr_scheduler cosine --learning_rate 1e-3 --warmup_steps 300 --num_epochs 5
+
+# 3. Self-critical training on the same features.
+train "${data[@]}" --model_name sc --load_model "$WORK/models/xe/ep5.model" --self_critical_from_epoch 0 --optimizer adam \
+    --weight_decay 0 --ema 0.99 --lr_scheduler cosine --learning_rate 8e-5 --num_batches 120 --num_epochs 12
+
+# 4. The mean of epochs, with the encoder in one small file, how sure its captions are, and its scores.
+run ./average_models.py "$WORK"/models/sc/ep{10,11,12}.model --with_encoders --half --length_penalty 0.7 \
+    --calibrate flickr8k:val+everyday:dev "${config[@]}" --force --output "$WORK/photos.model"
+for dev in flickr8k:val everyday:dev; do
+    run ./infer.py --model "$WORK/photos.model" --dataset $dev "${config[@]}" --scoring bleu,cider,rouge,meteor \
+        --output_file "$WORK/results-${dev%%:*}.json"
+done
+run ./score.py "$WORK/results-everyday.json" --ground_truth "$everyday/annotations/captions_dev.json" --objects --confidence 95
+run ./plot_stats.py "$WORK"/models/{xe,sc}/train_stats.json --output "$WORK/curves.png"
