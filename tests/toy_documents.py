@@ -134,6 +134,7 @@ def _coco(root: Path) -> str:
     splits = ("train2014", "val2014", "test2014")
     make_coco(root, dict.fromkeys(splits, 6))
     write_features(root, "resnet.lmdb")
+    write_features(root, "scene.lmdb")
     write_features(root, "conv.lmdb", feature_map)
     for split in splits:
         shutil.copy(root / f"annotations/captions_{split}.json", root)
