@@ -88,7 +88,9 @@ from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
 from captioning.datasets.names import short_names
 from captioning.features.partial import discard_partial, is_unfinished, refuse_unfinished
+from captioning.features.places import own_place
 from captioning.files import check_writable, require_file
+from captioning.next_steps import config_words, print_next
 
 
 def items_by_key(dataset: CaptionDataset) -> dict[str, ImageItem]:
@@ -199,6 +201,7 @@ class ExtractRun:
                 print(f"{len(writer):,} records in {writer.path} ({speed:.0f} images/s)")
             if bad:
                 print(f"{len(bad)} images could not be read and have no features", file=sys.stderr)
+            self.print_next(encoder)
         return share(1 if bad else 0)
 
     def open_writers(self, encoder) -> list[str]:
@@ -229,6 +232,18 @@ class ExtractRun:
         print(f"{len(self.items):,} images{done}")
         print(f"{flags.extractor[number]} {'x'.join(map(str, shape))} {flags.dtype} -> {path}", flush=True)
         return writer
+
+    def print_next(self, encoder) -> None:
+        """Print the line that trains on the file, where the images have a dataset."""
+        flags = self.flags
+        if flags.dataset is None:
+            return
+        images = ["--images", flags.images] if flags.images else []
+        data = ["--dataset", flags.dataset, *images, *config_words(flags.dataset_config_file)]
+        own = self.dataset.features_path
+        name = self.path.name if own and self.path.parent == Path(own) else str(self.path)
+        attention = ["--attention", "soft"] if len(encoder.shape) == 3 else []
+        print_next(["train.py", *data, "--features", own_place(self.dataset.parts, name), *attention])
 
     @contextlib.contextmanager
     def saying_how_to_go_on(self):

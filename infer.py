@@ -55,7 +55,7 @@ from inference.gallery.page import Gallery, write_gallery
 from inference.image_arguments import holds_images, named_images
 from inference.image_outputs import Copies, Sidecars
 from inference.lemmas import LemmaRules
-from inference.results import GROWING, NOT_SURE, PartFile, Result, ResultsFile, Style, format_of, shown_texts
+from inference.results import NOT_SURE, PartFile, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
 
 
@@ -161,8 +161,8 @@ class InferRun:
         """The results file, None where captions are only printed. All outputs are checked here."""
         s = self.settings
         path, form = self.results_path()
-        if s.resume and form not in GROWING:
-            raise UserError(f"--resume goes on with {' and '.join(GROWING)} files: name one with --output_file")
+        if s.resume and path is None:
+            raise UserError("--resume goes on with a results file: name one with --output_file")
         if s.resume and s.attention_output:
             raise UserError("--attention_output cannot be resumed: leave out --resume")
         outputs = {"--output_file": path, "--html": s.html, "--attention_output": s.attention_output}
@@ -401,7 +401,7 @@ class InferRun:
         try:
             results = self.take(captions.of(loader))
         except KeyboardInterrupt:
-            if self.file and self.file.form in GROWING and self.first:
+            if self.file and self.file.grows and self.first:
                 note(f"\n{self.file.part} has the captions so far: add --resume to go on")
             raise
         unknown = self.style.rules.unknown if self.style.rules else Counter()
@@ -422,11 +422,10 @@ class InferRun:
 
         Several processes print when all have ended, to keep the order.
         """
-        from tqdm import tqdm
+        from captioning.progress import Bar
 
-        hidden = not self.first or (self.printed and self.alone)
-        kept = []
-        with tqdm(total=len(self.rest), unit="image", desc="caption", disable=True if hidden else None) as bar:
+        kept, drawn = [], not (self.printed and self.alone)
+        with Bar(len(self.rest), "caption", "image", stream=sys.stderr, drawn=drawn) as bar:
             for item, result in results:
                 kept.append(result)
                 for output in self.outputs:

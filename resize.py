@@ -52,8 +52,6 @@ from functools import partial
 from multiprocessing import get_start_method
 from pathlib import Path
 
-from tqdm import tqdm
-
 from captioning.cores import core_count
 from captioning.errors import UserError, first_few, run, shown, warn
 from captioning.files import atomic_write, read_lines, remove_leftovers
@@ -61,7 +59,9 @@ from captioning.images import image_file
 from captioning.images.image_file import ImageError, image_error, open_image, target_size
 from captioning.images.kinds import HEIF_EXTENSIONS, KNOWN_FORMATS
 from captioning.images.listing import PassedOver, list_images
+from captioning.next_steps import print_next
 from captioning.processes import in_processes
+from captioning.progress import Bar
 from captioning.signals import serve
 from captioning.tables import csv_lines
 
@@ -235,11 +235,12 @@ def resize_all(names: list[str], settings: Settings, workers: int, archive: Path
             import captioning.images.torch_resize  # noqa: F401  once here instead of once in each process
         work = partial(resize_one, settings=settings)
         outcomes = stack.enter_context(in_processes(work, names, workers, begin_worker, (settings.with_torch,)))
-        for outcome in tqdm(outcomes, total=len(names), unit="image", desc="resize", disable=None):
+        bar = stack.enter_context(Bar(len(names), "resize", "image", stream=sys.stderr))
+        for outcome in bar.over(outcomes):
             counts[outcome.status] += 1
             if outcome.status == "failed":
                 failures.append((outcome.name, outcome.reason))
-                tqdm.write(shown(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}"), file=sys.stderr)
+                bar.tell(shown(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}"))
             elif archive:
                 members.write(settings.output_dir / outcome.name, Path(outcome.name).as_posix())
     if counts["resized"] and hasattr(os, "sync"):
@@ -278,6 +279,7 @@ def main(args) -> int:
     print(f"{output_dir}: {counts['resized']} images resized ({shape}){kept}, {len(failures)} failed")
     if archive:
         print(f"{archive}: {counts['resized'] + counts['kept']} images")
+    print_next(["train.py", "--images", archive or output_dir, "--captions", "CAPTIONS", "--val_fraction", 0.1])
     return 1 if failures else 0
 
 

@@ -93,7 +93,7 @@ def extract(encoder: PhotoEncoder, loader: Loader, writers: list[FeatureWriter |
     The shares go to it batch by batch, so that the file and what --resume finds of it are the same for any number of
     processes.
     """
-    bar = None if not writers else Bar(len(loader.items), "extracting", "image")
+    bar = Bar(len(loader.items), "extracting", "image")
     todos = [set() if writer is None else set(writer.todo) for writer in writers]
     batches = iter(loader)
     for _ in range(from_main(lambda: len(loader))):
@@ -110,5 +110,4 @@ def extract(encoder: PhotoEncoder, loader: Loader, writers: list[FeatureWriter |
                     if key in todo:
                         writer.write(key, row)
             bar.update(len(keys) + bad)
-    if bar is not None:
-        bar.close()
+    bar.close()

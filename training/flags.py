@@ -12,7 +12,7 @@ from captioning.config import ModelConfig, ParagraphConfig
 from captioning.datasets.config import DatasetParams, get_datasets
 from captioning.errors import UserError
 from captioning.files import check_writable, require_file, require_model_file
-from training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings
+from training.settings import ACTIONS, DataSettings, ModelSettings, RunSettings, TrainSettings
 from vocabulary import Vocabulary
 
 SETTINGS = (DataSettings, ModelSettings, ModelConfig, ParagraphConfig, TrainSettings, RunSettings)
@@ -33,15 +33,16 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "Transformer (--decoder transformer)": "heads feed_forward_size region_layers positions max_positions",
     "paragraphs": "hierarchical_model pooling_size fc_size max_sentences weight_sentence_loss weight_word_loss "
     "dropout_stopping dropout_fc lr_word_decoder coherent_sentences coupling_alpha coupling_beta",
-    "optimiser": "optimizer learning_rate encoder_learning_rate encoder_lr_decay weight_decay grad_clip grad_clip_norm "
-    "lr_scheduler lr_step_size lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema accumulate",
+    "optimiser": "optimizer learning_rate encoder_learning_rate encoder_lr_decay weight_decay grad_clip "
+    "grad_clip_norm lr_scheduler lr_step_size lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema "
+    "accumulate",
     "teacher forcing": "teacher_forcing teacher_forcing_k teacher_forcing_beta",
     "self-critical training": "self_critical_from_epoch self_critical_loss gamma_ml_rl self_critical_learning_rate "
     "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
     "distillation": "distill distill_weight distill_temperature",
-    "run": "model_name model_basename output_root model_path load_model init_model optimizer_reset force_epoch "
-    "replace/force resume resume_changed num_epochs save_every keep early_stopping log_step verbose seed deterministic "
-    "amp compile tensorboard profiler cpu device",
+    "run": "config model_name model_basename output_root model_path load_model init_model optimizer_reset force_epoch "
+    "replace/force resume resume_changed num_epochs save_every keep early_stopping best_by log_step verbose seed "
+    "deterministic amp compile tensorboard logger profiler cpu device",
 }
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
@@ -73,6 +74,7 @@ def parse_args(doc: str, argv=None) -> Namespace:
         add = parser.group(title)
         for name in names.split():
             add(*(f"--{part}" for part in name.split("/")))
+    parser.file_flag, parser.typed_only = "config", ACTIONS
     args = parser.parse_args(argv)
     both = args.dataset and args.captions
     args.dataset = args.dataset or args.captions  # the same, but for who reads it
@@ -169,6 +171,8 @@ def contradictions(args) -> dict[str, object]:
             trained and not args.dataset
         ),
         "--val_fraction and --validate exclude each other": args.val_fraction and args.validate,
+        "--best_by is for training with validation: --validate or --val_fraction": args.best_by
+        and not (trained and (args.validate or args.val_fraction)),
         "--val_fraction is for training: --validate_only takes --validate PATH:SPLIT": args.val_fraction
         and not trained,
         "--no_tokenize and --tokenizer exclude each other": args.no_tokenize and args.tokenizer,

@@ -25,7 +25,7 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """hidden (N, H), keys (B, R, A), values (B, R, P) -> context (N, P), weights (N, R)."""
-        query = self.query(hidden).view(len(keys), -1, 1, keys.shape[2])  # (B, K, 1, A)
+        query = self.query(hidden).view(keys.shape[0], -1, 1, keys.shape[2])  # (B, K, 1, A)
         weights = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).softmax(2)  # (B, K, R)
         context = torch.bmm(weights, values).flatten(0, 1)  # (N, P)
         if self.gate is not None:

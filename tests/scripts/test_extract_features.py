@@ -62,6 +62,8 @@ def test_map_in_half_precision_with_the_default_name(extract, tmp_path):
     reader = open_features(tmp_path / "toy-val-efficientnet_lite0-conv-plain.lmdb")
     assert reader.shape == (1280, 7, 7) and reader.dtype == np.float16
     assert str(tmp_path) in done.out and "images/s" in done.out
+    name = tmp_path / "toy-val-efficientnet_lite0-conv-plain.lmdb"
+    assert done.out.splitlines()[-1].endswith(f" --features {name} --attention soft")
 
 
 def test_ten_crops_are_averaged_or_maximised(extract, tmp_path):

@@ -28,6 +28,12 @@ def test_run_learns_and_leaves_its_files(train):
     assert rows["12"]["validation_cider"] > 1.0
     wanted = {"training_loss", "validation_loss", "validation_cider", "validation_bleu_4", "validation_distinct"}
     assert wanted <= set(rows["1"])
+    *_, head, photo, scored, plot = done.out.splitlines()
+    config = f"--dataset_config_file {train.data / 'datasets.conf'}"
+    infer = f"  python infer.py --model {folder / 'best.model'}"
+    assert (head, photo) == ("next:", f"{infer} photo.jpg")
+    assert scored == f"{infer} --dataset toy:val {config} --scoring bleu,cider"
+    assert plot == f"  python plot_stats.py {folder / 'train_stats.json'}"
     for text in ("24 images, 120 captions", "validation: 12 images", "vocabulary:", "epoch 12/12", "best epoch"):
         assert text in done.out
     best = max(rows, key=lambda epoch: rows[epoch]["validation_cider"])
