@@ -12,6 +12,7 @@ from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
 from captioning.datasets.base import CaptionDataset
 from captioning.datasets.caption_file import suitable_threshold
 from captioning.decoder.paragraph import HierarchicalDecoder
+from captioning.decoder.transfer import Source, begin_with
 from captioning.devices import is_main
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
@@ -22,7 +23,6 @@ from captioning.files import remove_leftovers
 from captioning.text.tokenizers import one_token_advice
 from model import Captioner, build_model, load_captioner
 from training.settings import DataSettings, ModelSettings
-from training.transfer import begin_with
 from vocabulary import Vocabulary, auto_name, count_words, require_known_words, vocabulary_from_counts
 
 
@@ -91,7 +91,8 @@ class CaptionerBuilder:
         for name in ("dropout", "encoder_dropout"):
             changes[name] = self.typed_flags.get(name, getattr(other.config, name))
         captioner = self._captioner(replace(other.config, crop_size=size, **changes), vocabulary)
-        new = begin_with(captioner, other, file)
+        source = Source(other.model.decoder.state_dict(), other.vocabulary.words, other.config, file)
+        new = begin_with(captioner.model.decoder, vocabulary.words, captioner.config, source)
         print(f"the decoder begins with the weights of {file}; {new:,} of {len(vocabulary):,} words are new")
         return captioner
 

@@ -5,10 +5,10 @@ import torch
 
 from captioning.config import FeatureSpec, ModelConfig
 from captioning.decoder.search import Search
+from captioning.decoder.transfer import Source, begin_with
 from captioning.errors import UserError
 from captioning.text.tokens import UNK
 from model import Captioner, CaptionModel
-from training.transfer import begin_with
 from vocabulary import Vocabulary
 
 SPECIAL = ["<pad>", "<start>", "<end>", "<unk>"]
@@ -23,13 +23,18 @@ def captioner(words: str, persist: tuple[int, ...] = (), **settings) -> Captione
     return Captioner(CaptionModel(config, len(vocabulary), [None] * len(config.specs)).eval(), vocabulary)
 
 
+def begun_with(new: Captioner, old: Captioner) -> int:
+    source = Source(old.model.decoder.state_dict(), old.vocabulary.words, old.config, "old.model")
+    return begin_with(new.model.decoder, new.vocabulary.words, new.config, source)
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("persist", [((), (9,)), ((3,), (3, 9)), ((3,), (3,))])
 def test_it_writes_what_the_other_one_wrote(persist):
     old, new = captioner("a dog runs fast", persist[0]), captioner("the dog a pizza runs", persist[1])
     for one in (old, new):
         one.model.decoder.linear.bias[UNK] = -4.0
-    assert begin_with(new, old, "old.model") == 2
+    assert begun_with(new, old) == 2
     shared, more = torch.randn(6, 4, 7), [torch.randn(6, size) for size in persist[1]]
     search = Search(max_length=6)
     theirs = old.encode(None, [shared, *more[: len(persist[0])]])
@@ -56,4 +61,4 @@ def test_what_does_not_fit_is_told():
         (captioner("a dog", (3,), rnn_arch="GRU"), "does not fit"),
     ):
         with pytest.raises(UserError, match=message):
-            begin_with(other, old, "old.model")
+            begun_with(other, old)
