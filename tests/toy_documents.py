@@ -123,7 +123,7 @@ def _small_training(flags: list[str]) -> list[str]:
     )
     if "11" in flags:
         more += ["--self_critical_from_epoch", "2"]
-    if "--load_model" not in flags:
+    if not {"--load_model", "--config"} & {*flags}:
         more += SMALL_TRANSFORMER if "transformer" in flags else SMALL
         more += [] if "--features" in flags else ["--features", "efficientnet_lite0"]
     if "--hierarchical_model" in flags:

@@ -19,7 +19,17 @@ SETTINGS = (DataSettings, ModelSettings, ModelConfig, ParagraphConfig, TrainSett
 FIRST_USE = ("dataset", "captions", "images", "val_fraction", "dataset_config_file", "validate", "validation_scoring")
 FIRST_USE += ("batch_size", "num_workers", "vocab", "vocab_threshold", "tokenizer", "features", "persist_features")
 FIRST_USE += ("decoder", "attention", "embed_size", "hidden_size", "dropout", "finetune_encoder", "optimizer")
-FIRST_USE += ("learning_rate", "model_name", "load_model", "resume", "replace", "num_epochs", "seed", "device")
+FIRST_USE += (
+    "learning_rate",
+    "config",
+    "model_name",
+    "load_model",
+    "resume",
+    "replace",
+    "num_epochs",
+    "seed",
+    "device",
+)
 
 
 GROUPS = {  # the flags of train.py under their headings in the help; flags with two names are joined by /
