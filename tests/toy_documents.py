@@ -141,6 +141,7 @@ def _coco(root: Path) -> str:
     splits = ("train2014", "val2014", "test2014")
     make_coco(root, dict.fromkeys(splits, 6))
     write_features(root, "resnet.lmdb")
+    write_features(root, "scene.lmdb")
     write_features(root, "conv.lmdb", feature_map)
     (root / "cocobu_att").mkdir()
     for number in range(1, 19):
