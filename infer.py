@@ -49,13 +49,14 @@ from captioning.files import check_writable, require_file, require_model_file
 from captioning.images.listing import PassedOver
 from captioning.text.cleaning import id_text, printable
 from captioning.text.function_words import content_words
+from captioning.text.paragraphs import PERIODS
 from inference.caption_files import read_results
 from inference.gallery.comparison import Comparison
 from inference.gallery.page import Gallery, write_gallery
 from inference.image_arguments import holds_images, named_images
-from inference.image_outputs import Copies, Sidecars
+from inference.image_outputs import Copies, Sidecars, outside
 from inference.lemmas import LemmaRules
-from inference.results import GROWING, NOT_SURE, PartFile, Result, ResultsFile, Style, format_of, shown_texts
+from inference.results import NOT_SURE, PartFile, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
 
 
@@ -135,6 +136,9 @@ class InferRun:
             dataset = GenericDataset(files=files, image_dir=s.image_dir, recursive=s.recursive, passed=passed)
             if line := passed.line():
                 note(f"{script_name()}: {line}")
+            if s.write_metadata and (copies := len(dataset) - len(left := outside(dataset.items, s.write_metadata))):
+                dataset.items = left
+                note(f"{script_name()}: passed over: {copies} images in {s.write_metadata}, where the copies are")
         elif loose:
             raise UserError(f"--dataset {s.dataset} and images or --image_dir exclude each other")
         elif not s.dataset:
@@ -161,8 +165,8 @@ class InferRun:
         """The results file, None where captions are only printed. All outputs are checked here."""
         s = self.settings
         path, form = self.results_path()
-        if s.resume and form not in GROWING:
-            raise UserError(f"--resume goes on with {' and '.join(GROWING)} files: name one with --output_file")
+        if s.resume and path is None:
+            raise UserError("--resume goes on with a results file: name one with --output_file")
         if s.resume and s.attention_output:
             raise UserError("--attention_output cannot be resumed: leave out --resume")
         outputs = {"--output_file": path, "--html": s.html, "--attention_output": s.attention_output}
@@ -346,6 +350,7 @@ class InferRun:
         """Say what was written, score it, draw the gallery. Gives the exit status."""
         if self.file:
             note(f"{self.file.path}: captions of {len(self.results)} images")
+        self.write_earlier()
         for output in self.outputs:
             note(output.report())
         if unsure := sum(result.unsure for result in self.results):
@@ -378,6 +383,15 @@ class InferRun:
         title = f"{len(self.results):,} images of {self.source('a list')}"
         write_gallery(s.html, self.results, Gallery(title, about, table, name, of_images, self.maps, other))
 
+    def write_earlier(self) -> None:
+        """The sidecars and copies of images whose captions --resume found in the results file."""
+        if not (self.file and self.outputs) or self.settings.existing == "append":  # which may have been done before
+            return
+        by_id = {self.style.id_of(item): item for item in self.dataset.items}
+        for result in self.file.earlier:
+            for output in self.outputs:
+                output.write(by_id[result.image_id], result)
+
     def caption_share(self):
         """The inference.sharing.Share of this process: captions of its part of the images that are left."""
         from data_loader import LoaderSettings
@@ -399,9 +413,10 @@ class InferRun:
         self.began = time.monotonic()
         captions = ImageCaptions(captioner, self.search(captioner), self.style, s.amp, attention, self.sampling_seed)
         try:
-            results = self.take(captions.of(loader))
+            with contextlib.closing(captions.of(loader)) as found:  # also its processes, whatever happens
+                results = self.take(found)
         except KeyboardInterrupt:
-            if self.file and self.file.form in GROWING and self.first:
+            if self.file and self.file.grows and self.first:
                 note(f"\n{self.file.part} has the captions so far: add --resume to go on")
             raise
         unknown = self.style.rules.unknown if self.style.rules else Counter()
@@ -463,6 +478,8 @@ class InferRun:
         for name in ("attention_output", "html_attention"):
             if getattr(s, name) and captioner.model.attended is None:
                 raise UserError(f"--{name}: the model has no attention")
+            if getattr(s, name) and captioner.config.specs[captioner.model.attended].varying:
+                raise UserError(f"--{name}: the model attends to different numbers of regions, which fill no table")
         return captioner
 
     def check_paragraphs(self) -> None:
@@ -485,10 +502,11 @@ class InferRun:
         from captioning.decoder.search import BEAMS, Search
         from inference.mentions import with_mentions
 
-        s, old = self.settings, self.as_deepcaption(captioner)
+        s, old, words = self.settings, self.as_deepcaption(captioner), captioner.vocabulary.words
         search = Search(
             beam_size=1 if s.sample or old else s.beam_size or max(BEAMS, s.n_best),
             min_length=s.min_words,
+            closing=tuple(words.index(mark) for mark in (*PERIODS, "!", "?") if mark in words),
             max_length=s.max_words or s.max_seq_length,
             length_penalty=captioner.length_penalty if s.length_penalty is None else s.length_penalty,
             n_best=s.n_best,

@@ -22,6 +22,7 @@ import sys
 from argparse import Namespace
 
 from captioning.command_line import Parser
+from captioning.groups import GROUP, group_mistake, read_groups
 
 DEFAULT_SCORING = "bleu,meteor,rouge,cider"
 FORMATS = ("text", "markdown", "latex", "csv", "json")
@@ -41,9 +42,8 @@ def parse_args(argv=None) -> Namespace:
     add("--confidence", type=float, metavar="PERCENT", help="show intervals of this confidence, such as 95, and how "
         "much each further results file differs from the first")  # fmt: skip
     add("--resamples", default=1000, metavar="N", help="--confidence: samples of the images to draw")
-    add("--group", action="append", nargs="?", const="", metavar="NAME=FILES", help="show the mean and standard "
-        "deviation of several results files, as of several seeds: alone, of all RESULTS.json; with NAME=a.json,b.json "
-        "or NAME=PATTERN of those; may be given several times")  # fmt: skip
+    add("--group", **GROUP, help="show the mean and standard deviation of several results files, as of several seeds: "
+        "alone, of all RESULTS.json; with NAME=A,B or NAME=PATTERN of those; may be repeated")  # fmt: skip
     add("--training", metavar="FILE", help="count novel captions: those that this caption file, or dataset of "
         "datasets.conf, does not have")  # fmt: skip
     add("--objects", action="store_true", help="count how often the main object is named: one of COCO's 80 categories "
@@ -64,12 +64,8 @@ def check_flags(parser: Parser, args: Namespace) -> None:
         parser.error("name one or more results files")
     if args.per_image and not args.per_image.lower().endswith(".csv"):
         parser.error(f"--per_image {args.per_image}: name a .csv file")
-    for typed in args.group or ():
-        name, equals, files = typed.partition("=")
-        if typed and not (name and equals and files):
-            parser.error(f"--group {typed}: write NAME=FILE,FILE; --group without a value stands behind RESULTS.json")
-    if "" in (args.group or ()) and not args.results:
-        parser.error("--group without a value joins RESULTS.json, but there are none")
+    if mistake := group_mistake(args.group or (), args.results, "RESULTS.json"):
+        parser.error(mistake)
     if args.confidence is None:
         if "resamples" in args.typed_flags:
             parser.error("--resamples is for --confidence")
@@ -85,8 +81,6 @@ def check_flags(parser: Parser, args: Namespace) -> None:
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
-import glob
-import os
 from pathlib import Path
 
 from captioning.datasets.references import read_references
@@ -101,32 +95,6 @@ ENDINGS = {".csv": "csv", ".md": "markdown", ".tex": "latex", ".txt": "text"}
 def note(message: str) -> None:
     """For the person, not for the pipe."""
     print(message, file=sys.stderr)
-
-
-def read_groups(results: list[str], typed: list[str]) -> list[tuple[str, list[str]]]:
-    """(name, results files) of each group of --group; where it names some, each of the other `results` is one alone.
-
-    Raises UserError where no file has a name that a pattern describes.
-    """
-    groups = []
-    if "" in typed:
-        start = os.path.commonprefix([Path(path).stem for path in results])
-        groups.append((start.rstrip("-_. ") or "all", results))
-    else:
-        groups += [(Path(path).stem, [path]) for path in results]
-    for name, _, files in (text.partition("=") for text in typed if text):
-        groups.append((name, [path for pattern in files.split(",") for path in files_of(pattern, name)]))
-    return groups
-
-
-def files_of(pattern: str, name: str) -> list[str]:
-    """The files that a pattern such as results/lstm*.json describes, or the one file that it names."""
-    if os.path.exists(pattern) or not glob.has_magic(pattern):
-        return [pattern]
-    found = sorted(glob.glob(pattern))
-    if not found:
-        raise UserError(f"--group {name}: there is no file {pattern}")
-    return found
 
 
 def make_scoring(args, references: dict, training: list[str] | None):
@@ -225,7 +193,7 @@ def main(args) -> int:
             check_writable(option, path)
     if args.cached_words and args.scoring:
         require_file("--cached_words", args.cached_words)
-    groups = read_groups(args.results, args.group or [])
+    groups = read_groups(args.results, [Path(path).stem for path in args.results], args.group or [])
     paths = list(dict.fromkeys(path for _, several in groups for path in several)) if args.group else args.results
     references = read_references(args.ground_truth)
     captions = {path: with_references(path, read_results(path), references) for path in paths}

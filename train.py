@@ -46,6 +46,7 @@ from captioning.cores import first_speaks, process_count
 from captioning.datasets.base import CaptionDataset, image_key
 from captioning.datasets.names import short_names
 from captioning.decoder.search import Search
+from captioning.decoder.teacher_forcing import truth_probability
 from captioning.devices import (
     choose_device,
     ended_processes,
@@ -69,7 +70,8 @@ from training.build import CaptionerBuilder, compile_encoders
 from training.cider_reward import CiderReward
 from training.distillation import Distillation, Teachers
 from training.feature_cache import cache_features, readable
-from training.log import TrainingLog, require_tensorboard
+from training.log import TrainingLog
+from training.loggers import require_packages
 from training.losses import CrossEntropy, Objective
 from training.optimizers import self_critical_settings
 from training.paragraph_losses import ParagraphObjective
@@ -108,8 +110,7 @@ class TrainRun:
     def prepare(self) -> None:
         """Open data and model, and take over the state of the run, or of the model, that training goes on from."""
         s = self.settings
-        if s.tensorboard:
-            require_tensorboard()  # before a run of that name is replaced
+        require_packages(s.loggers)  # before a run of that name is replaced
         device = start_processes(choose_device(s.device, s.cpu))
         torch.manual_seed(self.training.seed)
         torch.use_deterministic_algorithms(s.deterministic)
@@ -120,7 +121,8 @@ class TrainRun:
         self.folder = RunFolder(Path(s.output_root) / s.model_path / name, sys.argv, s.keep)
         self.folder.flags, self.folder.best_by = self.flags, self.validation.best_by
         saved = self.folder.prepare(int(s.resume or s.resume_changed), s.replace, is_main())
-        self.log = TrainingLog(self.folder.path, s.tensorboard and is_main(), s.profiler and is_main())
+        loggers = s.loggers if is_main() else ()
+        self.log = TrainingLog(self.folder.path, loggers, s.profiler and is_main(), resumed=saved is not None)
         with first_speaks():
             self.captioner = self.builder.build(dataset)
             self.captioner.calibration = None  # that of --load_model is of other weights
@@ -435,7 +437,12 @@ class TrainRun:
             "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
         }
         row |= progress.other_means
-        return {**row, "training_reward": progress.reward} if self.trainer.objective.has_reward else row
+        t = self.training
+        if self.trainer.objective.has_reward:
+            row["training_reward"] = progress.reward
+        elif t.teacher_forcing != "always":
+            row["teacher_forcing"] = truth_probability(self.trainer.step, t.teacher_forcing_k, t.teacher_forcing_beta)
+        return row
 
     def end_epoch(self, epoch: int, progress: Progress) -> bool:
         """Validate, save, and print the epoch's line. False where a signal stopped the validation.

@@ -118,7 +118,9 @@ def serve(parent: int) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent(signal.SIGKILL, parent)
+    # It prints what a thread of multiprocessing's meets when the parent goes away; errors of the work go to the parent.
+    sys.excepthook = lambda *error: None
+    end_with_parent(getattr(signal, "SIGKILL", signal.SIGTERM), parent)  # Windows has no SIGKILL
 
 
 def end_with_parent(number: int, parent: int) -> None:

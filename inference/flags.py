@@ -88,8 +88,12 @@ def add_output(add) -> None:
     add("--output_format", choices=("txt", "json", "jsonl", "csv"), help="default: by the file's ending, else txt")
     add("--results_path", metavar="DIR", help="folder of results (default: this one with --output_file, else results)")
     add("--store_image_paths", action="store_true", help="write paths of images in place of their ids")
-    add("--resume", action="store_true", help="continue an interrupted jsonl or csv file: skip the images that it has")
-    add("--force", action="store_true", help="begin a jsonl or csv file anew, also where an interrupted run left one")
+    add("--resume", action="store_true", help="continue an interrupted results file: skip the images that it has")
+    add(
+        "--force",
+        action="store_true",
+        help="begin the results file anew, also where an interrupted run left a part of it",
+    )
     add("--html", metavar="FILE", help="write a gallery of the images with their captions; beyond 1,000 images with a "
         "folder of thumbnails beside it")  # fmt: skip
     add("--html_attention", action="store_true", help="--html: show where the model looked for each word")
@@ -113,7 +117,8 @@ def check_gallery(parser: Parser, args: Namespace) -> None:
     if len(args.compare or ()) > 2:
         parser.error(f"--compare: {len(args.compare)} files are too many; give one or two")
     if len(args.compare or ()) == 2:
-        for name in ("model", "output_file", "print_results", "attention_output", "html_attention"):
+        of_runs = "model output_file print_results attention_output html_attention sidecar write_metadata "
+        for name in (of_runs + "write_metadata_in_place resume").split():
             if getattr(args, name):
                 parser.error(f"--compare with two files runs no model: leave out --{name}")
 

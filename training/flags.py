@@ -43,16 +43,16 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "Transformer (--decoder transformer)": "heads feed_forward_size region_layers positions max_positions",
     "paragraphs": "hierarchical_model pooling_size fc_size max_sentences weight_sentence_loss weight_word_loss "
     "dropout_stopping dropout_fc lr_word_decoder coherent_sentences coupling_alpha coupling_beta",
-    "optimiser": "optimizer learning_rate encoder_learning_rate encoder_lr_decay weight_decay grad_clip grad_clip_norm "
-    "lr_scheduler lr_step_size lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema accumulate",
+    "optimiser": "optimizer learning_rate encoder_learning_rate encoder_lr_decay weight_decay grad_clip "
+    "grad_clip_norm lr_scheduler lr_step_size lr_cyclical_min lr_cyclical_max warmup_steps label_smoothing ema "
+    "accumulate",
     "teacher forcing": "teacher_forcing teacher_forcing_k teacher_forcing_beta",
     "self-critical training": "self_critical_from_epoch self_critical_loss gamma_ml_rl self_critical_learning_rate "
     "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
     "distillation": "distill distill_weight distill_temperature",
-    "run": "config model_name model_basename output_root model_path load_model optimizer_reset force_epoch "
+    "run": "config model_name model_basename output_root model_path load_model init_model optimizer_reset force_epoch "
     "replace/force resume resume_changed num_epochs save_every keep early_stopping best_by log_step verbose seed "
-    "deterministic amp compile "
-    "tensorboard profiler cpu device",
+    "deterministic amp compile tensorboard logger profiler cpu device",
 }
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
@@ -109,15 +109,13 @@ def check_paths(args) -> None:
             parts = get_datasets(name, args.dataset_config_file, option, args.images)
             if not args.validate_only:
                 check_feature_files(args.typed_flags, parts)
-            if option == trained and args.mix and (times := len(args.mix.split(","))) != len(parts):
-                raise UserError(f"--mix {args.mix}: {times} numbers, but {trained} {name} has {len(parts)} parts")
     for option in ("--weights", "--cached_words"):
         if path := getattr(args, option[2:]):
             require_file(option, path)
     models = args.load_model or []
     if args.validate_only and (len(models) > 1 or args.skip_existing_validations):
         models = []  # a model that fails is passed over, or not even read
-    for path in models + (args.distill or []):
+    for path in models + (args.distill or []) + ([args.init_model] if args.init_model else []):
         require_model_file(path)
     vocabulary = DataSettings.of(vars(args)).vocabulary_file
     if vocabulary:
@@ -177,6 +175,7 @@ def contradictions(args) -> dict[str, object]:
     of_others = [] if models else [f for f in others if f.name in args.typed_flags]
     by_cross_entropy = "a --hierarchical_model is trained by cross-entropy alone"
     return {
+        "--init_model and --load_model exclude each other": args.init_model and models,
         "--validate_only needs --load_model and --validate": not trained and not (models and args.validate),
         "--dataset is required: sections of datasets.conf, such as coco:train2014, or a file or folder of captions": (
             trained and not args.dataset

@@ -16,6 +16,7 @@ from captioning.files import sha256_of
 Tokenizer = Literal["treebank", "words", "char", "regex", "whitespace"]
 Optimizer = Literal["rmsprop", "adam", "adamw", "sgd"]
 Schedule = Literal["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine", "inverse_sqrt", "constant"]
+Logger = Literal["none", "tensorboard", "csv", "wandb", "mlflow"]
 TeacherForcing = Literal["always", "sampled", "additive", "additive_sampled"]
 # what each of them adds to the reward stands in training/self_critical_terms.py
 SelfCriticalLoss = Literal["sc", "sc_with_diversity", "sc_with_relative_diversity", "sc_with_bleu_diversity",
@@ -94,6 +95,9 @@ class ModelSettings(Settings):
     weights: str | None = setting(None, "local file with the encoder's weights, instead of a download", "FILE")
     load_model: list[str] | None = setting(
         None, "start from this model; several are trained one after the other", "FILE"
+    )
+    init_model: str | None = setting(
+        None, "begin with the weights of this model, with other words or more persistent features", "FILE"
     )
     hierarchical_model: bool = setting(
         False, "write paragraphs; a model of sentences given with --load_model becomes the word RNN"
@@ -227,10 +231,20 @@ class RunSettings(Settings):
     show_tokens: bool = setting(False, "print the tokens of the first captions")
     deterministic: bool = setting(False, "only deterministic algorithms (slower on a GPU)")
     compile: bool = setting(False, "compile the encoder with torch.compile, on a GPU (default: no)")
-    tensorboard: bool = setting(False, "write scalars and histograms into the run's folder tensorboard/")
+    tensorboard: bool = setting(False, "the same as --logger tensorboard; both may be given")
+    logger: Logger = setting(
+        "none",
+        "write the figures of steps and epochs into the run's folder (tensorboard/ with histograms of weights; "
+        "log_step.csv and log_epoch.csv), or to wandb or mlflow",
+    )
     profiler: bool = setting(False, "profile ten steps: profile.txt and trace.json in the run's folder")
     device: str | None = setting(None, "cpu, cuda, cuda:1, mps (default: the best there is)", "NAME")
     cpu: bool = setting(False, "do not use a GPU")
+
+    @property
+    def loggers(self) -> list[str]:
+        """The loggers that --logger and --tensorboard name."""
+        return sorted({self.logger, *(["tensorboard"] if self.tensorboard else [])} - {"none"})
 
 
 # ---- what must be the same when a run goes on ----
@@ -238,10 +252,12 @@ class RunSettings(Settings):
 # No number of a run depends on these, or what they name is compared in their place: model, vocabulary, data.
 MAY_CHANGE = "dataset captions images val_fraction tokenizer "
 MAY_CHANGE += "dataset_config_file validate num_workers cache_features vocab vocab_root vocab_threshold "
-MAY_CHANGE += "no_tokenize features persist_features weights load_model hierarchical_model cached_words distill "
+MAY_CHANGE += (
+    "no_tokenize features persist_features weights load_model init_model hierarchical_model cached_words distill "
+)
 MAY_CHANGE += "num_epochs early_stopping model_name model_basename output_root model_path optimizer_reset force_epoch "
-MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard profiler device "
-MAY_CHANGE += "cpu validate_only skip_existing_validations config of_decoder"
+MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard logger profiler "
+MAY_CHANGE += "device cpu validate_only skip_existing_validations config of_decoder"
 # What a command does with a run, rather than how the run goes: neither kept with a run nor read from a file.
 ACTIONS = ("config", "resume", "resume_changed", "replace", "validate_only", "skip_existing_validations")
 PROJECTION = "--regularize_projection above 0"

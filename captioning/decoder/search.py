@@ -50,6 +50,7 @@ class Search:
     no_repeat_sentences: bool = False  # a sentence that a paragraph has gives way to the next best beam, or to none
     only_complete_sentences: bool = False  # so does a sentence of `max_length` words, which was cut off there
     min_length: int = 0  # fewest words before <end>, as long as there is a word that may follow
+    closing: tuple[int, ...] = ()  # ids of marks that end a sentence: not before the last of the `min_length` words
     once: tuple[int, ...] = ()  # ids of words that a sentence has once at most, such as content_words() gives
 
     def __post_init__(self):
@@ -194,10 +195,11 @@ def restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool)
         blocked = _once_only(search.once, allowed.shape[1], allowed.device)[tokens]  # (N, t)
         allowed.scatter_add_(1, tokens, allowed.new_zeros(tokens.shape).masked_fill(blocked, -torch.inf))
     if tokens.shape[1] < search.min_length:
-        end = allowed[:, END].clone()
-        allowed[:, END] = -torch.inf
-        stuck = allowed.amax(1) == -torch.inf
-        allowed[:, END] = end.masked_fill(~stuck, -torch.inf)
+        early = [END, *search.closing] if tokens.shape[1] < search.min_length - 1 else [END]
+        kept = allowed[:, early]
+        allowed[:, early] = -torch.inf
+        stuck = allowed.amax(1, keepdim=True) == -torch.inf
+        allowed[:, early] = kept.masked_fill(~stuck, -torch.inf)
     return allowed
 
 

@@ -6,9 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from captioning.errors import UserError
+from captioning.fast import switch
 from captioning.fast.convolutions import FastNetwork
 
 CHUNK = 4  # images that a CPU encodes at a time: more at once run out of its cache and are slower
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """Names of the parts of `model` with weight matrices, first to last; sequences of parts are opened."""
+    names = []
+    for name, module in model.named_children():
+        if type(module) in (nn.Sequential, nn.ModuleList) or type(module).__name__ in ("Encoder", "Transformer"):
+            names += [f"{name}.{inner}" for inner in block_names(module)]
+        elif any(p.ndim > 1 for p in module.parameters()):
+            names.append(name)
+    return names
 
 
 class ImageEncoder(nn.Module):
@@ -47,7 +59,7 @@ class ImageEncoder(nn.Module):
     def _run(self, network: nn.Module, fast: FastNetwork, pixels: Tensor) -> tuple[Tensor, ...]:
         """The outputs of `network`, in chunks of the batch."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            count = -(-len(pixels) // CHUNK) if pixels.device.type == "cpu" else 1
+            count = -(-len(pixels) // CHUNK) if switch.enabled and pixels.device.type == "cpu" else 1
             chunks = pixels.tensor_split(max(count, 1))
             parts = []
             for images in map(self._normalise, chunks):

@@ -41,6 +41,10 @@ class ImageError(UserError):
     reason = ""
 
 
+class TooManyPixels(ValueError):
+    """An image that is larger than MAX_PIXELS, or MAX_DECODED."""
+
+
 def image_error(path, reason) -> ImageError:
     reason = " ".join(str(reason).split())
     error = ImageError(f"cannot read image {path}: {reason}")
@@ -49,7 +53,7 @@ def image_error(path, reason) -> ImageError:
 
 
 def open_image(path, size_hint: int | None = None) -> Image.Image:
-    """Read the first frame of the image file `path` as an upright 8-bit RGB image.
+    """Read the first frame of the image file `path` as an upright 8-bit RGB image. `path` may be its bytes, a BytesIO.
 
     Palettes, greys, CMYK, 16-bit and float images are converted; transparent parts become white. The content
     decides the format, not the extension. With `size_hint` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size
@@ -70,7 +74,7 @@ def upright(image: Image.Image) -> Image.Image:
     Raises ValueError where it has too many pixels, and what Pillow raises where it cannot be decoded.
     """
     if image.width * image.height > MAX_DECODED:
-        raise ValueError(f"{image.width}x{image.height} is more than {MAX_DECODED:,} pixels")
+        raise TooManyPixels(f"{image.width}x{image.height} is more than {MAX_DECODED:,} pixels")
     image.load()
     turn = UPRIGHT.get(orientation(image))  # read after load(), which turns a TIFF by itself
     rgb = to_rgb(image)
@@ -90,15 +94,23 @@ def image_size(path) -> tuple[int, int]:
 def opened(path) -> Iterator[Image.Image]:
     """The image file, or member of a zip file, with its header read. What goes wrong within becomes an ImageError."""
     try:
-        file = io.BytesIO(read_member(path)) if split_path(path) else path
-        if file is path and not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-            raise ValueError("it is not a plain file")  # a pipe may never give anything
-        with _open(file) as image:
+        with _open(content_of(path)) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+                raise TooManyPixels(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
             yield image
     except Exception as error:
         raise explained(path, error) from error
+
+
+def content_of(path):
+    """What Pillow reads: the path of a plain file, or bytes as a BytesIO. Raises ValueError for what may never end."""
+    if isinstance(path, io.BytesIO):
+        return path
+    if split_path(path):
+        return io.BytesIO(read_member(path))
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise ValueError("it is not a plain file")  # a pipe
+    return path
 
 
 def _open(file) -> Image.Image:
@@ -134,7 +146,8 @@ def image_exists(path) -> bool:
 def explained(path, error: Exception) -> ImageError:
     """The ImageError for whatever a decoder raised: damaged files bring forth nearly every kind of exception."""
     if isinstance(error, UnidentifiedImageError):
-        empty = len(read_member(path)) == 0 if split_path(path) else os.path.getsize(path) == 0
+        content = content_of(path)
+        empty = (content.getbuffer().nbytes if isinstance(content, io.BytesIO) else os.path.getsize(path)) == 0
         return image_error(path, "the file is empty" if empty else f"not a {KNOWN_FORMATS} image")
     if isinstance(error, OSError) and error.strerror:  # missing, a folder, no permission
         return image_error(path, error.strerror)

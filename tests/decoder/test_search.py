@@ -26,7 +26,9 @@ def may_follow(decoder, words: list[int], search: Search) -> list[int]:
     allowed = [END, *range(4, decoder.table.shape[1])] + ([UNK] if search.allow_unk else [])
     allowed = [w for w in allowed if not (search.block_trigrams and repeats(words, w))]
     allowed = [w for w in allowed if not (w in search.once and w in words)]
-    return [w for w in allowed if w != END or len(words) >= search.min_length] or [END]
+    early = [END] if len(words) < search.min_length else []
+    early += search.closing if len(words) < search.min_length - 1 else ()
+    return [w for w in allowed if w not in early] or [w for w in allowed if w in early] or [END]
 
 
 def slow_beam(decoder, key: int, search: Search) -> list[tuple[list[int], float]]:
@@ -68,6 +70,7 @@ SEARCHES = [
     Search(beam_size=4, n_best=4, max_length=6, allow_unk=True, length_penalty=1.0),
     Search(beam_size=3, n_best=3, max_length=6, min_length=4),
     Search(beam_size=4, n_best=4, max_length=8, min_length=8, length_penalty=0.7),
+    Search(beam_size=4, n_best=4, max_length=9, min_length=6, closing=(4, 5)),
     Search(beam_size=4, n_best=4, max_length=9, once=(4, 5, 7, 9)),
     Search(beam_size=5, n_best=5, max_length=7, min_length=5, once=tuple(range(4, 13)), block_trigrams=True),
 ]

@@ -1,7 +1,9 @@
 """Flags around a training run: logs, profile, compiling, schedules, validating trained models, several processes."""
 
 import builtins
+import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -242,6 +244,25 @@ def test_tensorboard_missing_is_one_line(train, monkeypatch):
     done = train("--features", "pooled.npy", "--num_epochs", 1, "--tensorboard")
     assert done.status == 2 and "pip install tensorboard" in done.err and done.err.count("\n") == 1
     assert not (train.folder / "run").exists()
+
+
+def test_csv_log_of_a_run_that_goes_on(train):
+    """The rows are those of train_stats.json; scheduled sampling adds the probability of the true word."""
+    flags = ["--features", "pooled.npy", "--logger", "csv", "--log_step", 1, "--teacher_forcing", "sampled"]
+    flags += ["--teacher_forcing_k", 10, "--teacher_forcing_beta", 5]
+    assert train(*flags, "--num_epochs", 1).status == 0
+    assert train(*flags, "--num_epochs", 2, "--resume").status == 0
+    folder = train.folder / "run"
+    with open(folder / "log_epoch.csv", newline="") as file:
+        epochs = list(csv.DictReader(file))
+    for row, (epoch, figures) in zip(epochs, stats(folder).items(), strict=True):
+        assert row.pop("epoch") == epoch and {name: float(value) for name, value in row.items()} == figures
+    with open(folder / "log_step.csv", newline="") as file:
+        steps = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in steps] == list(range(1, 13))
+    for row in steps:
+        truth = 10 / (10 + math.exp(int(row["step"]) * 5 / 10))  # k / (k + exp(i * beta / k))
+        assert float(row["teacher_forcing"]) == pytest.approx(truth)
 
 
 @pytest.mark.parametrize("batches, recorded", [(0, True), (2, False)])

@@ -329,6 +329,7 @@ def test_early_stopping(train):
         (["--features", "absent.lmdb"], ["absent.lmdb"]),
         (["--features", "pooled.npy", "--attention", "soft"], ["--attention", "-conv"]),
         (["--features", "resnet9000"], ["resnet9000"]),
+        (["--features", "pooled.npy", "--mix", "1,2"], ["--mix 1,2: toy:train has 1 parts, give a number for each"]),
         (["--features", "pooled.npy", "--vocab", "nothing.json"], ["nothing.json"]),
         (["--features", "pooled.npy", "--validation_scoring", "cidre"], ["cidre", "cider"]),
         (["--features", "map.lmdb", "--attention", "soft", "--skip_start_token"], ["--skip_start_token"]),

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from test_processes import batch_of, captioner_of
+from test_processes import captioner_of
 from torch import nn
+from toy_batches import batch_of
 
 from captioning.config import ModelConfig
 from captioning.encoder.factory import build_encoder
