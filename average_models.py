@@ -19,6 +19,7 @@ result is a model for infer.py, without the state of an optimizer.
 import sys
 from argparse import Namespace
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from captioning.command_line import Parser
@@ -68,17 +69,18 @@ def parse_args(argv=None) -> Namespace:
 
 def calibration(average, args) -> dict:
     """What of log-probabilities makes confidences, by captions of --calibrate, as infer.py writes them by default."""
-    from captioning.decoder.search import BEAMS, Search
     from captioning.devices import choose_device
     from captioning.scoring.calibration import LEAST_IMAGES
     from training.validation import Validation, validation_loader
 
     captioner = average.captioner(choose_device(args.device, args.cpu), args.encoder_weights, args.half)
-    penalty = captioner.length_penalty if args.length_penalty is None else args.length_penalty
+    search = captioner.default_search()
+    if args.length_penalty is not None:
+        search = replace(search, length_penalty=args.length_penalty)
     with closing(validation_loader(captioner, data_of(args, args.calibrate))) as loader:
         if (count := len(loader.items)) < LEAST_IMAGES:
             raise UserError(f"--calibrate {args.calibrate}: {count} images with captions are too few: {LEAST_IMAGES}")
-        Validation(("cider",), Search(BEAMS, length_penalty=penalty)).measure(captioner, loader)
+        Validation(("cider",), search).measure(captioner, loader)
     found = captioner.calibration
     share = f"{found.good:.0%} of {found.images} captions have a CIDEr of {found.threshold:g} or more"
     print(f"{args.calibrate}: {share}; confidences are off by {found.error:.3f} on average")

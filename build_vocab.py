@@ -69,6 +69,8 @@ from captioning.datasets.factory import open_dataset
 from captioning.datasets.names import short_names
 from captioning.errors import UserError, run, warn
 from captioning.files import atomic_write
+from captioning.next_steps import config_words, print_next
+from captioning.progress import Bar
 from captioning.text.tokenizers import one_token_advice, tokenize
 from captioning.text.tokens import SPECIALS
 from vocabulary import Vocabulary, count_words, file_kind, require_known_words, vocabulary_from_counts
@@ -111,7 +113,8 @@ class Counting:
         return dataset
 
     def count(self, dataset: CaptionDataset) -> Counter:
-        return count_words(dataset.captions(), self.tokenizer, self.lowercase, self.workers)
+        with Bar(dataset.num_captions, "count words", "caption", stream=sys.stderr) as bar:
+            return count_words(dataset.captions(), self.tokenizer, self.lowercase, self.workers, bar)
 
     def vocabulary(
         self, counter: Counter, threshold: int | None, dataset: CaptionDataset, name: str | None = None
@@ -196,6 +199,9 @@ def main(args) -> None:
         write_counts(leftovers, left_over(counter, vocabulary))
     if stats:
         write_counts(stats, counter)
+    if output:
+        data = ["--dataset", args.dataset, *config_words(args.typed_flags.get("dataset_config_file"))]
+        print_next(["train.py", *data, "--vocab", output, "--model_name", "NAME"])
 
 
 if __name__ == "__main__":

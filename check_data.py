@@ -45,8 +45,6 @@ if __name__ == "__main__":
 
 import json
 
-from tqdm import tqdm
-
 from captioning.cores import core_count
 from captioning.datasets.checks import (
     NOTES,
@@ -62,14 +60,16 @@ from captioning.files import atomic_write, check_writable
 from captioning.images.fingerprint import Fingerprint, fingerprint
 from captioning.images.image_file import image_exists
 from captioning.processes import in_processes
+from captioning.progress import Bar
 from captioning.text.tokenizers import one_token_advice
 
 
 def fingerprints(photos: list[CheckedPhoto], workers: int) -> dict[str, Fingerprint]:
     """The Fingerprint of each image file that is there, by its path."""
     paths = [path for path in dict.fromkeys(photo.path for photo in photos) if path and image_exists(path)]
-    with in_processes(fingerprint, paths, workers) as prints:
-        return dict(zip(paths, tqdm(prints, total=len(paths), unit="image", desc="images", disable=None)))
+    bar = Bar(len(paths), "check", "image", stream=sys.stderr)
+    with in_processes(fingerprint, paths, workers) as prints, bar:
+        return dict(zip(paths, bar.over(prints)))
 
 
 def report(findings: Findings, show: int) -> list[str]:

@@ -167,6 +167,9 @@ class Loader:
             items = [item for item in items if item.captions]
         if inputs and not any(one.from_pixels for one in inputs):
             transform = None
+        if settings.mix and len(settings.mix) != len(dataset.parts):
+            mix, count = ",".join(f"{times:g}" for times in settings.mix), len(dataset.parts)
+            raise UserError(f"--mix {mix}: {dataset.name} has {count} parts, give a number for each of them")
         items, self.bad_items = with_files(dataset, items) if transform is not None else (items, [])
         for source in opened(inputs):  # of all items now: training must not die of a missing record in the night
             source.check(items)

@@ -3,6 +3,7 @@
 
     ./extract_features.py --dataset coco:train2014+coco:val2014 --extractor resnet152
     ./extract_features.py --dataset coco:train2014 --extractor resnet152-conv --dtype float16 --output_file conv.lmdb
+    ./extract_features.py --image_dir photos/ --extractor efficientnet_lite2-conv,efficientnet_lite2-classes   # one run
     ./extract_features.py --image_dir photos/ --extractor efficientnet_lite0 --output_file photos.npy
     ./train.py --dataset coco:train2014 --features conv.lmdb --attention soft
     torchrun --nproc_per_node 4 extract_features.py ...                     # several GPUs or machines, into one file
@@ -38,13 +39,19 @@ def parse_args(argv=None):
     add("--images", metavar="DIR", help="folder or zip file of the images of --dataset PATH (default: beside it)")
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
     add("--image_dir", metavar="DIR", help="a folder or zip file of images, whose names become keys, not a dataset")
-    add("--extractor", default="resnet152", metavar="NAME", help="name of the encoder; with -conv, its last map")
+    add(
+        "--extractor",
+        default="resnet152",
+        metavar="NAMES",
+        help="encoder; with -conv, its last map; several with commas",
+    )
     add("--weights", metavar="FILE", help="local file of the encoder's weights; resnet152caffe-original needs it")
     add("--feature_type", choices=["plain", "avg", "max"], default="plain", help="avg, max: over ten crops")
     add("--normalize", choices=list(NORMALIZE), default="default", help="skip: 0..1; subtract_half: -0.5..0.5")
     add("--crop_size", type=int, metavar="PIXELS", help="width and height of the encoder's images (default: its own)")
     add("--image_size", type=int, metavar="PIXELS", help="avg, max: of images before cropping (default: 256/224 of it)")
     add("--output_dir", metavar="DIR", help="its folder (default: the dataset's features_path, else this folder)")
+    add("--mirror", action="store_true", help="encode the images as in a mirror, as more data to train on")
     add("--output_file", metavar="NAME", help=".lmdb, .npy, .bin or .h5 (default: named by dataset, encoder and type)")
     add("--dtype", choices=["float32", "float16"], default="float32", help="type of the numbers in the file")
     add("--batch_size", default=32, metavar="N", help="images in a batch")
@@ -69,7 +76,13 @@ def parse_args(argv=None):
     parser.at_least(0, args, "num_workers")
     parser.at_most(LARGEST_IMAGE, args, "crop_size", "image_size")  # what train.py takes from the file
     parser.at_most(1000, args, "num_workers")
-    if args.feature_type != "plain" and args.extractor.endswith(("-conv", "-tokens")):
+    args.extractor = [name.strip() for name in args.extractor.split(",") if name.strip()]
+    args.output_file = args.output_file and [name.strip() for name in args.output_file.split(",") if name.strip()]
+    if not args.extractor or args.output_file == []:
+        parser.error("--extractor and --output_file: give a name")
+    if args.output_file and len(set(args.output_file)) != len(args.extractor):
+        parser.error(f"--output_file: name a file for each of the encoders of --extractor ({len(args.extractor)})")
+    if args.feature_type != "plain" and any(name.endswith(("-conv", "-tokens")) for name in args.extractor):
         parser.error(f"--feature_type {args.feature_type} is for vectors: maps of ten crops do not lie on one another")
     return args
 
@@ -83,7 +96,9 @@ from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
 from captioning.datasets.names import short_names
 from captioning.features.partial import discard_partial, is_unfinished, refuse_unfinished
+from captioning.features.places import own_place
 from captioning.files import check_writable, require_file
+from captioning.next_steps import config_words, print_next
 
 
 def items_by_key(dataset: CaptionDataset) -> dict[str, ImageItem]:
@@ -107,7 +122,7 @@ class ExtractRun:
         self.flags = SimpleNamespace(**flags)
         self.alone = process_count() == 1
         self.joined = False
-        self.writer = None  # the first process has one
+        self.writers: list = []  # the first process has one for each encoder, None where its file is complete
 
     def prepare(self) -> None:
         flags = self.flags
@@ -118,44 +133,50 @@ class ExtractRun:
         else:
             self.dataset = open_dataset(flags.dataset, flags.dataset_config_file, flags.images)
         self.dataset.require_images()
-        self.path = self.output_path()
+        self.paths = self.output_paths()
         self.items = items_by_key(self.dataset)
-        if not self.path.exists():
-            check_writable("--output_file", self.path)
+        for path in self.paths:
+            if not path.exists():
+                check_writable("--output_file", path)
         self.complete = self.alone and self.is_complete()  # of several processes the first one looks, in run()
 
-    def output_path(self) -> Path:
-        """Where the features go. An absolute --output_file, or one with a folder, is taken as it is."""
-        flags, name = self.flags, self.flags.output_file
-        if name is None:
+    def output_paths(self) -> list[Path]:
+        """Where the features of each encoder go. An absolute --output_file, or one with a folder, is taken as it is."""
+        flags, names = self.flags, self.flags.output_file
+        if names is None:
             source = short_names(flags.dataset) if flags.dataset else Path(flags.image_dir).resolve().name
+            after = [flags.feature_type] + ([] if flags.normalize == "default" else [flags.normalize])
+            after += ["mirror"] if flags.mirror else []
             parts = [
-                source.replace(":", "-").replace("/", "-"),
-                re.sub("[:/]", "-", flags.extractor),
-                flags.feature_type,
+                [source.replace(":", "-").replace("/", "-"), re.sub("[:/]", "-", n), *after] for n in flags.extractor
             ]
-            parts += [] if flags.normalize == "default" else [flags.normalize]
-            name = "-".join(parts) + ".lmdb"
-        own = self.dataset.features_path if flags.output_file is None or "/" not in name else None
-        return Path(flags.output_dir or own or ".") / name
+            names = ["-".join(each) + ".lmdb" for each in parts]
+        own = self.dataset.features_path
+        places = [own if flags.output_file is None or "/" not in name else None for name in names]
+        return [Path(flags.output_dir or place or ".") / name for name, place in zip(names, places)]
 
     def is_complete(self) -> bool:
-        """Whether --resume finds the file with all records.
+        """Whether --resume finds the files with all records.
 
         Raises UserError for a file, or records of an interrupted run, that must not be replaced.
         """
-        if self.flags.force or (self.flags.resume and is_unfinished(self.path)):
+        complete = [self.has_all(path) for path in self.paths]  # each is looked at, for what must not be replaced
+        return all(complete)
+
+    def has_all(self, path: Path) -> bool:
+        """`is_complete` of one file."""
+        if self.flags.force or (self.flags.resume and is_unfinished(path)):
             return False
-        refuse_unfinished(self.path)
-        if not self.path.exists():
+        refuse_unfinished(path)
+        if not path.exists():
             return False
         if self.flags.resume:
             from captioning.features.factory import open_features
 
-            if not open_features(self.path).missing(self.items):
-                print(f"{self.path} has all {len(self.items):,} images")
+            if not open_features(path).missing(self.items):
+                print(f"{path} has all {len(self.items):,} images")
                 return True
-        raise UserError(f"--output_file: {self.path} exists: --force replaces it")
+        raise UserError(f"--output_file: {path} exists: --force replaces it")
 
     def run(self) -> int:
         import torch
@@ -169,41 +190,70 @@ class ExtractRun:
         if not self.alone and from_main(self.is_complete):
             return 0
         changes = {**(NORMALIZE[flags.normalize] or {}), **({"size": flags.crop_size} if flags.crop_size else {})}
-        encoder = PhotoEncoder(flags.extractor, flags.weights, changes, flags.feature_type, flags.image_size)
+        how = flags.feature_type, flags.image_size, flags.mirror
+        encoder = PhotoEncoder(flags.extractor, flags.weights, changes, *how)
         encoder.to(choose_device(flags.device, flags.cpu))
-        todo = from_main(lambda: self.open_writer(encoder))
+        todo = from_main(lambda: self.open_writers(encoder))
         self.dataset.items = [self.items[key] for key in todo]
         bad: list[str] = []
         began = time.monotonic()
-        writer = contextlib.nullcontext() if self.writer is None else self.writer
-        with self.saying_how_to_go_on(), writer:
+        with self.saying_how_to_go_on(), contextlib.ExitStack() as stack:
+            for writer in self.open_ones:
+                stack.enter_context(writer)
             if todo:
                 loader = share_of(self.dataset, encoder.transform, flags.batch_size, flags.num_workers)
                 with contextlib.closing(loader):
-                    extract(encoder, loader, self.writer, flags.dtype)
+                    extract(encoder, loader, self.writers, flags.dtype)
                     bad = sorted({message for messages in to_main(loader.bad_items) for message in messages})
-        if self.writer is not None:
+        if self.writers:
             speed = len(todo) / (time.monotonic() - began)
-            print(f"{len(self.writer):,} records in {self.path} ({speed:.0f} images/s)")
+            for writer in self.open_ones:
+                print(f"{len(writer):,} records in {writer.path} ({speed:.0f} images/s)")
             if bad:
                 print(f"{len(bad)} images could not be read and have no features", file=sys.stderr)
+            self.print_next(encoder)
         return share(1 if bad else 0)
 
-    def open_writer(self, encoder) -> list[str]:
-        """Open the file; gives the keys of the images that it lacks. Called in the first process only."""
+    def open_writers(self, encoder) -> list[str]:
+        """Open the files; gives the keys of the images that one of them lacks. Called in the first process only."""
+        for number, path in enumerate(self.paths):
+            complete = self.flags.resume and path.exists() and not is_unfinished(path)
+            self.writers.append(None if complete else self.open_writer(encoder, number))
+        todo = {key for writer in self.open_ones for key in writer.todo}
+        return [key for key in self.items if key in todo]
+
+    @property
+    def open_ones(self) -> list:
+        """The writers of files that are not complete."""
+        return [writer for writer in self.writers if writer is not None]
+
+    def open_writer(self, encoder, number: int):
+        """The FeatureWriter of the encoder of that number."""
         from captioning.features.writer import FeatureWriter
 
-        dtype, resume = self.flags.dtype, self.flags.resume
-        if self.flags.force and not resume:
-            discard_partial(self.path)
-        self.writer = FeatureWriter(self.path, encoder.shape, dtype, encoder.provenance, self.items, resume)
-        if not (resume or self.flags.force) and self.path.exists():  # another process was faster
-            self.writer.leave()
+        flags, path, shape = self.flags, self.paths[number], encoder.shapes[number]
+        if flags.force and not flags.resume:
+            discard_partial(path)
+        writer = FeatureWriter(path, shape, flags.dtype, encoder.provenances[number], self.items, flags.resume)
+        if not (flags.resume or flags.force) and path.exists():  # another process was faster
+            writer.leave()
             self.is_complete()
-        done = f", {len(self.writer):,} of them done already" if resume else ""
+        done = f", {len(writer):,} of them done already" if flags.resume else ""
         print(f"{len(self.items):,} images{done}")
-        print(f"{self.flags.extractor} {'x'.join(map(str, encoder.shape))} {dtype} -> {self.path}", flush=True)
-        return self.writer.todo
+        print(f"{flags.extractor[number]} {'x'.join(map(str, shape))} {flags.dtype} -> {path}", flush=True)
+        return writer
+
+    def print_next(self, encoder) -> None:
+        """Print the line that trains on the file, where the images have a dataset."""
+        flags = self.flags
+        if flags.dataset is None:
+            return
+        images = ["--images", flags.images] if flags.images else []
+        data = ["--dataset", flags.dataset, *images, *config_words(flags.dataset_config_file)]
+        own = self.dataset.features_path
+        name = self.path.name if own and self.path.parent == Path(own) else str(self.path)
+        attention = ["--attention", "soft"] if len(encoder.shape) == 3 else []
+        print_next(["train.py", *data, "--features", own_place(self.dataset.parts, name), *attention])
 
     @contextlib.contextmanager
     def saying_how_to_go_on(self):
@@ -211,8 +261,9 @@ class ExtractRun:
         try:
             yield
         except KeyboardInterrupt:
-            if self.writer is not None and is_unfinished(self.path):
-                print(f"\n{self.writer.partial} has the records so far: add --resume to go on", file=sys.stderr)
+            for writer in self.open_ones:
+                if is_unfinished(writer.path):
+                    print(f"\n{writer.partial} has the records so far: add --resume to go on", file=sys.stderr)
             raise
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 """Caption photos, folders and datasets with a trained model; score the captions of a dataset that has references.
 
     ./infer.py photo.jpg                                                 # photo.jpg: A man in a red shirt.
-    ./infer.py --model models/mymodel/ep5.model --image_dir photos --recursive --html gallery.html
+    ./infer.py holiday photos.zip 'more/**/*.jpg' --html gallery.html    # folders, zip files, patterns
+    ./infer.py holiday --recursive --sidecar txt                         # holiday/a.txt beside holiday/a.jpg
     ./infer.py --model models/mymodel/ep5.model --dataset coco:val2014 --scoring bleu,cider
     ./infer.py --model models/mymodel/ep5.model --image_dir photos --output_file captions.jsonl --resume
     ./infer.py --model models/mymodel/ep5.model --probabilities --alternatives 3 photo.jpg
@@ -10,7 +11,8 @@
 
 The model file holds its vocabulary, its encoder and the size of its images. A dataset whose feature files exist is
 captioned from them, without the encoder. Captions are printed unless they are written to a file; those of a dataset
-are written to results/DATASET_MODEL.json. Images that cannot be read are named and skipped; the exit status is then 1.
+are written to results/DATASET_MODEL.json. What folders hold besides images is counted by kind. Images that cannot be
+read are named and skipped; the exit status is then 1.
 """
 
 import sys
@@ -29,6 +31,7 @@ if __name__ == "__main__":
 import contextlib
 import copy
 import math
+import os
 import re
 import time
 from collections import Counter
@@ -43,14 +46,17 @@ from captioning.datasets.folder import GenericDataset
 from captioning.datasets.names import short_names
 from captioning.errors import first_few, script_name, shown, warn
 from captioning.files import check_writable, require_file, require_model_file
-from captioning.images.image_file import image_exists
-from captioning.images.zip_file import is_zip
+from captioning.images.listing import PassedOver
 from captioning.text.cleaning import id_text, printable
+from captioning.text.function_words import content_words
+from captioning.text.paragraphs import PERIODS
 from inference.caption_files import read_results
 from inference.gallery.comparison import Comparison
 from inference.gallery.page import Gallery, write_gallery
+from inference.image_arguments import holds_images, named_images
+from inference.image_outputs import Copies, Sidecars
 from inference.lemmas import LemmaRules
-from inference.results import GROWING, NOT_SURE, PartFile, Result, ResultsFile, Style, format_of, shown_texts
+from inference.results import NOT_SURE, PartFile, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
 
 
@@ -89,6 +95,8 @@ class InferRun:
         self.file = self.open_results()
         self.results = self.file.results if self.file else []
         self.rest = self.skip_captioned() if self.file else self.dataset
+        self.outputs = self.open_outputs()
+        self.skip_written()
         self.compared = [read_results(path) for path in s.compare or ()]
         if len(self.compared) == 2:
             self.take_compared()
@@ -121,12 +129,17 @@ class InferRun:
         s = self.settings
         loose = bool(s.images or s.image_dir)
         if loose and s.dataset in (None, "generic"):
-            check_photos(s.images)
-            dataset = GenericDataset(files=s.images, image_dir=s.image_dir, recursive=s.recursive)
+            if s.recursive and not s.image_dir and not any(map(holds_images, s.images)):
+                raise UserError("--recursive is for folders: name one, or give --image_dir")
+            passed = PassedOver()
+            files = named_images(s.images, s.recursive, passed)
+            dataset = GenericDataset(files=files, image_dir=s.image_dir, recursive=s.recursive, passed=passed)
+            if line := passed.line():
+                note(f"{script_name()}: {line}")
         elif loose:
             raise UserError(f"--dataset {s.dataset} and images or --image_dir exclude each other")
         elif not s.dataset:
-            raise UserError("nothing to caption: give image files, --image_dir or --dataset")
+            raise UserError("nothing to caption: give image files, folders, --image_dir or --dataset")
         else:
             dataset = open_dataset(s.dataset, s.dataset_config_file, s.dataset_images)
         self.check_names(dataset)
@@ -149,8 +162,8 @@ class InferRun:
         """The results file, None where captions are only printed. All outputs are checked here."""
         s = self.settings
         path, form = self.results_path()
-        if s.resume and form not in GROWING:
-            raise UserError(f"--resume goes on with {' and '.join(GROWING)} files: name one with --output_file")
+        if s.resume and path is None:
+            raise UserError("--resume goes on with a results file: name one with --output_file")
         if s.resume and s.attention_output:
             raise UserError("--attention_output cannot be resumed: leave out --resume")
         outputs = {"--output_file": path, "--html": s.html, "--attention_output": s.attention_output}
@@ -188,11 +201,13 @@ class InferRun:
         return Path(s.results_path or "results") / f"{name}.{form}", form
 
     def source(self, loose: str) -> str:
-        """What the images are from: the dataset or the name of the folder; `loose` where they were given one by one."""
+        """What the images are from: the dataset, the name of the only folder, or else `loose`."""
         s = self.settings
         if s.dataset:
             return short_names(s.dataset)
-        return Path(s.image_dir).resolve().name if s.image_dir else loose
+        places = [s.image_dir] if s.image_dir else s.images
+        alone = len(places) == 1 and (s.image_dir or holds_images(places[0])) and os.path.exists(places[0])
+        return Path(places[0]).resolve().name if alone else loose
 
     def skip_captioned(self) -> CaptionDataset:
         """The images that the results file does not have yet; its results get what the dataset knows of theirs."""
@@ -221,6 +236,26 @@ class InferRun:
         if not self.results:
             raise UserError(f"--compare: {s.compare[0]} has no caption of any of the {len(self.dataset)} images")
         self.rest = self.without([])
+
+    def open_outputs(self) -> list[Sidecars | Copies]:
+        """What is written for each image. Raises UserError where it cannot be."""
+        s, outputs = self.settings, []
+        if s.sidecar:
+            outputs.append(Sidecars(s.sidecar, s.existing, s.prefix or "", s.suffix or ""))
+        if s.write_metadata or s.write_metadata_in_place:
+            outputs.append(Copies(s.write_metadata, "skip" if s.existing == "append" else s.existing))
+        for output in outputs:
+            output.plan(self.dataset.items)
+        return outputs
+
+    def skip_written(self) -> None:
+        """Leave out the images that have all their sidecars and copies."""
+        if not self.outputs:
+            return
+        left = [item for item in self.rest.items if not all(output.is_done(item) for output in self.outputs)]
+        if done := len(self.rest) - len(left):
+            note(f"{done} of {len(self.rest)} images have their files already (--existing overwrite writes them anew)")
+            self.rest = self.without(left)
 
     def without(self, left: list[ImageItem]) -> CaptionDataset:
         """The dataset with the items `left` only."""
@@ -281,6 +316,8 @@ class InferRun:
 
         if not shares:
             return []
+        for output, *counts in zip(self.outputs, *(share.counts for share in shares)):
+            output.counts = sum(counts, Counter())
         by_id = {id_text(self.style.id_of(item)): item for item in self.dataset.items}
         order = {image_id: number for number, image_id in enumerate(by_id)}
         share = joined(shares, order)
@@ -310,16 +347,20 @@ class InferRun:
         """Say what was written, score it, draw the gallery. Gives the exit status."""
         if self.file:
             note(f"{self.file.path}: captions of {len(self.results)} images")
+        for output in self.outputs:
+            note(output.report())
         if unsure := sum(result.unsure for result in self.results):
             note(f"{unsure} of {len(self.results)} images have no caption: the model was not sure enough of any")
-        lines, scores = report_scores(self.metrics, self.results) if self.metrics else ([], None)
+        lines, scores = report_scores(self.metrics, self.results) if self.metrics and self.results else ([], None)
         if self.settings.html:
             self.write_gallery(lines, scores)
             note(f"{self.settings.html}: gallery of {len(self.results)} images")
         if bad:
             note(f"{script_name()}: {len(bad)} of {len(self.rest)} images could not be read")
-        unscored = self.metrics and (scores is None or scores.left_out)
-        return 1 if bad or unscored else 0
+        unscored = self.metrics and self.results and (scores is None or scores.left_out)
+        if unwritten := sum(output.counts["failed"] for output in self.outputs):
+            note(f"{script_name()}: the captions of {unwritten} images could not be written into them")
+        return 1 if bad or unscored or unwritten else 0
 
     def write_gallery(self, table: list[str], scores) -> None:
         """Write the gallery. table: lines of scores; scores: the Scores that --scoring asked for, or None."""
@@ -361,14 +402,15 @@ class InferRun:
         try:
             results = self.take(captions.of(loader))
         except KeyboardInterrupt:
-            if self.file and self.file.form in GROWING and self.first:
+            if self.file and self.file.grows and self.first:
                 note(f"\n{self.file.part} has the captions so far: add --resume to go on")
             raise
-        return Share(results, loader.bad_items, attention, self.style.rules.unknown if self.style.rules else Counter())
+        unknown = self.style.rules.unknown if self.style.rules else Counter()
+        return Share(results, loader.bad_items, attention, unknown, [output.counts for output in self.outputs])
 
     @property
     def printed(self) -> bool:
-        return self.settings.print_results or self.file is None
+        return self.settings.print_results or not (self.file or self.outputs)
 
     @property
     def sampling_seed(self) -> int | None:
@@ -381,13 +423,14 @@ class InferRun:
 
         Several processes print when all have ended, to keep the order.
         """
-        from tqdm import tqdm
+        from captioning.progress import Bar
 
-        hidden = not self.first or (self.printed and self.alone)
-        kept = []
-        with tqdm(total=len(self.rest), unit="image", desc="caption", disable=True if hidden else None) as bar:
+        kept, drawn = [], not (self.printed and self.alone)
+        with Bar(len(self.rest), "caption", "image", stream=sys.stderr, drawn=drawn) as bar:
             for item, result in results:
                 kept.append(result)
+                for output in self.outputs:
+                    output.write(item, result)  # before the results file has it: --resume then need not write it
                 if self.file:
                     self.file.add(result)
                 if self.printed and self.alone:
@@ -443,11 +486,14 @@ class InferRun:
     def search(self, captioner):
         """The Search that the flags ask for."""
         from captioning.decoder.search import BEAMS, Search
+        from inference.mentions import with_mentions
 
-        s, old = self.settings, self.as_deepcaption(captioner)
-        return Search(
+        s, old, words = self.settings, self.as_deepcaption(captioner), captioner.vocabulary.words
+        search = Search(
             beam_size=1 if s.sample or old else s.beam_size or max(BEAMS, s.n_best),
-            max_length=s.max_seq_length,
+            min_length=s.min_words,
+            closing=tuple(words.index(mark) for mark in (*PERIODS, "!", "?") if mark in words),
+            max_length=s.max_words or s.max_seq_length,
             length_penalty=captioner.length_penalty if s.length_penalty is None else s.length_penalty,
             n_best=s.n_best,
             sample=s.sample,
@@ -457,9 +503,20 @@ class InferRun:
             allow_unk=s.allow_unk or old,
             block_trigrams=s.block_trigrams,
             trigram_penalty_alpha=s.trigram_penalty_alpha,
+            once=self.words_once(captioner.vocabulary),
             no_repeat_sentences=s.no_repeat_sentences,
             only_complete_sentences=s.only_complete_sentences,
         )
+        return with_mentions(search, s.mention, captioner)
+
+    def words_once(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        """The ids of the words that --no_repeat_words keeps from coming twice."""
+        s = self.settings
+        if not s.no_repeat_words:
+            return ()
+        if vocabulary.tokenizer == "char":
+            raise UserError("--no_repeat_words: the model writes characters, not words")
+        return content_words(vocabulary.words, [word.strip() for word in (s.may_repeat or "").split(",")])
 
     def describe(self, captioner, inputs) -> None:
         """Print what --verbose asks for; inputs: the Input of each feature that the model reads."""
@@ -472,16 +529,6 @@ class InferRun:
         pixels = f"; images {captioner.size}x{captioner.size}" if any(one.from_pixels for one in inputs) else ""
         note(f"features {', '.join(made)}{pixels}; device {captioner.device}")
         note(f"{len(self.rest)} images of {self.rest.name}")
-
-
-def check_photos(images: list[str]) -> None:
-    """Raises UserError for a photo that is not there, or is a folder or a zip file."""
-    for path in map(Path, images):
-        if path.is_dir() or is_zip(path):
-            kind = "folder" if path.is_dir() else "zip file"
-            raise UserError(f"{path} is a {kind}: give it with --image_dir")
-        if not image_exists(path):
-            raise UserError(f"no such image: {path}")
 
 
 def print_captions(item: ImageItem, result: Result, scores: bool = False) -> None:

@@ -1,15 +1,18 @@
 """The captioner: encoders and a decoder as one model, its file, and captioning a batch.
 
-    captioner = load_captioner("models/run/best.model")            # .model .vocabulary .transform .config
-    captions = captioner.caption_images([Image.open("photo.jpg")])  # a list of Caption per image, best first
+    captioner = load_captioner("models/run/best.model")           # .model .vocabulary .transform .config
+    for captions in captioner.caption_photos(["photo.jpg", image]):  # a list of Caption per photo, best first
+        print(captions[0].text)                                      # as infer.py prints it
 
 Shapes: B images, N rows (captions), T time steps, M real tokens, R regions, D feature size, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -18,9 +21,10 @@ from captioning.batches.arrays import tensors_for
 from captioning.batches.pixels import StoryPixels
 from captioning.config import ModelConfig
 from captioning.decoder.batch_norm import BatchNorm
+from captioning.decoder.constrained import demands_of, mentioning
 from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.decoder.paragraph_search import Paragraph, explain_paragraphs, write_paragraphs
-from captioning.decoder.search import BEAMS, Search, generate
+from captioning.decoder.search import BEAMS, Search, Sentences, generate
 from captioning.decoder.sentence import SentenceDecoder
 from captioning.decoder.teacher_forcing import mixed_read, two_pass_read
 from captioning.decoder.transformer import TransformerDecoder
@@ -35,6 +39,7 @@ from captioning.encoder.transforms import ImageTransform
 from captioning.errors import UserError, one_line
 from captioning.fast.steps import fast_decoder, ready
 from captioning.fast.threads import map_on_cores
+from captioning.images.image_file import open_image, upright
 from captioning.rows import ImageMemory, Packing, log_probs_of, mean_of_regions, pack_sentences, real_regions
 from captioning.scoring.calibration import Calibration
 from captioning.text.paragraphs import PERIODS, join_sentences
@@ -331,13 +336,32 @@ class Captioner:
                 [Caption(t, p.words, p.log_prob, len(p.words) + len(p.sentences), p) for t, p in zip(*both)]
                 for both in zip(text, written)
             ]
-        found = generate(*ready(decoder, memory), search)
+        found = self._search(memory, search, decoder)
         if not torch.isfinite(found.log_prob[:, 0]).all():
             raise UserError("the model's weights are no finite numbers, so it writes no caption: take an earlier epoch")
         return [
             [self._caption(*pair, search) for pair in zip(tokens, log_prob) if pair[1] > -float("inf")]
             for tokens, log_prob in zip(found.tokens.tolist(), found.log_prob.tolist())
         ]
+
+    def _search(self, memory: ImageMemory, search: Search, decoder) -> Sentences:
+        if not search.mention:
+            return generate(*ready(decoder, memory), search)
+        probabilities = None
+        if self.classes_at is not None:
+            probabilities = memory.persist[:, self.classes_at].float() ** 2  # the features are their square roots
+        demands = demands_of(search.mention, probabilities, len(memory))
+        return mentioning(*ready(decoder, memory), search, demands)
+
+    @property
+    def classes_at(self) -> slice | None:
+        """Where the persistent features have ImageNet's classes, such as efficientnet_lite2-classes; None: nowhere."""
+        first, attended = 0, self.config.attended()
+        for number, spec in enumerate(self.config.persist_features, len(self.config.features)):
+            if (spec.provenance or {}).get("extractor", spec.name).endswith("-classes"):
+                return slice(first, first + spec.shape[0])
+            first += 0 if number == attended else spec.shape[0]
+        return None
 
     def _caption(self, tokens: list[int], log_prob: float, search: Search) -> Caption:
         written = upto_end(tokens)
@@ -378,6 +402,42 @@ class Captioner:
         log_probs = [x.cpu() for x in packing.by_row(log_probs_of(logits, targets))]
         attended = [None] * len(captions) if weights is None else [x.float().cpu() for x in packing.by_row(weights)]
         return list(zip(attended, log_probs))
+
+    def default_search(self) -> Search:
+        """How infer.py writes where no flag says how: with three beams; with a model of DeepCaption as that did."""
+        if self.info.get("made_by") == "DeepCaption":
+            return Search(allow_unk=True)
+        return Search(BEAMS, length_penalty=self.length_penalty)
+
+    def caption_photos(
+        self, photos: Sequence, search: Search | None = None, batch_size: int = 32
+    ) -> list[list[Caption]]:
+        """Captions of each photo, `search.n_best` of them, best first: by default the one that infer.py prints.
+
+        photos: paths of files, also within zip files, and PIL images, in any order. EXIF orientation and transparency
+        are treated as infer.py does. A path is the better choice: large JPEGs are then decoded at a smaller size.
+        batch_size: photos that are worked on at a time. Raises UserError for a photo that cannot be read, which it
+        names, or counts from 0 on where it is an image.
+        """
+        self.prepare_for_photos()
+
+        def batches() -> Iterator[SimpleNamespace]:
+            for start in range(0, len(photos), batch_size):
+                few = enumerate(photos[start : start + batch_size], start)
+                pixels = [self.transform(self._opened(photo, number), None) for number, photo in few]
+                yield SimpleNamespace(pixels=torch.stack(pixels), inputs=[None] * len(self.config.specs))
+
+        written = caption_loader(self, batches(), search or self.default_search())
+        return [several for _, _, captions in written for several in captions]
+
+    def _opened(self, photo, number: int) -> Image.Image:
+        """A photo, a path or a PIL image, as an upright RGB image. Raises UserError where it cannot be read."""
+        if not isinstance(photo, Image.Image):
+            return open_image(photo, getattr(self.transform, "size_hint", None))
+        try:
+            return upright(photo)
+        except Exception as error:  # damaged files bring forth nearly every kind
+            raise UserError(f"photo {number} cannot be read: {one_line(error)}") from error
 
     def caption_images(self, images: list, search: Search | None = None) -> list[list[Caption]]:
         """Captions of PIL images, greedy unless `search` says otherwise."""

@@ -10,6 +10,7 @@ No code in a file is run. Files of DeepCaption are shown even where they cannot 
 """
 
 import json
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -73,7 +74,9 @@ def describe(path) -> tuple[dict, Vocabulary | None]:
         "epoch": contents.get("epoch"),
         "weights": count_weights(state),
         "config": contents.get("config"),
-        "settings": None if old is None else settings(old),
+        "settings": contents.get("settings") if old is None else settings(old),
+        "averaged": contents.get("averaged"),
+        "parts": contents.get("parts"),
         "vocabulary": vocabulary and {"words": len(vocabulary), **facts},
         "versions": contents.get("versions"),
         "stats": contents.get("stats"),
@@ -143,11 +146,39 @@ def lines(info: dict, verbose: bool) -> list[str]:
         rows.append(("length penalty", f"{penalty:g}"))
     if "calibration" in info:
         rows.append(("calibration", calibration_line(info["calibration"], info["file"])))
+    if "config" in info:
+        rows += settings_rows(info, verbose)
     rows.append(("training state", "yes: optimizer and position" if info["training_state"] else "no"))
     rows += [("command", command) for command in info["history"]]
     rows += [(name, f"{kind} {tuple(shape)}") for name, (kind, *shape) in info["tensors"].items()] if verbose else []
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {shown(value)}" for name, value in rows]
+
+
+def settings_rows(info: dict, verbose: bool) -> list[tuple[str, str]]:
+    """The settings of the run that made the model: those that are no defaults, or with `verbose` all.
+
+    Of a mean those that its parts share; then each part, with the settings in which they differ.
+    """
+    from training.settings import default_settings
+
+    defaults = {f"--{name}": value for name, value in default_settings().items()}
+
+    def line(settings: dict) -> str:
+        wanted = [(k, v) for k, v in settings.items() if verbose or (k in defaults and v not in (defaults[k], None))]
+        return " ".join(k if v is True else f"{k} {shown_value(v)}" for k, v in wanted)
+
+    rows = [("settings", text)] if (text := line(info.get("settings") or {})) else []
+    averaged = info.get("averaged") or []
+    parts = info.get("parts") or [{}] * len(averaged)
+    for (path, weight), own in zip(averaged if len(averaged) > 1 else (), parts):
+        rows.append(("mean of", f"{path}, weight {weight:g}: {line(own)}".rstrip(": ")))
+    return rows
+
+
+def shown_value(value) -> str:
+    """The value of a setting as it would be typed."""
+    return shlex.join(map(str, value if isinstance(value, list) else [value]))
 
 
 def calibration_line(state: dict, path: str) -> str:

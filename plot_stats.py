@@ -1,39 +1,56 @@
 #!/usr/bin/env python3
-"""Draw the losses and scores that train.py writes after every epoch.
+"""Draw the losses and scores that train.py writes after every epoch, or print them as a table.
 
     ./plot_stats.py models/mymodel/train_stats.json             # a window, or train_stats.png where there is no display
     ./plot_stats.py models/mymodel --watch                      # redrawn at every new epoch, until Ctrl-C
     ./plot_stats.py models/a models/b --labels LSTM,GRU --output curves.pdf
-    ./plot_stats.py models/mymodel --metrics bleu,rouge_l --smooth_cider 5
+    ./plot_stats.py --group lstm=models/lstm* --group gru=models/gru* --output seeds.pdf   # means and deviations
+    ./plot_stats.py models/mymodel --metrics bleu,rouge_l --smooth 5 --learning_rate
+    ./plot_stats.py models/a models/b --table markdown          # figures of the best and of the last epoch
 
-Losses are plain lines on the left axis, scores are lines with markers on the right axis, a star is the best epoch:
-the highest of the first score drawn, or the lowest validation loss where that score stays under 0.01. Several files
-get a colour each.
+Losses have a panel, and each kind of score has one. Runs differ by colour, dashes and marker. A star is the best epoch:
+the highest of the first score drawn, or the lowest validation loss where that score stays under 0.01.
 """
 
 import sys
 
 from captioning.command_line import Parser
+from captioning.groups import GROUP, group_mistake, read_groups
+
+TABLES = ("text", "markdown", "latex", "csv")
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="train_stats.json, or the folder that holds it (models/NAME)")
+    add("files", nargs="*", metavar="FILE", help="train_stats.json, or the folder that holds it (models/NAME)")
     add(
         "--labels",
         metavar="A,B",
         help="names for the legend, of the first files where fewer (default: folders or files)",
     )
-    add("--smooth_cider", default=1, metavar="W", help="draw the mean of CIDEr over W epochs")
+    add("--group", **GROUP, help="draw the mean of several files, as of several seeds, with a band of one standard "
+        "deviation: alone, of all FILEs; with NAME=A,B or NAME=PATTERN of those; may be repeated")  # fmt: skip
+    add("--metrics", metavar="NAMES", help="scores to draw, as in cider,bleu, or none (default: cider,bleu_4)")
+    add("--learning_rate", action="store_true", help="draw the learning rate too")
+    add("--teacher_forcing", action="store_true", help="draw the probability of the true word too")
+    add("--smooth", default=1, metavar="W", help="draw the mean of every loss and score over W epochs")
+    add("--smooth_cider", type=int, metavar="W", help="draw the mean of CIDEr over W epochs (default: as --smooth)")
+    add("--output", metavar="FILE", help=".png, .svg or .pdf (default: a window, else train_stats.png beside FILE)")
+    add("--table", nargs="?", const="text", choices=TABLES, help="print the best and the last epoch of each run, of a "
+        "group the mean and deviation; draw only where --output is given (default: text)")  # fmt: skip
     add("--watch", action="store_true", help="draw again whenever a file changes, until Ctrl-C")
     add("--interval", default=2.0, metavar="S", help="--watch: look at the files every S seconds")
-    add("--output", metavar="FILE", help=".png, .svg or .pdf (default: a window, else train_stats.png beside FILE)")
-    add("--metrics", metavar="NAMES", help="scores to draw, as in cider,bleu, or none (default: cider,bleu_4)")
     args = parser.parse_args(argv)
-    parser.at_least(0, args, "smooth_cider")
+    if not args.files and not any(args.group or ()):
+        parser.error("name one or more statistics files, or folders of runs")
+    if mistake := group_mistake(args.group or (), args.files, "the FILEs"):
+        parser.error(mistake)
+    parser.at_least(0, args, "smooth", "smooth_cider")
     if not args.interval > 0:
         parser.error(f"--interval: {args.interval:g} is no time in seconds; give more than 0")
+    if args.table and args.watch:
+        parser.error("--table and --watch exclude each other")
     if args.output and not args.output.lower().endswith((".png", ".svg", ".pdf")):
         parser.error(f"--output: {args.output} must end in .png, .svg or .pdf")
     return args
@@ -43,329 +60,121 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
 import contextlib
-import math
 import os
-import re
 import signal
+import statistics
 import threading
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate, cycle
 from pathlib import Path
 
 BACKEND = os.environ.pop("MPLBACKEND", None)  # for a window only: matplotlib fails where it names one that is missing
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from captioning.errors import UserError, run
-from captioning.files import atomic_write, check_writable, read_json
-from captioning.scoring.bootstrap import NOISE
+from captioning.files import atomic_write, check_writable
+from training.curves.drawing import STYLE, draw
+from training.curves.histories import History, labels_of, read_stats, stats_file, watched
+from training.curves.runs import (
+    SCHEDULES,
+    Run,
+    best,
+    chosen_scores,
+    described,
+    known_scores,
+    losses,
+    quantities,
+    title,
+)
 
-SCORES = {  # name in the file -> in the legend, marker
-    "cider": ("CIDEr", "o"),
-    "bleu_4": ("BLEU-4", "s"),
-    "ciderd": ("CIDEr-D", "v"),
-    "meteor": ("METEOR", "^"),
-    "rouge_l": ("ROUGE-L", "D"),
-    "spice": ("SPICE", "P"),
-    "bleu_1": ("BLEU-1", "<"),
-    "bleu_2": ("BLEU-2", ">"),
-    "bleu_3": ("BLEU-3", "X"),
-}
-OTHER_NAMES = {"rouge": "rouge_l", "cider_d": "ciderd", "val_loss": "validation_loss", "train_loss": "training_loss"}
-OTHER_NAMES |= {"val_loss_word": "validation_word_loss", "val_loss_sentence": "validation_stop_loss"}
-OTHER_MARKERS = "hd*pH"
-LOSS_DASHES = {"training_loss": "solid", "validation_loss": (0, (5, 2))}
-
-# Okabe and Ito's colours, which the colour-blind tell apart. A single run: blues for losses, the others for scores.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5539", "#666666"]
-LOSS_COLOURS = ["#0072B2", "#56B4E9", "#1B3A57", "#7A9CC6"]
-SCORE_COLOURS = ["#D55E00", "#E69F00", "#009E73", "#CC79A7", "#7F5539", "#666666"]
-GREY = "#444444"
-DEEPEST, MOST_QUANTITIES = 5, 200  # of the figures of an epoch
-LARGEST = 1e100  # of figures and epochs: matplotlib cannot lay out axes of larger ones
 NO_WINDOW = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
-
-STYLE = {
-    "font.size": 11,
-    "axes.titlesize": 13,
-    "axes.spines.top": False,
-    "axes.edgecolor": "#999999",
-    "axes.labelcolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "lines.linewidth": 2.0,
-    "lines.markersize": 5.5,
-    "legend.frameon": False,
-    "savefig.dpi": 150,
-}
 
 
 @dataclass(frozen=True)
-class History:
-    """One statistics file: `epochs[epoch][quantity]`, finite numbers only."""
+class Lines:
+    """The lines of the figure. names: of each; members: the places of its files in `files`, all of them in a row."""
 
-    label: str
-    position: int  # among the files of the command line; decides the colour
-    epochs: dict[float, dict[str, float]]
+    names: list[str]
+    members: list[list[int]]
+    files: list[str]
 
-    def curve(self, quantity: str) -> tuple[list[float], list[float]]:
-        """Epochs that have `quantity`, and its values."""
-        points = [(epoch, values[quantity]) for epoch, values in self.epochs.items() if quantity in values]
-        return [epoch for epoch, _ in points], [value for _, value in points]
+    @classmethod
+    def of(cls, groups: list[tuple[str, list[str]]]) -> "Lines":
+        files = [file for _, several in groups for file in several]
+        places = iter(range(len(files)))
+        return cls([name for name, _ in groups], [[next(places) for _ in several] for _, several in groups], files)
 
+    def labels(self) -> list[str]:
+        """A label for each file: that of its line, or its own name where the line has several."""
+        alone = {several[0]: name for name, several in zip(self.names, self.members) if len(several) == 1}
+        return [alone.get(place) or labels_of([file], None)[0] for place, file in enumerate(self.files)]
 
-# ---- reading ----
-
-
-def stats_file(name: str) -> Path:
-    path = Path(name)
-    return path / "train_stats.json" if path.is_dir() else path
-
-
-def labels_of(files: list[str], typed: str | None) -> list[str]:
-    """A label for each file: those of --labels, then names of folders or files. Raises UserError for too many."""
-    labels = [] if typed is None else [label.strip() for label in typed.split(",")]
-    if len(labels) > len(files):
-        raise UserError(f"--labels: {len(labels)} labels for {len(files)} files; give at most one for each")
-    for path in map(stats_file, files[len(labels) :]):
-        name = path.resolve().parent.name if path.name == "train_stats.json" else path.name.split(".")[0] or path.name
-        labels.append(name)
-    return labels
+    def runs(self, histories: list[History]) -> list[Run]:
+        """Those of which some file could be read. histories: what was read, `position` being the place of its file."""
+        by_place = {history.position: history for history in histories}
+        runs = []
+        for number, (name, places) in enumerate(zip(self.names, self.members)):
+            if found := [by_place[place] for place in places if place in by_place]:
+                runs.append(Run(name, number, found))
+        return runs
 
 
-def read_stats(path: Path) -> dict[float, dict[str, float]]:
-    """The epochs of a statistics file, in order. Raises UserError for a file that holds something else, or nothing."""
-    content = read_json(path, "FILE")
-    if not isinstance(content, dict):
-        raise UserError(f'FILE: {path} holds no statistics; they look like {{"1": {{"training_loss": 3.2}}, ...}}')
-    epochs = {}
-    for key, values in content.items():
-        try:
-            epoch = float(key)
-        except ValueError:
-            epoch = math.nan
-        if not abs(epoch) < LARGEST or not isinstance(values, dict):
-            raise UserError(
-                f'FILE: {path} holds no statistics: "{key[:60]}" is not an epoch with its losses and scores'
-            )
-        if epoch in epochs:
-            raise UserError(f'FILE: {path} has the epoch {epoch:g} twice, the second time as "{key[:60]}"')
-        epochs[epoch] = dict(numbers("", values))
-        if len(epochs[epoch]) > MOST_QUANTITIES:
-            raise UserError(f'FILE: {path}: epoch "{key[:60]}" has more than {MOST_QUANTITIES} numbers')
-    if not any(epochs.values()):
-        raise UserError(f"FILE: {path} holds no numbers yet; give it an epoch, or wait for one with --watch")
-    return dict(sorted(epochs.items()))
+@dataclass(frozen=True)
+class Wanted:
+    """What to draw. metrics: as in --metrics; smooth: epochs that curves are averaged over, and those of CIDEr."""
+
+    metrics: str | None = None
+    schedules: tuple[str, ...] = ()
+    smooth: int = 1
+    smooth_cider: int = 1
+
+    def windows(self, names: list[str]) -> dict[str, int]:
+        return {**dict.fromkeys(names, self.smooth), "cider": self.smooth_cider}
+
+    def require_schedules(self, runs: list[Run]) -> None:
+        """Raises UserError where no file has a schedule that was asked for."""
+        there = quantities(runs)
+        for name in self.schedules:
+            if name not in there:
+                why = "; with --teacher_forcing always there is none" if name == "teacher_forcing" else ""
+                raise UserError(f"--{name}: no file has it{why}")
 
 
-def numbers(prefix: str, value, depth: int = 0):
-    """Yield (quantity, number) for every number in `value` that can be drawn.
-
-    Nested names are joined, lists count from 1. What is nested deeper than DEEPEST is passed over.
-    """
-    if isinstance(value, dict | list) and depth < DEEPEST:
-        items = value.items() if isinstance(value, dict) else enumerate(value, start=1)
-        for key, part in items:
-            yield from numbers(f"{prefix}_{key}" if prefix else str(key), part, depth + 1)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST:
-        yield quantity_name(prefix), float(value)
+# ---- the table ----
 
 
-@cache
-def quantity_name(key: str) -> str:
-    """One name for what files call validation_Bleu_4, validation_bleu4, bleu_4...; losses keep their prefix."""
-    name = re.sub(r"\W+", "_", key.strip().lower())
-    if not is_loss(name):
-        name = re.sub(r"^(validation|val)_(scores_)?", "", name)
-    name = re.sub(r"^bleu_?(\d)$", r"bleu_\1", name)
-    return OTHER_NAMES.get(name, name)
+def table(runs: list[Run], scores: list[str], form: str) -> str:
+    """The figures of the best and of the last epoch of each run; of a group their mean and standard deviation."""
+    from inference.score_tables import Figure, Row, render
+
+    names = [*losses(runs), *scores]
+    headings = {"best_epoch": ("best epoch", ".4g"), "last_epoch": ("last epoch", ".4g")}
+    headings |= {f"{name}_{kind}": (f"{title(name)} ({kind})", ".4f") for name in names for kind in ("best", "last")}
+    rows, groups = [], any(len(run.members) > 1 for run in runs)
+    for line in runs:
+        each = [epoch_figures(Run(line.label, 0, [member]), names, scores) for member in line.members]
+        figures = {}
+        for column in headings:
+            values = [found[column] for found in each if column in found]
+            if len(values) == len(each):
+                deviation = statistics.stdev(values) if len(values) > 1 else None
+                figures[column] = Figure(statistics.fmean(values), deviation)
+        ordered = sorted(figures, key=lambda column: column.startswith("last") or column.endswith("_last"))
+        rows.append(Row(line.label, len(line.members) if groups else None, {name: figures[name] for name in ordered}))
+    return render(rows, form, headings)
 
 
-def is_loss(quantity: str) -> bool:
-    return "loss" in quantity
-
-
-def watched(files: list[str], labels: list[str], pause):
-    """Yield the histories at first and whenever a file changes, until `pause()` (which waits) returns False.
-
-    A file that is missing or half written is named once and looked at again; what it held before stays.
-    """
-    histories, seen, problems = {}, {}, {}
-    while True:
-        changed = False
-        for i, (name, label) in enumerate(zip(files, labels)):
-            try:
-                path = stats_file(name)
-                status = path.stat() if path.exists() else None
-                mark = status and (status.st_ino, status.st_mtime_ns, status.st_size)
-                if mark and mark == seen.get(i):
-                    continue
-                histories[i] = History(label, i, read_stats(path))
-                seen[i], changed = mark, True
-                problems.pop(i, None)
-            except (UserError, OSError) as error:
-                seen.pop(i, None)
-                if problems.get(i) != str(error):
-                    print(f"waiting: {error}", file=sys.stderr)
-                problems[i] = str(error)
-        if changed:
-            yield [histories[i] for i in sorted(histories)]
-        if not pause():
-            return
-
-
-# ---- what to draw ----
-
-
-def quantities(histories: list[History]) -> list[str]:
-    """Every quantity that some epoch has, in order of first appearance."""
-    return list(dict.fromkeys(name for history in histories for values in history.epochs.values() for name in values))
-
-
-def chosen_scores(histories: list[History], names: str | None, strict: bool = True) -> list[str]:
-    """The scores to draw, in order; `names` as in --metrics.
-
-    Raises UserError for a name that no file has, with those there are; unless `strict`, for it may come later.
-    """
-    there = [name for name in quantities(histories) if not is_loss(name)]
-    known = [score for score in SCORES if score in there]
-    if names is None:
-        return [score for score in ("cider", "bleu_4") if score in there] or known
-    if names.strip() == "none":
-        return []
-    chosen = []
-    for name in filter(None, map(str.strip, names.split(","))):
-        wanted = ["bleu_1", "bleu_2", "bleu_3", "bleu_4"] if name == "bleu" else [quantity_name(name)]
-        found = [quantity for quantity in wanted if quantity in there]
-        if strict and not found:
-            others = ", ".join(known + [quantity for quantity in there if quantity not in known])
-            raise UserError(f"--metrics: no file has {name}; they have {others or 'no scores'}")
-        chosen += found
-    return list(dict.fromkeys(chosen))
-
-
-def losses(histories: list[History]) -> list[str]:
-    there = {name for name in quantities(histories) if is_loss(name)}
-    return [name for name in LOSS_DASHES if name in there] + sorted(there - LOSS_DASHES.keys())
-
-
-def best(history: History, scores: list[str]) -> tuple[str, float, float] | None:
-    """(quantity, epoch, value) of the run's best epoch: by its first known score, else its validation loss.
-
-    The loss decides too where the score is noise in all epochs, as it does for best.model.
-    """
-    losses = bool(history.curve("validation_loss")[1])
-    for quantity in [*(score for score in scores if score in SCORES), "validation_loss"]:
-        epochs, values = history.curve(quantity)
-        if values and (is_loss(quantity) or not losses or max(values) >= NOISE):
-            pick = (min if is_loss(quantity) else max)(range(len(values)), key=values.__getitem__)
-            return quantity, epochs[pick], values[pick]
-    return None
-
-
-def smoothed(values: list[float], window: int) -> list[float]:
-    """Mean over `window` neighbours, over fewer near the ends, so that the curve keeps its ends."""
-    sums, means = [0.0, *accumulate(values)], []
-    for i in range(len(values)):
-        room = min(i, len(values) - 1 - i)
-        first, end = i - min((window - 1) // 2, room), i + min(window // 2, room) + 1
-        means.append((sums[end] - sums[first]) / (end - first))
-    return means
-
-
-def title(quantity: str) -> str:
-    return SCORES[quantity][0] if quantity in SCORES else quantity.replace("_", " ")
-
-
-def described(history: History, scores: list[str]) -> str:
-    found = best(history, scores)
-    return f"best epoch {found[1]:g} ({title(found[0])} {found[2]:.3f})" if found else ""
-
-
-# ---- drawing ----
-
-
-def draw(figure, histories: list[History], scores: list[str], smooth: int = 1) -> None:
-    """Draw `histories` into an empty or old `figure`: losses on the left axis, `scores` on the right one."""
-    figure.clear()
-    left = figure.add_subplot()
-    drawn_losses = losses(histories)
-    right = left.twinx() if scores and drawn_losses else left
-    one = len(histories) == 1
-    palette = dict(zip(drawn_losses, cycle(LOSS_COLOURS))) | dict(zip(scores, cycle(SCORE_COLOURS)))
-
-    def colour(history: History, quantity: str) -> str:
-        return palette[quantity] if one else COLOURS[history.position % len(COLOURS)]
-
-    handles = []
-    for i, quantity in enumerate([*drawn_losses, *scores]):
-        axis = left if is_loss(quantity) else right
-        style = line_style(quantity, i)
-        for history in histories:
-            draw_curve(axis, history, quantity, {**style, "color": colour(history, quantity)}, smooth)
-        label = f"{title(quantity)}, mean of {smooth}" if quantity == "cider" and smooth > 1 else title(quantity)
-        handles.append(Line2D([], [], **style, color=palette[quantity] if one else GREY, label=label))
-    marked = [(history, *found) for history in histories if (found := best(history, scores))]
-    for history, quantity, epoch, value in marked:
-        axis, shade = left if is_loss(quantity) else right, colour(history, quantity)
-        left.axvline(epoch, color=shade, linewidth=1, alpha=0.35, zorder=0)
-        star = {"marker": "*", "markersize": 17, "markeredgecolor": "white", "zorder": 5, "clip_on": False}
-        axis.plot([epoch], [value], color=shade, **star)
-    if marked:
-        handles.append(Line2D([], [], linestyle="none", marker="*", markersize=12, color=GREY, label="best epoch"))
-    decorate(left, right, drawn_losses, scores, palette if one else {})
-    columns = max(1, len(handles) if len(handles) <= 5 else math.ceil(len(handles) / 2))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-
-    labels = [", ".join(filter(None, [plain(history.label), described(history, scores)])) for history in histories]
-    if one:
-        left.set_title(labels[0], loc="left", pad=12)
-    else:
-        colours = [colour(history, "") for history in histories]
-        names = [Line2D([], [], color=c, linewidth=4, label=label) for c, label in zip(colours, labels)]
-        figure.legend(handles=names, loc="outside upper center", ncols=2)
-
-
-def line_style(quantity: str, position: int) -> dict:
-    if is_loss(quantity):
-        return {"linestyle": LOSS_DASHES.get(quantity, (0, (1, 1.5))), "marker": ""}
-    marker = SCORES[quantity][1] if quantity in SCORES else OTHER_MARKERS[position % len(OTHER_MARKERS)]
-    return {"linestyle": "solid", "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.6}
-
-
-def draw_curve(axis, history: History, quantity: str, style: dict, smooth: int) -> None:
-    epochs, values = history.curve(quantity)
-    if quantity == "cider" and smooth > 1:
-        axis.plot(epochs, values, **{**style, "marker": "", "linewidth": 1, "alpha": 0.5})
-        values = smoothed(values, smooth)
-    if len(values) == 1 and not style["marker"]:  # a line through one point would not show
-        style = {**style, "marker": "."}
-    if len(values) > 40 and style["marker"]:
-        style = {**style, "markevery": len(values) // 20}
-    axis.plot(epochs, values, **style)
-
-
-def decorate(left, right, drawn_losses: list[str], scores: list[str], palette: dict[str, str]) -> None:
-    left.set_xlabel("epoch")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    left.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-    left.set_axisbelow(True)
-    if drawn_losses:
-        left.set_ylabel("loss", color=palette.get(drawn_losses[0], GREY))
-    if scores:
-        label = ", ".join(map(title, scores)) if len(scores) < 4 else "score"
-        right.set_ylabel(label, color=palette.get(scores[0], GREY))
-        right.set_ylim(bottom=min(0, right.get_ylim()[0]))
-    right.spines["right"].set_visible(right is not left)
-
-
-def plain(label: str) -> str:
-    """`label` as text that matplotlib neither reads as mathematics nor hides."""
-    return (" " + label if label.startswith("_") else label).replace("$", r"\$")
+def epoch_figures(one: Run, names: list[str], scores: list[str]) -> dict[str, float]:
+    """The figures of the best and of the last epoch of a run of one file, under the names of their columns."""
+    found, figures = best(one, scores), {}
+    for kind, epoch in (("best", found and found[1]), ("last", one.last_epoch)):
+        if epoch is not None:
+            figures[f"{kind}_epoch"] = epoch
+            for name in names:
+                if (value := dict(zip(*one.members[0].curve(name))).get(epoch)) is not None:
+                    figures[f"{name}_{kind}"] = value
+    return figures
 
 
 # ---- showing ----
@@ -396,41 +205,47 @@ def save(figure, output: str | None, first: str) -> None:
 
 
 class Plot:
-    """The figure in a window, or in a file where `output` names one or no window can be opened.
+    """The figure in a window, or in a file where `output` names one or no window can be opened."""
 
-    metrics: as in --metrics; smooth: epochs that CIDEr is averaged over.
-    """
-
-    def __init__(self, files: list[str], metrics: str | None, smooth: int, output: str | None):
-        self.files, self.metrics, self.smooth, self.output = files, metrics, smooth, output
+    def __init__(self, lines: Lines, wanted: Wanted, output: str | None):
+        self.lines, self.wanted, self.output = lines, wanted, output
         self.ended = threading.Event()
         matplotlib.rcParams.update(STYLE)
         self.pyplot = None if output else window_maker()
         new_figure = self.pyplot.figure if self.pyplot else Figure
-        self.figure = new_figure(figsize=(9, 5.6), layout="constrained")  # inches
+        self.figure = new_figure(layout="constrained")
 
     def show(self, histories: list[History], strict: bool = True) -> None:
         """Draw and print `histories`. strict: raise UserError where they lack what was asked for."""
-        scores = chosen_scores(histories, self.metrics, strict)
-        if strict and not (scores or losses(histories)):
-            raise UserError(f"FILE: {self.files[0]} has neither losses nor scores; name what to draw with --metrics")
-        draw(self.figure, histories, scores, self.smooth)
-        for history in histories:
-            last = f"{history.label}: epoch {max(history.epochs):g}"
-            print(", ".join(filter(None, [last, described(history, scores)])), flush=True)
+        runs, wanted = self.lines.runs(histories), self.wanted
+        scores = chosen_scores(runs, wanted.metrics, strict)
+        if strict:
+            wanted.require_schedules(runs)
+        schedules = [name for name in wanted.schedules if name in quantities(runs)]
+        drawn = [*losses(runs), *scores]
+        if drawn or schedules:
+            draw(self.figure, runs, scores, schedules, wanted.windows(drawn))
+        elif strict:
+            file = self.lines.files[0]
+            raise UserError(f"FILE: {file} has neither losses nor scores; name what to draw with --metrics")
+        for line in runs:
+            if drawn and not any(line.curve(name)[0] for name in drawn):
+                print(f"{line.label}: its files have no epoch in common, so no mean is drawn", file=sys.stderr)
+            last = f"{line.label}: epoch {line.last_epoch:g}"
+            print(", ".join(filter(None, [last, described(line, scores)])), flush=True)
         if self.pyplot:
             self.figure.canvas.draw_idle()
         else:
-            save(self.figure, self.output, self.files[0])
+            save(self.figure, self.output, self.lines.files[0])
 
-    def watch(self, labels: list[str], interval: float) -> None:
+    def watch(self, interval: float) -> None:
         """Draw again whenever a file changes, until Ctrl-C or until the window is closed."""
         if self.pyplot:
             self.pyplot.show(block=False)
         # An exception could be lost in a callback of matplotlib's; a flag is not.
         before = signal.signal(signal.SIGINT, lambda number, frame: self.ended.set())
         try:
-            for histories in watched(self.files, labels, lambda: self._pause(interval)):
+            for histories in watched(self.lines.files, self.lines.labels(), lambda: self._pause(interval)):
                 self.show(histories, strict=False)
         finally:
             signal.signal(signal.SIGINT, before)
@@ -444,14 +259,23 @@ class Plot:
 
 
 def main(args) -> None:
-    files, labels = args.files, labels_of(args.files, args.labels)
+    lines = Lines.of(read_groups(args.files, labels_of(args.files, args.labels), args.group or []))
     if args.output:
         check_writable("--output", args.output)
     if not args.watch:  # a mistake is named before a window opens
-        histories = [History(label, i, read_stats(stats_file(files[i]))) for i, label in enumerate(labels)]
-    plot = Plot(files, args.metrics, args.smooth_cider, args.output)
+        names = enumerate(zip(lines.files, lines.labels()))
+        histories = [History(label, place, read_stats(stats_file(file))) for place, (file, label) in names]
+    if args.table:
+        runs = lines.runs(histories)
+        scores = known_scores(runs) if args.metrics is None else chosen_scores(runs, args.metrics)
+        print(table(runs, scores, args.table), end="")
+        if not args.output:
+            return
+    schedules = tuple(name for name in SCHEDULES if getattr(args, name))
+    smooth_cider = args.smooth if args.smooth_cider is None else args.smooth_cider
+    plot = Plot(lines, Wanted(args.metrics, schedules, args.smooth, smooth_cider), args.output)
     if args.watch:
-        plot.watch(labels, args.interval)
+        plot.watch(args.interval)
         return
     plot.show(histories)
     if plot.pyplot:

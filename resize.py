@@ -27,7 +27,7 @@ def parse_args(argv=None):
     add("--subset", metavar="FILE", help="resize only these images: a file name a line, with or without extension")
     add("--create_zip", action="store_true", help="also write the images into one file, OUTPUT_DIR.zip")
     add("--num_workers", type=int, help="parallel processes (default: one per core; 0 or 1: no other process)")
-    add("--quality", default=95, help="JPEG and WebP quality, 1 to 100")
+    add("--quality", default=95, help="quality of JPEG, WebP, AVIF and HEIC, 1 to 100")
     add("--report", metavar="FILE", help="CSV file to write: the images that failed, and why")
     args = parser.parse_args(argv)
     parser.at_least(1, args, "image_size")
@@ -52,14 +52,16 @@ from functools import partial
 from multiprocessing import get_start_method
 from pathlib import Path
 
-from tqdm import tqdm
-
 from captioning.cores import core_count
 from captioning.errors import UserError, first_few, run, shown, warn
 from captioning.files import atomic_write, read_lines, remove_leftovers
 from captioning.images import image_file
 from captioning.images.image_file import ImageError, image_error, open_image, target_size
+from captioning.images.kinds import HEIF_EXTENSIONS, KNOWN_FORMATS
+from captioning.images.listing import PassedOver, list_images
+from captioning.next_steps import print_next
 from captioning.processes import in_processes
+from captioning.progress import Bar
 from captioning.signals import serve
 from captioning.tables import csv_lines
 
@@ -70,7 +72,11 @@ OVERSAMPLING = 2.9
 # torch resizes in a fifth of Pillow's time and takes two seconds to import: it pays from this many images per process.
 TORCH_FROM = 2000
 
-OTHER_FORMATS = {".jpg": "JPEG", ".tif": "TIFF"}  # extensions that are not the name of their format
+# Extensions that are not the name of their format.
+OTHER_FORMATS = {".jpg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".tif": "TIFF", ".dib": "DIB", ".apng": "PNG"}
+OTHER_FORMATS |= dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG2000") | dict.fromkeys((".pgm", ".pbm", ".pnm"), "PPM")
+OTHER_FORMATS |= dict.fromkeys(HEIF_EXTENSIONS, "HEIF")
+HAVE_QUALITY = ("JPEG", "WEBP", "AVIF", "HEIF")
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ def encoded(image, source: Path, quality: int) -> bytes:
         image = image.quantize(256)  # colours chosen for this image
     buffer = io.BytesIO()
     try:
-        image.save(buffer, form, **({"quality": quality} if form in ("JPEG", "WEBP") else {}))
+        image.save(buffer, form, **({"quality": quality} if form in HAVE_QUALITY else {}))
     except Exception as error:  # too long a side for the format, mostly
         raise image_error(source, f"cannot be written as {form} at {image.width}x{image.height}: {error}") from error
     return buffer.getvalue()
@@ -190,11 +196,14 @@ def find_images(image_dir: Path, output_dir: Path) -> list[str]:
     source, target = image_dir.resolve(), output_dir.resolve()
     if source == target or target in source.parents:
         raise UserError(f"--output_dir: {output_dir} must not be or hold --image_dir: originals could be overwritten")
-    paths = image_file.list_images(image_dir, recursive=True)
+    passed = PassedOver()
+    paths = list_images(image_dir, recursive=True, passed=passed)
     if source in target.parents:
         paths = [path for path in paths if target not in path.resolve().parents]
     if not paths:
-        raise UserError(f"--image_dir: {image_dir} has no images (JPEG, PNG, WebP, BMP, TIFF or GIF)")
+        raise UserError(f"--image_dir: {image_dir} has no images ({KNOWN_FORMATS})")
+    if line := passed.line():
+        print(f"resize.py: {line}", file=sys.stderr)
     names = [str(path.relative_to(image_dir)) for path in paths]
     times = Counter(map(str.lower, names))
     if twins := [name for name in names if times[name.lower()] > 1]:
@@ -226,11 +235,12 @@ def resize_all(names: list[str], settings: Settings, workers: int, archive: Path
             import captioning.images.torch_resize  # noqa: F401  once here instead of once in each process
         work = partial(resize_one, settings=settings)
         outcomes = stack.enter_context(in_processes(work, names, workers, begin_worker, (settings.with_torch,)))
-        for outcome in tqdm(outcomes, total=len(names), unit="image", desc="resize", disable=None):
+        bar = stack.enter_context(Bar(len(names), "resize", "image", stream=sys.stderr))
+        for outcome in bar.over(outcomes):
             counts[outcome.status] += 1
             if outcome.status == "failed":
                 failures.append((outcome.name, outcome.reason))
-                tqdm.write(shown(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}"), file=sys.stderr)
+                bar.tell(shown(f"resize.py: {settings.image_dir / outcome.name}: {outcome.reason}"))
             elif archive:
                 members.write(settings.output_dir / outcome.name, Path(outcome.name).as_posix())
     if counts["resized"] and hasattr(os, "sync"):
@@ -269,6 +279,7 @@ def main(args) -> int:
     print(f"{output_dir}: {counts['resized']} images resized ({shape}){kept}, {len(failures)} failed")
     if archive:
         print(f"{archive}: {counts['resized'] + counts['kept']} images")
+    print_next(["train.py", "--images", archive or output_dir, "--captions", "CAPTIONS", "--val_fraction", 0.1])
     return 1 if failures else 0
 
 

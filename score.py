@@ -6,6 +6,7 @@
     ./score.py seed1.json seed2.json seed3.json --ground_truth captions.json --group   # mean and deviation
     ./score.py --group lstm=results/lstm*.json --group gru=results/gru*.json --ground_truth captions.json --format latex
     ./score.py results.json --ground_truth captions.json --scoring bleu,cider --tokenizer python --output scores.json
+    ./score.py results.json --ground_truth captions.json --objects       # how often the main object is named
     ./score.py results.json --ground_truth captions.json --scoring ciderd --cached_words coco-train-words.p
     ./score.py results/*.json --ground_truth captions.json --output scores.csv    # a row for each file
     ./score.py results.json --ground_truth captions.json --per_image images.csv   # a row for each image
@@ -21,6 +22,7 @@ import sys
 from argparse import Namespace
 
 from captioning.command_line import Parser
+from captioning.groups import GROUP, group_mistake, read_groups
 
 DEFAULT_SCORING = "bleu,meteor,rouge,cider"
 FORMATS = ("text", "markdown", "latex", "csv", "json")
@@ -40,11 +42,12 @@ def parse_args(argv=None) -> Namespace:
     add("--confidence", type=float, metavar="PERCENT", help="show intervals of this confidence, such as 95, and how "
         "much each further results file differs from the first")  # fmt: skip
     add("--resamples", default=1000, metavar="N", help="--confidence: samples of the images to draw")
-    add("--group", action="append", nargs="?", const="", metavar="NAME=FILES", help="show the mean and standard "
-        "deviation of several results files, as of several seeds: alone, of all RESULTS.json; with NAME=a.json,b.json "
-        "or NAME=PATTERN of those; may be given several times")  # fmt: skip
+    add("--group", **GROUP, help="show the mean and standard deviation of several results files, as of several seeds: "
+        "alone, of all RESULTS.json; with NAME=A,B or NAME=PATTERN of those; may be repeated")  # fmt: skip
     add("--training", metavar="FILE", help="count novel captions: those that this caption file, or dataset of "
         "datasets.conf, does not have")  # fmt: skip
+    add("--objects", action="store_true", help="count how often the main object is named: one of COCO's 80 categories "
+        "that three of five references name, by that word, a synonym or a broader one (English)")  # fmt: skip
     add("--dataset_config_file", metavar="FILE", help="file of the datasets (default: datasets/datasets.conf)")
     add("--format", choices=FORMATS, help="of --output, or of what is printed (default: by the ending of --output: "
         ".csv, .md, .tex, .txt, else JSON; printed: text)")  # fmt: skip
@@ -61,12 +64,8 @@ def check_flags(parser: Parser, args: Namespace) -> None:
         parser.error("name one or more results files")
     if args.per_image and not args.per_image.lower().endswith(".csv"):
         parser.error(f"--per_image {args.per_image}: name a .csv file")
-    for typed in args.group or ():
-        name, equals, files = typed.partition("=")
-        if typed and not (name and equals and files):
-            parser.error(f"--group {typed}: write NAME=FILE,FILE; --group without a value stands behind RESULTS.json")
-    if "" in (args.group or ()) and not args.results:
-        parser.error("--group without a value joins RESULTS.json, but there are none")
+    if mistake := group_mistake(args.group or (), args.results, "RESULTS.json"):
+        parser.error(mistake)
     if args.confidence is None:
         if "resamples" in args.typed_flags:
             parser.error("--resamples is for --confidence")
@@ -82,13 +81,12 @@ def check_flags(parser: Parser, args: Namespace) -> None:
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports of packages, so that --help and mistakes answer at once
 
-import glob
-import os
 from pathlib import Path
 
 from captioning.datasets.references import read_references
 from captioning.errors import UserError, run, warn
 from captioning.files import atomic_write, check_writable, require_file
+from captioning.progress import Bar
 from inference.caption_files import read_results, read_training_captions, with_references
 
 ENDINGS = {".csv": "csv", ".md": "markdown", ".tex": "latex", ".txt": "text"}
@@ -97,32 +95,6 @@ ENDINGS = {".csv": "csv", ".md": "markdown", ".tex": "latex", ".txt": "text"}
 def note(message: str) -> None:
     """For the person, not for the pipe."""
     print(message, file=sys.stderr)
-
-
-def read_groups(results: list[str], typed: list[str]) -> list[tuple[str, list[str]]]:
-    """(name, results files) of each group of --group; where it names some, each of the other `results` is one alone.
-
-    Raises UserError where no file has a name that a pattern describes.
-    """
-    groups = []
-    if "" in typed:
-        start = os.path.commonprefix([Path(path).stem for path in results])
-        groups.append((start.rstrip("-_. ") or "all", results))
-    else:
-        groups += [(Path(path).stem, [path]) for path in results]
-    for name, _, files in (text.partition("=") for text in typed if text):
-        groups.append((name, [path for pattern in files.split(",") for path in files_of(pattern, name)]))
-    return groups
-
-
-def files_of(pattern: str, name: str) -> list[str]:
-    """The files that a pattern such as results/lstm*.json describes, or the one file that it names."""
-    if os.path.exists(pattern) or not glob.has_magic(pattern):
-        return [pattern]
-    found = sorted(glob.glob(pattern))
-    if not found:
-        raise UserError(f"--group {name}: there is no file {pattern}")
-    return found
 
 
 def make_scoring(args, references: dict, training: list[str] | None):
@@ -135,7 +107,7 @@ def make_scoring(args, references: dict, training: list[str] | None):
     if args.cached_words and "ciderd" not in metrics:
         raise UserError("--cached_words is for ciderd, which --scoring does not name")
     table = CachedWords.load(args.cached_words).to_dict() if args.cached_words else None
-    return Scoring(references, metrics, args.tokenizer, table, training)
+    return Scoring(references, metrics, args.tokenizer, table, training, args.objects)
 
 
 def print_scored(one, total: int) -> None:
@@ -151,6 +123,9 @@ def print_scored(one, total: int) -> None:
     )
     novel = f", novel captions {found['novel']:.1%}" if "novel" in found else ""
     print(f"vocabulary used {found['vocabulary_used']} words{novel}")
+    if "object_named" in found:
+        images = found["object_images"]
+        print(f"main object named in {found['object_named']:.1%} of {images} photos whose references agree on one")
     if "div_1" in found:
         print(
             f"{found['captions_per_image']:.1f} captions of an image: div-1 {found['div_1']:.4f}, "
@@ -218,7 +193,7 @@ def main(args) -> int:
             check_writable(option, path)
     if args.cached_words and args.scoring:
         require_file("--cached_words", args.cached_words)
-    groups = read_groups(args.results, args.group or [])
+    groups = read_groups(args.results, [Path(path).stem for path in args.results], args.group or [])
     paths = list(dict.fromkeys(path for _, several in groups for path in several)) if args.group else args.results
     references = read_references(args.ground_truth)
     captions = {path: with_references(path, read_results(path), references) for path in paths}
@@ -236,7 +211,8 @@ def main(args) -> int:
         warn(line)
     table_only = bool(args.group) or (args.format is not None and not args.output)
     scored = []
-    for number, path in enumerate(paths):
+    bar = Bar(len(paths), "score", "file", stream=sys.stderr, drawn=table_only)
+    for number, path in enumerate(bar.over(paths)):
         scored.append(one := scoring.of(path, captions[path]))
         if args.confidence is not None:
             scoring.add_confidence(one, scored[0], {"confidence": args.confidence, "resamples": args.resamples})
@@ -246,6 +222,7 @@ def main(args) -> int:
         if len(paths) > 1:
             print(f"\n{path}" if number else path)
         print_scored(one, len(references))
+    bar.close()
     report(args, scored, groups if args.group else [], table_only)
     return int(any(not one.scores.values or (args.scoring and one.scores.left_out) for one in scored))
 

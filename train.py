@@ -46,6 +46,7 @@ from captioning.cores import first_speaks, process_count
 from captioning.datasets.base import CaptionDataset, image_key
 from captioning.datasets.names import short_names
 from captioning.decoder.search import Search
+from captioning.decoder.teacher_forcing import truth_probability
 from captioning.devices import (
     choose_device,
     ended_processes,
@@ -59,6 +60,7 @@ from captioning.devices import (
     wait_for_all,
 )
 from captioning.encoder.transforms import ImageTransform
+from captioning.next_steps import config_words
 from captioning.progress import Bar
 from captioning.scoring.document_frequencies import CachedWords, kept_words
 from captioning.scoring.metrics import parse_metrics
@@ -68,11 +70,12 @@ from training.build import CaptionerBuilder, compile_encoders
 from training.cider_reward import CiderReward
 from training.distillation import Distillation, Teachers
 from training.feature_cache import cache_features, readable
-from training.log import TrainingLog, require_tensorboard
+from training.log import TrainingLog
+from training.loggers import require_packages
 from training.losses import CrossEntropy, Objective
 from training.optimizers import self_critical_settings
 from training.paragraph_losses import ParagraphObjective
-from training.report import describe, epoch_line, report_end, show_tokens
+from training.report import EpochTimes, describe, epoch_line, report_end, show_tokens
 from training.run_folder import RunFolder, run_name
 from training.self_critical import SelfCritical
 from training.settings import (
@@ -80,12 +83,13 @@ from training.settings import (
     ModelSettings,
     RunSettings,
     TrainSettings,
+    all_settings,
     data_checksum,
     file_checksum,
     lasting_settings,
 )
 from training.trainer import Progress, Trainer
-from training.validation import Validation, open_images, validate_models, validation_loader
+from training.validation import Validation, criterion_of, open_images, validate_models, validation_loader
 from vocabulary import MOST_UNKNOWN
 
 
@@ -98,6 +102,7 @@ class TrainRun:
     training: TrainSettings
     builder: CaptionerBuilder  # makes the captioner
     validation: Validation  # what is measured after an epoch
+    flags: dict  # all settings by the names of their flags
     folder = log = loader = validation_loader = None
 
     # ---- before the first step ----
@@ -105,8 +110,7 @@ class TrainRun:
     def prepare(self) -> None:
         """Open data and model, and take over the state of the run, or of the model, that training goes on from."""
         s = self.settings
-        if s.tensorboard:
-            require_tensorboard()  # before a run of that name is replaced
+        require_packages(s.loggers)  # before a run of that name is replaced
         device = start_processes(choose_device(s.device, s.cpu))
         torch.manual_seed(self.training.seed)
         torch.use_deterministic_algorithms(s.deterministic)
@@ -115,8 +119,10 @@ class TrainRun:
         dataset.require_captions()
         name = s.model_name or run_name(s.model_basename, self.builder.wanted, self.builder.config)
         self.folder = RunFolder(Path(s.output_root) / s.model_path / name, sys.argv, s.keep)
+        self.folder.flags, self.folder.best_by = self.flags, self.validation.best_by
         saved = self.folder.prepare(int(s.resume or s.resume_changed), s.replace, is_main())
-        self.log = TrainingLog(self.folder.path, s.tensorboard and is_main(), s.profiler and is_main())
+        loggers = s.loggers if is_main() else ()
+        self.log = TrainingLog(self.folder.path, loggers, s.profiler and is_main(), resumed=saved is not None)
         with first_speaks():
             self.captioner = self.builder.build(dataset)
             self.captioner.calibration = None  # that of --load_model is of other weights
@@ -182,7 +188,7 @@ class TrainRun:
             seed=self.training.seed,
             num_workers=self.data.num_workers,
             max_sentences=paragraphs and paragraphs.max_sentences,
-            mix=self.data.mix or (),
+            mix=self.data.times,
             rank=rank,
             world_size=world,
         )
@@ -202,6 +208,8 @@ class TrainRun:
         if saved is not None:
             changed = from_main(lambda: self.folder.check_settings(saved, self.captioner, s.resume_changed))
             self.folder.load_last(saved, self.captioner)
+            if "--best_by" in changed and is_main():
+                self.folder.renew_best()
             position = saved["training"]
             self.first, state = position["epoch"], self.resumed_state(position, steps, changed)
             self.position = position if position["batch"] else None
@@ -305,6 +313,7 @@ class TrainRun:
                 print(f"nothing to do: {done}")
             return 0
         if is_main():
+            self.folder.write_config()
             describe(self.captioner, self.loader, self.validation_loader)
             if self.trainer.objective.has_reward:
                 print(f"self-critical training by {self.trainer.method}")
@@ -318,9 +327,15 @@ class TrainRun:
             status = self.run_epochs()
         if status == 0:
             if is_main():
-                report_end(self.folder, self.loader.bad_items)
+                report_end(self.folder, self.loader.bad_items, self.validation_words())
             wait_for_all()  # gloo may abort a process that leaves while another still works
         return status or int(bool(self.loader.bad_items))
+
+    def validation_words(self) -> list[str]:
+        """The flags of infer.py that name the images of --validate."""
+        data = self.data
+        images = ["--images", data.images] if data.images else []
+        return ["--dataset", data.validate, *images, *config_words(data.dataset_config_file)] if data.validate else []
 
     def nothing_to_do(self) -> str | None:
         """Why there is no epoch to train, or None."""
@@ -336,6 +351,7 @@ class TrainRun:
     def run_epochs(self) -> int:
         """All epochs from the first on. Returns 0, or 128 and the number of the signal that stopped them."""
         s, last = self.settings, self.folder.last
+        self.times = EpochTimes(whole=self.position is None)
         for epoch in range(self.first, s.num_epochs + 1):
             if self.is_self_critical(epoch) and not self.trainer.objective.has_reward:
                 self.turn_self_critical(epoch)
@@ -421,7 +437,12 @@ class TrainRun:
             "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
         }
         row |= progress.other_means
-        return {**row, "training_reward": progress.reward} if self.trainer.objective.has_reward else row
+        t = self.training
+        if self.trainer.objective.has_reward:
+            row["training_reward"] = progress.reward
+        elif t.teacher_forcing != "always":
+            row["teacher_forcing"] = truth_probability(self.trainer.step, t.teacher_forcing_k, t.teacher_forcing_beta)
+        return row
 
     def end_epoch(self, epoch: int, progress: Progress) -> bool:
         """Validate, save, and print the epoch's line. False where a signal stopped the validation.
@@ -446,7 +467,8 @@ class TrainRun:
             self.folder.save_last(self.captioner, self.trainer, epoch + 1, 0, None)
             self.folder.remove_epochs(epoch)
             best = self.folder.criterion_text() if self.folder.best_epoch() == epoch else None
-            print(epoch_line(epoch, s.num_epochs, row, progress.speed, best), flush=True)
+            times = self.times.end_epoch(s.num_epochs - epoch, progress.speed)
+            print(epoch_line(epoch, s.num_epochs, row, times, best), flush=True)
         return True
 
     def validate(self, epoch: int) -> dict[str, float] | None:
@@ -454,14 +476,13 @@ class TrainRun:
         s, self.captioner.calibration = self.settings, None
         if not self.data.validates or (epoch % s.validation_step and epoch != s.num_epochs):
             return {}
-        bar = Bar(len(self.validation_loader.items), "validation", "image") if is_main() else None
+        bar = Bar(len(self.validation_loader.items), "validation", "image")
         what = self.captioner, self.validation_loader, bar
         if process()[1] == 1:
             row = self.unless_stopped(lambda: self.validation.measure(*what))
         else:  # what the processes tell each other must not be interrupted
             row = self.validation.measure(*what, self.unless_stopped)
-        if bar is not None:
-            bar.close()
+        bar.close()
         if row and not math.isfinite(row["validation_loss"]):
             state = f"{self.folder.last} holds the epoch"
             raise UserError(f"epoch {epoch}: the loss on --validate is not a finite number: look at its data; {state}")
@@ -494,7 +515,8 @@ def make_validation(settings: RunSettings, training: TrainSettings) -> Validatio
     metrics = () if text.lower() in ("", "none") else parse_metrics(text)
     search = Search(settings.validation_beam_size, trigram_penalty_alpha=training.trigram_penalty_alpha)
     words = CachedWords.load(settings.cached_words).to_dict() if "ciderd" in metrics and settings.cached_words else None
-    return Validation(metrics, search, training.amp, words)
+    best_by = settings.best_by and criterion_of(settings.best_by, metrics, words is not None)
+    return Validation(metrics, search, training.amp, words, best_by)
 
 
 def main(args) -> int:
@@ -520,7 +542,10 @@ def train(args, validation: Validation) -> int:
     projection = args.share_embedding_weights and training.regularize_projection > 0 and args.decoder == "lstm"
     config = ModelConfig.of(flags, features=[], persist_features=[], paragraphs=paragraphs, projection=projection)
     builder = CaptionerBuilder(config, model, data, args.typed_flags)
-    with partners_may_fail(), closing(TrainRun(settings, data, training, builder, validation)) as run:
+    with (
+        partners_may_fail(),
+        closing(TrainRun(settings, data, training, builder, validation, all_settings(flags))) as run,
+    ):
         run.prepare()
         return run.run()
 

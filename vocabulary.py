@@ -45,21 +45,30 @@ PARALLEL_FROM = 100_000  # fewer captions than this are counted sooner than a po
 
 
 def count_words(
-    captions: Iterable[str], tokenizer: str = "treebank", lowercase: bool = True, num_workers: int = 1
+    captions: Iterable[str],
+    tokenizer: str = "treebank",
+    lowercase: bool = True,
+    num_workers: int = 1,
+    bar=None,
 ) -> Counter:
-    """Word -> occurrences over `captions`, in order of first appearance, whatever `num_workers` (processes) is."""
+    """Word -> occurrences over `captions`, in order of first appearance, whatever `num_workers` (processes) is.
+
+    bar: a captioning.progress.Bar of the captions.
+    """
     count = partial(_count, tokenizer=tokenizer, lowercase=lowercase)
     captions = iter(captions)
     first = list(islice(captions, PARALLEL_FROM)) if num_workers > 1 else []
     captions = chain(first, captions)
     if len(first) < PARALLEL_FROM:
-        return count(captions)
+        return count(captions if bar is None else bar.over(captions))
     if tokenizer == "treebank":
         load_treebank()  # once here instead of once in each forked worker
     counter: Counter = Counter()
     with ProcessPoolExecutor(num_workers, initializer=serve, initargs=(os.getpid(),)) as pool:
         for part in pool.map(count, iter(lambda: list(islice(captions, CHUNK)), [])):
             counter.update(part)
+            if bar is not None:
+                bar.update(CHUNK)
     return counter
 
 

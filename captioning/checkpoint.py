@@ -100,7 +100,14 @@ def are_sums(value) -> bool:
 def are_settings(value) -> bool:
     """Whether `value` has the settings of a run by flag."""
     numbers = "--num_epochs", "--self_critical_from_epoch"
-    return is_plain_table(value) and all(type(value.get(name, 0)) is int for name in numbers)
+    lists = [one for one in value.values() if isinstance(one, list)] if isinstance(value, dict) else []
+    plain = is_plain_table(value, list) and all(is_list_of(str, one) for one in lists)
+    return plain and all(type(value.get(name, 0)) is int for name in numbers)
+
+
+def is_weighed(value) -> bool:
+    """Whether `value` is the path of a model and its weight in a mean."""
+    return len(value) == 2 and isinstance(value[0], str) and type(value[1]) in (int, float)
 
 
 def is_plain_table(value, *more: type) -> bool:
@@ -119,7 +126,8 @@ ENTRIES = {  # what a model file may hold -> whether a value is of the right typ
     "command": lambda value: value is None or is_list_of(str, value),
     "history": lambda value: is_list_of(str, value),
     "stats": lambda value: is_table_of(int | float | NoneType, value),
-    "averaged": lambda value: is_list_of(list | tuple, value),
+    "parts": lambda value: isinstance(value, list) and all(are_settings(one) for one in value),
+    "averaged": lambda value: is_list_of(list | tuple, value) and all(map(is_weighed, value)),
     "calibration": is_plain_table,
     "length_penalty": lambda value: type(value) in (int, float) and -1e6 < value < 1e6,
     "training": is_position,

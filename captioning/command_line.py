@@ -20,8 +20,11 @@ import typing
 from collections.abc import Callable
 from functools import partial
 
+from captioning.config_file import read_settings
 from captioning.cores import process_count, process_number
-from captioning.errors import message_line  # also: from here on a signal ends the script without a traceback
+from captioning.errors import UserError, message_line  # also: from here on a signal ends the script without a traceback
+
+VERSION = "1.0"  # of the toolkit
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,8 +43,12 @@ class Parser(argparse.ArgumentParser):
         self.defaults: dict[str, object] = {}
         self.first_use = first_use
         self.processes = processes
+        self.file_flag: str | None = None  # the flag that names a file of settings, in place of typed ones
+        self.typed_only: tuple[str, ...] = ()  # flags that such a file cannot give
+        self.place = ""  # what errors begin with
         options = {"formatter_class": argparse.RawDescriptionHelpFormatter, **options}
         super().__init__(description=description, allow_abbrev=False, **options)
+        self.add_argument("--version", action=ShowVersion, nargs=0, default=argparse.SUPPRESS, help="show it and exit")
         if first_use:
             self.add_argument(
                 "--help_all", action=HelpAll, nargs=0, default=argparse.SUPPRESS, help="show all flags and exit"
@@ -85,8 +92,50 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self.error(f"unexpected argument {unknown[0]} (--help shows what is expected)")
-        typed = {name: at_home(value) for name, value in vars(found).items()}
+        typed = vars(found)
+        if self.file_flag and typed.get(self.file_flag):
+            typed = self.from_file(typed[self.file_flag]) | typed
+        typed = {name: at_home(value) for name, value in typed.items()}
         return argparse.Namespace(**{**self.defaults, **typed}, typed_flags=typed)
+
+    def from_file(self, path: str) -> dict[str, object]:
+        """The flags that a file of settings gives, by name, as if they had been typed; see `read_settings`.
+
+        A value that is the default of its flag, and null, count as not given. Ends the script where a name is no flag,
+        or a flag does not take its value.
+        """
+        path, words = at_home(path), []
+        try:
+            table = read_settings(path, f"--{self.file_flag}")
+        except UserError as error:
+            self.error(str(error))
+        self.place = f"--{self.file_flag} {path}: "
+        known = [name for name in self.defaults if name not in self.typed_only and name != self.file_flag]
+        for name, value in table.items():
+            if name in self.typed_only:
+                self.error(f"{name} is for the command line: leave it out of the file")
+            if name not in known:
+                near = nearest(name, known)
+                self.error(f"unknown setting {clipped(name)}{f'; did you mean {near}?' if near else ''}")
+            if value is not None and (value != self.defaults[name] or type(value) is not type(self.defaults[name])):
+                words += self._words(name, value)
+        found, _ = self.parse_known_args(words)
+        self.place = ""
+        return vars(found)
+
+    def _words(self, name: str, value) -> list[str]:
+        """What would be typed to give the flag `name` the value of a file."""
+        action, several = self._option_string_actions[f"--{name}"], value if isinstance(value, list) else [value]
+        switch = action.nargs == 0
+        if type(value) is bool and (switch or (value and action.const is not None)):
+            return [f"--{name}"] if value else []
+        if switch or not several or not all(type(one) in (str, int, float) for one in several):
+            self.error(f"{name} is {clipped(str(value))}, not {'true or false' if switch else 'a value that it takes'}")
+        if action.nargs == "+":
+            return [f"--{name}", *map(str, several)]
+        if isinstance(value, list):
+            self.error(f"{name} takes one value, not a list")
+        return [f"--{name}={value}"]
 
     def at_least(self, least: float, values: argparse.Namespace, *names: str) -> None:
         """End the script where a flag of `names` has a value below `least`."""
@@ -124,7 +173,8 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         if not self.first_use:
             return super().format_help()
-        hidden = [action for action in self._actions if action.dest not in ("help", "help_all", *self.first_use)]
+        shown = ("help", "help_all", "version", *self.first_use)
+        hidden = [action for action in self._actions if action.dest not in shown]
         helps = [action.help for action in hidden]
         for action in hidden:
             action.help = argparse.SUPPRESS
@@ -139,7 +189,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Print `message` as one line of bounded length and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message_line(message)}\n")
+        self.exit(2, f"{self.prog}: error: {message_line(self.place + message)}\n")
 
 
 class HelpAll(argparse.Action):
@@ -147,6 +197,21 @@ class HelpAll(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         sys.stdout.write(parser.format_full_help())
+        parser.exit()
+
+
+class ShowVersion(argparse.Action):
+    """--version: print the version of the toolkit, of torch and of Python, and exit."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        import platform
+        from importlib import metadata
+
+        try:
+            torch = f"torch {metadata.version('torch')}"  # without importing it
+        except metadata.PackageNotFoundError:
+            torch = "no torch"
+        print(f"{parser.prog} {VERSION} ({torch}, Python {platform.python_version()})")
         parser.exit()
 
 
@@ -203,15 +268,15 @@ def text_or_nothing(word: str) -> str:
     return word
 
 
-def several_times(word: str) -> tuple[float, ...]:
-    """ "1,2.5" as (1.0, 2.5). Raises ArgumentTypeError where a part is no number above 0 and up to 1,000."""
+def several_times(word: str) -> str:
+    """`word`, such as "1,2.5". Raises ArgumentTypeError where a part is no number above 0 and up to 1,000."""
     try:
-        times = tuple(float(part) for part in word.split(","))
+        sound = all(0 < float(part) <= 1000 for part in word.split(","))
     except ValueError:
-        times = ()
-    if not times or not all(0 < one <= 1000 for one in times):
+        sound = False
+    if not sound:
         raise argparse.ArgumentTypeError(f"{clipped(word)}: numbers above 0 and up to 1,000 with commas, such as 1,3")
-    return times
+    return word
 
 
 def clipped(word: str) -> str:

@@ -149,6 +149,8 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 OF_THE_DISK = UNWRITABLE | {errno.EACCES, errno.EPERM}
 # How torch says it, of the CPU, of a GPU, and of sizes beyond what can be counted.
 OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory|Storage size calculation overflowed|not enough memory")
+UNFIT_TORCHVISION = "operator torchvision::"  # "operator torchvision::nms does not exist"
+INSTALL = "activate the environment (source .venv/bin/activate), or pip install -r requirements.txt"
 OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 
 
@@ -161,9 +163,26 @@ def user_message(error: Exception) -> str | None:
     broken = str(error).startswith("DataLoader worker (pid") or type(error).__name__ == "BrokenProcessPool"
     if isinstance(error, RuntimeError) and broken:
         return WORKER_DIED
+    if (message := missing_package(error)) is not None:
+        return message
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return f"there is not enough memory ({one_line(error)}): smaller numbers need less, --batch_size before all"
     return None
+
+
+def missing_package(error: BaseException) -> str | None:
+    """What a person is told where a package that the toolkit needs is missing or broken; None for other errors."""
+    if isinstance(error, RuntimeError) and UNFIT_TORCHVISION in str(error):
+        return (
+            f"the packages torch and torchvision do not fit each other ({one_line(error)}): install both from one place"
+        )
+    name = (getattr(error, "name", None) or "").partition(".")[0]
+    ours = (ROOT / name).is_dir() or (ROOT / f"{name}.py").exists()
+    if not isinstance(error, ImportError) or not name or ours:
+        return None
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {name} is missing: {INSTALL}"
+    return f"the package {name} cannot be imported ({one_line(error)}): {INSTALL}"
 
 
 def in_script() -> bool:
@@ -173,8 +192,14 @@ def in_script() -> bool:
 
 
 def show_fault(kind, error, trace) -> None:
-    """Print the traceback of a fault of the program, whose text may hold names and captions."""
+    """Print the traceback of a fault of the program, whose text may hold names and captions.
+
+    A script imports packages before anybody can catch their errors: a missing one is one line, and status 2.
+    """
     with safe_streams():
+        if (message := missing_package(error)) is not None:
+            print(f"{script_name()}: error: {message_line(message)}", file=sys.stderr)
+            sys.exit(2)
         traceback.print_exception(kind, error, trace)
 
 

@@ -27,7 +27,8 @@ def select_state(state: State, index: Tensor) -> State:
 
 def each_row(of_images: Tensor, rows: int) -> Tensor:
     """(B, D) -> (rows, D): what belongs to an image for each of its rows, which stand together."""
-    return of_images if len(of_images) == rows else of_images.repeat_interleave(rows // len(of_images), 0)
+    images = of_images.shape[0]
+    return of_images if images == rows else of_images.repeat_interleave(rows // images, 0)
 
 
 def real_regions(regions: Tensor) -> Tensor:
@@ -53,6 +54,11 @@ class ImageMemory:
 
     def __len__(self) -> int:
         return next(len(x) for x in vars(self).values() if x is not None)
+
+    @property
+    def rows(self) -> int:
+        """len(), or what stands for it where a step is traced for export: len() would make it a constant."""
+        return next(x.rows if isinstance(x, ImageMemory) else x.shape[0] for x in vars(self).values() if x is not None)
 
     def select(self, index: Tensor):
         """The memory of rows `index` (M,): repeats images for their captions or beams, drops finished ones."""

@@ -118,6 +118,8 @@ def serve(parent: int) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    # It prints what a thread of multiprocessing's meets when the parent goes away; errors of the work go to the parent.
+    sys.excepthook = lambda *error: None
     end_with_parent(signal.SIGKILL, parent)
 
 

@@ -29,7 +29,7 @@ run ./train.py --dataset demo:train --validate demo:val "${config[@]}" --vocab d
     --validation_scoring cider --model_path demo/models --model_name lite0 --replace
 run ./plot_stats.py demo/models/lite0 --output demo/curves.png
 run ./infer.py --model $model --dataset demo:test "${config[@]}" --length_penalty 0.7 --scoring bleu,cider \
-    --output_file demo/results.json --html demo/gallery.html
+    --output_file demo/results.json --html demo/gallery.html --html_attention
 pictures=(demo/data/images/test/*.jpg)
 run ./infer.py --model $model "${pictures[@]:0:6}" # from pixels, by the model file alone
 

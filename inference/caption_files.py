@@ -30,13 +30,20 @@ def read_results(path: str) -> dict[str, list[str]]:
     content = readers.get(format_of(path), _json_entries)(path)
     if not content:
         raise UserError(f"results: {path} is empty: there are no captions to score")
-    captions, places = {}, {}
+    captions, places, unsure = {}, {}, 0
     for place, entry in checked_entries(content, f"results: {path}", "", image_id=ID, caption=TEXT):
         image_id = id_text(entry["image_id"])
         if image_id in places:
             raise UserError(f"results: {path}: image {image_id} has two captions, {places[image_id]} and {place}")
         places[image_id] = place
+        if entry.get("unsure") is True:  # infer.py --min_confidence
+            unsure += 1
+            continue
         captions[image_id] = _captions(entry, path, place)
+    if unsure:
+        print(f"results: {path}: {unsure} images without a caption that the model was sure of", file=sys.stderr)
+    if not captions:
+        raise UserError(f"results: {path} has no captions to score: the model was not sure enough of any")
     if isinstance(content[0].get("text"), str):
         print(f"results: {path}: the captions under 'text' are scored", file=sys.stderr)
     return captions

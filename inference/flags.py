@@ -18,9 +18,14 @@ def model_path(typed: str | None) -> Path:
 
 
 def add_images(add) -> None:
-    add("images", nargs="*", metavar="IMAGE", help="image files")
+    add(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="images: files, folders, zip files, and patterns such as 'holiday/**/*.jpg'",
+    )
     add("--image_dir", metavar="DIR", help="caption every image of this folder or zip file")
-    add("--recursive", action="store_true", help="with --image_dir: caption the images of its subfolders too")
+    add("--recursive", action="store_true", help="caption the images of subfolders too")
     add("--dataset", metavar="NAME", help='section of datasets.conf, or PATH[:SPLIT] of captions; several: "a:x+b:y"')
     add("--images", dest="dataset_images", metavar="DIR", help="folder or zip file of the images of --dataset PATH "
         "(default: looked for beside it)")  # fmt: skip
@@ -43,6 +48,16 @@ def add_model(add) -> None:
 
 def add_search(add) -> None:
     add("--max_seq_length", default=20, metavar="N", help="most words of a sentence")
+    add("--max_words", type=int, metavar="N", help="the same; counts in place of --max_seq_length where both are given")
+    add("--min_words", default=0, metavar="N", help="fewest words of a sentence (default: 0)")
+    add(
+        "--no_repeat_words",
+        action="store_true",
+        help="write no word twice in a sentence, but function words (a, in, is)",
+    )
+    add(
+        "--may_repeat", metavar="WORDS", help="--no_repeat_words: other words that may be repeated, separated by commas"
+    )
     add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
     add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
     add("--n_best", default=1, metavar="N", help="captions of each image, best first")
@@ -50,6 +65,8 @@ def add_search(add) -> None:
     add("--trigram_penalty_alpha", default=0.0, metavar="A", help="a word that repeats a trigram loses A ln 2 of log p")
     add("--no_repeat_sentences", action="store_true", help="write no sentence of a paragraph twice, but the next best")
     add("--only_complete_sentences", action="store_true", help="leave out sentences cut off at --max_seq_length")
+    add("--mention", metavar="WORDS", help="words, separated by commas, that every caption must have; auto: those of "
+        "the objects that the model's classifier is sure of")  # fmt: skip
     add("--allow_unk", action="store_true", help="allow <unk>, the unknown word, in captions")
     add("--sample", action="store_true", help="draw words at random by their probabilities, in place of a beam search")
     add("--temperature", type=float, metavar="T", help="--sample: divide logits by T, to sharpen below 1 (default: 1)")
@@ -71,8 +88,12 @@ def add_output(add) -> None:
     add("--output_format", choices=("txt", "json", "jsonl", "csv"), help="default: by the file's ending, else txt")
     add("--results_path", metavar="DIR", help="folder of results (default: this one with --output_file, else results)")
     add("--store_image_paths", action="store_true", help="write paths of images in place of their ids")
-    add("--resume", action="store_true", help="continue an interrupted jsonl or csv file: skip the images that it has")
-    add("--force", action="store_true", help="begin a jsonl or csv file anew, also where an interrupted run left one")
+    add("--resume", action="store_true", help="continue an interrupted results file: skip the images that it has")
+    add(
+        "--force",
+        action="store_true",
+        help="begin the results file anew, also where an interrupted run left a part of it",
+    )
     add("--html", metavar="FILE", help="write a gallery of the images with their captions; beyond 1,000 images with a "
         "folder of thumbnails beside it")  # fmt: skip
     add("--html_attention", action="store_true", help="--html: show where the model looked for each word")
@@ -101,6 +122,29 @@ def check_gallery(parser: Parser, args: Namespace) -> None:
                 parser.error(f"--compare with two files runs no model: leave out --{name}")
 
 
+def add_beside(add) -> None:
+    add("--sidecar", metavar="ENDING", help="write x.ENDING beside each image x.jpg: its captions, one a line")
+    add("--prefix", metavar="TEXT", help="--sidecar: text in front of each caption")
+    add("--suffix", metavar="TEXT", help="--sidecar: text behind each caption")
+    add("--write_metadata", metavar="DIR", help="write copies of the images, with their captions in XMP and EXIF")
+    add("--write_metadata_in_place", action="store_true", help="write the captions into the images themselves")
+    add("--existing", choices=("skip", "overwrite", "append"), default="skip",
+        help="what to do where a text file or copy is there; skip: not caption the image again")  # fmt: skip
+
+
+def check_beside(parser: Parser, args: Namespace) -> None:
+    """Ends the script for flags about sidecars and metadata that exclude each other, or have nothing to work on."""
+    for name in ("prefix", "suffix"):
+        if getattr(args, name) and not args.sidecar:
+            parser.error(f"--{name} is for text files beside the images: add --sidecar txt")
+    if "existing" in args.typed_flags and not (args.sidecar or args.write_metadata):
+        parser.error("--existing is for --sidecar and --write_metadata")
+    if args.existing == "append" and not args.sidecar:
+        parser.error("--existing append is for --sidecar: a copy of an image has one caption; give skip or overwrite")
+    if args.write_metadata and args.write_metadata_in_place:
+        parser.error("--write_metadata writes copies, --write_metadata_in_place the images: give one of them")
+
+
 def parse_args(doc: str, argv=None) -> Namespace:
     """The flags of `argv` (default: the command line's); `doc` is what --help begins with.
 
@@ -112,11 +156,13 @@ def parse_args(doc: str, argv=None) -> Namespace:
     add_search(parser.group("search"))
     add_words(parser.group("probabilities of words"))
     add_output(parser.group("output"))
+    add_beside(parser.group("captions beside the images and in them"))
     args = parser.parse_args(argv)
     parser.at_least(1, args, "batch_size", "resize", "max_seq_length", "beam_size", "n_best", "top_k", "alternatives")
-    parser.at_least(0, args, "num_workers")
+    parser.at_least(1, args, "max_words")
+    parser.at_least(0, args, "num_workers", "min_words")
     parser.at_most(1000, args, "num_workers")
-    parser.at_most(10_000, args, "resize", "max_seq_length", "beam_size", "n_best", "alternatives")
+    parser.at_most(10_000, args, "resize", "max_words", "max_seq_length", "beam_size", "n_best", "alternatives")
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(args, name) is not None and not args.sample:
             parser.error(f"--{name} is for sampling: add --sample")
@@ -127,17 +173,24 @@ def parse_args(doc: str, argv=None) -> Namespace:
     parser.at_most(1, args, "top_p", "min_confidence")
     parser.at_least(-MOST_PENALTY, args, "length_penalty")
     parser.at_most(MOST_PENALTY, args, "length_penalty")
+    if args.sample and args.mention:
+        parser.error("--mention and --sample exclude each other: words that must occur need a search")
     if args.sample and (args.beam_size or 1) > 1:
         parser.error("--sample and --beam_size exclude each other; for several samples of an image give --n_best")
     if args.beam_size and args.n_best > args.beam_size and not args.sample:
         parser.error(f"--n_best {args.n_best} needs as many beams, not --beam_size {args.beam_size}")
+    if args.min_words > (most := args.max_words or args.max_seq_length):
+        parser.error(f"--min_words {args.min_words} is more than the {most} words of --max_words or --max_seq_length")
+    if args.may_repeat and not args.no_repeat_words:
+        parser.error("--may_repeat is for --no_repeat_words")
     if args.cpu and args.device not in (None, "cpu"):
         parser.error(f"--cpu and --device {args.device} exclude each other")
+    check_beside(parser, args)
     if args.resume and args.force:
         parser.error("--resume goes on with an interrupted run, --force begins anew: give one of them")
     check_gallery(parser, args)
     if args.dataset_images and not args.dataset:
         parser.error("--images is for --dataset PATH; --image_dir captions a folder of images")
-    if args.recursive and not args.image_dir:
-        parser.error("--recursive is for --image_dir")
+    if args.recursive and not (args.image_dir or args.images):
+        parser.error("--recursive is for folders: name one, or give --image_dir")
     return args

@@ -6,20 +6,21 @@
 
 txt: `image_id caption` a line. json: the COCO results list. jsonl: a JSON object a line. csv: a row per caption. The
 last two carry natural log-probabilities, of captions and of a token, and confidences; json has them where Style.scores
-says so. They grow in FILE.part, which is renamed to FILE when all is written. Of several processes that torchrun
-started the second grows FILE.part.1, and so on; the first one writes FILE from all of them.
+says so. A file grows in FILE.part, for txt and json in the format of jsonl, and becomes FILE when all is written. Of
+several processes that torchrun started the second grows FILE.part.1, and so on; the first one writes FILE from all.
 
 Where the words of the captions are shown one by one (Result.words), txt and json have them in place of the caption, as
 DeepCaption does: `A=0.69/two=0.08 man=0.15/young=0.10`; json keeps the caption as `text`. jsonl has them under `words`
 as numbers, with the <end> of the caption, and csv as a column of its own.
 
-An image has the caption "" where the model was not sure enough of any (Result.withhold).
+An image has the caption "" where the model was not sure enough of any (Result.withhold); json and jsonl say `unsure`.
 """
 
 import contextlib
 import csv
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ from captioning.text.cleaning import id_text, printable
 from inference.lemmas import LemmaRules
 
 FORMATS = ("txt", "json", "jsonl", "csv")
-GROWING = ("jsonl", "csv")  # written image by image, so that they can be resumed
+GROWING = ("jsonl", "csv")  # in FILE.part as in FILE
 COLUMNS = ["image_id", "rank", "caption", "log_prob"]
 LATER_COLUMNS = ["mean_log_prob", "confidence"]  # behind those, and behind the words; files of older versions lack them
 NOT_SURE = "(not sure)"  # shown in place of captions that were withheld
@@ -116,7 +117,7 @@ def format_of(path) -> str | None:
 
 
 class ResultsFile:
-    """Writes results; complete or not there at all, but for FILE.part of the formats that can be resumed.
+    """Writes results; FILE is complete or not there at all. FILE.part has them while they grow.
 
     resume: keep what FILE.part and the parts of other processes, or else FILE, hold; `earlier` has it. Its image ids
     are texts where the file is a csv. words: whether the results have words. force: begin anew where an interrupted run
@@ -134,13 +135,15 @@ class ResultsFile:
         self.target = Path(os.path.realpath(path))
         self.direct = not is_plain(path)
         self.part = part_path(self.target, 0)
-        self.grows = form in GROWING and not (self.direct and shared)  # a pipe must wait for the results of all
+        self.part_form = part_form(form)
+        # a pipe must wait for the results of all processes, and for all of json
+        self.grows = not self.direct or (form in GROWING and not shared)
         self.earlier: list[Result] = []
         self.anew = False  # whether FILE.part has other lines than `results`
         self.lock = None
         if resume and self.direct:
             raise UserError(f"--resume: {path} is not a plain file")
-        if form in GROWING and not self.direct:
+        if not self.direct:
             hidden = self.target.with_name(f".{self.target.name}.lock")
             self.lock = FileLock(hidden, f"{path}")
             try:
@@ -155,10 +158,10 @@ class ResultsFile:
         if resume and not parts:
             return read_results(self.target, self.form, False, self.words) if self.target.exists() else []
         if resume:
-            results = [result for path in parts for result in read_results(path, self.form, True, self.words)]
+            results = [result for path in parts for result in read_results(path, self.part_form, True, self.words)]
             return list({id_text(result.image_id): result for result in results}.values())
         for part in parts:
-            if not force and _has_results(part, self.form):
+            if not force and _has_results(part, self.part_form):
                 advice = "add --resume to go on, or --force to begin anew"
                 raise UserError(f"{part} has captions of an interrupted run: {advice}")
         return []
@@ -185,7 +188,7 @@ class ResultsFile:
                     self._file.writelines(_all_lines(self.form, self.earlier, self.words))
                     return self
                 # without the half line that an interruption may have left
-                write_part(self.part, self.form, self.earlier, self.words)
+                write_part(self.part, self.part_form, self.earlier, self.words)
                 self._remove_other_parts()
                 self._file = open(self.part, "a", encoding="utf-8", newline="")
         return self
@@ -193,7 +196,7 @@ class ResultsFile:
     def add(self, result: Result) -> None:
         if self.grows:
             with naming_file(self.path):
-                self._file.write(_lines(self.form, result))
+                self._file.write(_lines(self.part_form, result))
                 self._file.flush()
         self.results.append(result)
 
@@ -224,10 +227,19 @@ class ResultsFile:
                 os.fsync(self._file.fileno())
             self._file.close()
             if not self.direct:
-                if self.anew:
-                    write_part(self.part, self.form, self.results, self.words)  # before what it is made of goes
-                self._remove_other_parts()
-                os.replace(self.part, self.target)
+                self._part_to_whole()
+
+    def _part_to_whole(self) -> None:
+        """Write FILE from its parts, before these go."""
+        if self.part_form != self.form:
+            self._write_whole()
+            self._remove_other_parts()
+            self.part.unlink()
+            return
+        if self.anew:
+            write_part(self.part, self.form, self.results, self.words)
+        self._remove_other_parts()
+        os.replace(self.part, self.target)
 
     def _write_whole(self) -> None:
         with atomic_write(self.path) as file:
@@ -247,14 +259,14 @@ class PartFile:
     def __init__(self, path, form: str, process: int, words: bool = False):
         self.path, self.form, self.words = Path(path), form, words
         self.part = part_path(Path(os.path.realpath(path)), process)
-        self.grows = form in GROWING and is_plain(path)
+        self.part_form, self.grows = part_form(form), is_plain(path)
         self.earlier: list[Result] = []
         self.results: list[Result] = []
 
     def __enter__(self) -> "PartFile":
         if self.grows:
             with naming_file(self.part):
-                write_part(self.part, self.form, [], self.words)
+                write_part(self.part, self.part_form, [], self.words)
                 self._file = open(self.part, "a", encoding="utf-8", newline="")
         return self
 
@@ -274,6 +286,11 @@ class PartFile:
 def part_path(target: Path, process: int) -> Path:
     """Where the results of a process grow."""
     return target.with_name(f"{target.name}.part" + (f".{process}" if process else ""))
+
+
+def part_form(form: str) -> str:
+    """The format of FILE.part: an object of json would have no end, and a line of txt has no log-probability."""
+    return form if form in GROWING else "jsonl"
 
 
 def write_part(path: Path, form: str, results: list[Result], words: bool) -> None:
@@ -330,7 +347,8 @@ def _lines(form: str, result: Result) -> str:
 def _coco(result: Result, form: str, scores: bool) -> dict:
     entries = []
     for number, ((text, log_prob), shown) in enumerate(zip(result.captions, shown_texts(result))):
-        entry = {"caption": shown, "text": text} if result.words and form == "json" else {"caption": text}
+        by_word = (result.words or result.shown) and form == "json"
+        entry = {"caption": shown, "text": text} if by_word else {"caption": text}
         if scores:
             entry["log_prob"] = round(log_prob, 4)
             for name, values in result.figures().items():
@@ -339,21 +357,25 @@ def _coco(result: Result, form: str, scores: bool) -> dict:
             steps = result.words[number]
             entry["words"] = [[name if p is None else [name, float(f"{p:.6g}")] for name, p in step] for step in steps]
         entries.append(entry)
-    more = {"n_best": entries} if len(entries) > 1 else {}
+    more = {"n_best": entries} if len(entries) > 1 else {"unsure": True} if result.unsure else {}
     return {"image_id": result.image_id, **entries[0], **more}
 
 
 def read_results(path, form: str, unfinished: bool = False, words: bool = False) -> list[Result]:
-    """The results in a jsonl or csv file. unfinished: its last image may be cut off, and is then left out.
+    """The results in a json, jsonl or csv file. unfinished: its last image may be cut off, and is then left out.
 
-    words: whether its results should have words. Raises UserError naming the file and the place of what is wrong.
+    words: whether its results should have words. Log-probabilities that json does not have are not a number. Raises
+    UserError naming the file and the place of what is wrong, and for txt, whose ids and captions may have blanks.
     """
+    if form == "txt":
+        raise UserError(f"--resume: {path} is finished, and nothing can be added to txt: leave out --resume")
     try:
         text = read_bytes(path, "--resume").decode("utf-8", "replace" if unfinished else "strict")
     except UnicodeDecodeError as error:
         raise UserError(f"--resume: {path} is not UTF-8 text (byte {error.start})") from error
     try:
-        return (_read_jsonl if form == "jsonl" else _read_csv)(text, unfinished, words)
+        readers = {"json": _read_json, "jsonl": _read_jsonl, "csv": _read_csv}
+        return readers[form](text, unfinished, words)
     except (ValueError, csv.Error) as error:
         raise UserError(f"--resume: {path} is no {form} results file of infer.py ({error}); remove it first") from error
 
@@ -363,6 +385,32 @@ def _read_jsonl(text: str, unfinished: bool, words: bool) -> list[Result]:
     if unfinished:
         lines.pop()  # it is empty, or was cut off
     return [_result(parse_json(line), f"line {number}", words) for number, line in enumerate(lines, 1) if line]
+
+
+def _read_json(text: str, unfinished: bool, words: bool) -> list[Result]:
+    """The results in a finished json file, whose words are texts."""
+    results = []
+    for number, entry in enumerate(expect(parse_json(text), list, "the file", "the results"), 1):
+        place = f"entry {number}"
+        several = expect(member(entry, "n_best", list, place) if "n_best" in entry else [entry], list, place, "n_best")
+        results.append(Result(member(entry, "image_id", (int, str), place), []))
+        for one in several:
+            if ("text" in expect(one, dict, place, "n_best")) != words:
+                raise ValueError(f"{place} has {'no ' if words else ''}words: same flags as before?")
+            _take_json_caption(one, place, words, results[-1])
+        if not several:
+            raise ValueError(f"{place} has no caption")
+    return results
+
+
+def _take_json_caption(entry: dict, place: str, words: bool, result: Result) -> None:
+    """Add a caption of a json file to `result`."""
+    text = member(entry, "text" if words else "caption", str, place)
+    log_prob = float(member(entry, "log_prob", float, place)) if "log_prob" in entry else math.nan
+    result.captions.append((text, log_prob))
+    result.unsure = result.captions[0][0] == ""
+    result.shown += [member(entry, "caption", str, place)] if words else []
+    _take_figures(result, entry, place)
 
 
 def _result(entry, place: str, words: bool) -> Result:

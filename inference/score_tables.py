@@ -17,6 +17,7 @@ FORMATS = ("text", "markdown", "latex", "csv")
 STATISTICS = {
     "images": ("images", ".0f"), "distinct": ("distinct", ".1%"), "mean_length": ("mean length", ".1f"),
     "unk_share": ("<unk>", ".1%"), "vocabulary_used": ("vocabulary", ".0f"), "novel": ("novel", ".1%"),
+    "object_named": ("main object", ".1%"), "object_images": ("of images", ".0f"),
     "captions_per_image": ("captions/image", ".1f"), "div_1": ("div-1", ".4f"), "div_2": ("div-2", ".4f"),
     "mbleu_4": ("mBLEU-4", ".4f"),
 }  # fmt: skip
@@ -65,8 +66,8 @@ class Row:
     figures: Mapping[str, Figure]
 
 
-def render(rows: Sequence[Row], form: str) -> str:
-    """The table in one of FORMATS, each line ended.
+def render(rows: Sequence[Row], form: str, headings: Mapping[str, tuple[str, str]] = STATISTICS) -> str:
+    """The table in one of FORMATS, each line ended. headings: of columns that are no scores, as in STATISTICS.
 
     Text has a line for each figure and a column for each row of `rows`, because ten scores side by side fit no
     terminal. CSV has the numbers alone, each in its column.
@@ -74,8 +75,11 @@ def render(rows: Sequence[Row], form: str) -> str:
     if form == "csv":
         return to_csv([_numbers(row) for row in rows])
     columns = list(dict.fromkeys(column for row in rows for column in row.figures))
-    cells = [[shown(row.name)] + ([str(row.files)] if row.files else []) + _texts(row, columns) for row in rows]
-    head = ["", *(["files"] if rows[0].files else []), *(_heading(column) for column in columns)]
+    cells = [
+        [shown(row.name)] + ([str(row.files)] if row.files else []) + _texts(row, columns, headings) for row in rows
+    ]
+    names = [headings[column][0] if column in headings else LABELS[column] for column in columns]
+    head = ["", *(["files"] if rows[0].files else []), *names]
     if form == "text":
         return _aligned([head, *cells])
     return _markdown(head, cells) if form == "markdown" else _latex(head, cells)
@@ -94,13 +98,9 @@ def _numbers(row: Row) -> dict:
     return numbers
 
 
-def _texts(row: Row, columns: Sequence[str]) -> list[str]:
-    forms = [STATISTICS.get(column, ("", ".4f"))[1] for column in columns]
+def _texts(row: Row, columns: Sequence[str], headings: Mapping[str, tuple[str, str]]) -> list[str]:
+    forms = [headings.get(column, ("", ".4f"))[1] for column in columns]
     return [row.figures[name].text(form) if name in row.figures else "" for name, form in zip(columns, forms)]
-
-
-def _heading(column: str) -> str:
-    return STATISTICS[column][0] if column in STATISTICS else LABELS[column]
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from captioning.scoring.bootstrap import Difference, differences, intervals
 from captioning.scoring.metrics import LABELS, Scores, fitting, score_captions, tokenize
+from captioning.scoring.objects import score_objects
 from captioning.scoring.statistics import caption_statistics, diversity, novel_share, vocabulary_used
 from captioning.text.cleaning import id_text
 from inference.score_tables import Figure, Row
@@ -90,7 +91,8 @@ class Scoring:
     """How results files are scored.
 
     references: image id -> its captions; metrics, tokenizer, frequencies: as in score_captions; training: captions of
-    the training set, of which a caption may be a copy (None: not asked for).
+    the training set, of which a caption may be a copy (None: not asked for); objects: whether it is counted how often
+    the main object is named.
     """
 
     references: Mapping
@@ -98,6 +100,7 @@ class Scoring:
     tokenizer: str = "auto"
     frequencies: Mapping | None = None
     training: Sequence[str] | None = None
+    objects: bool = False
 
     def __post_init__(self):
         self.tokenizer = fitting(self.tokenizer, (text for texts in self.references.values() for text in texts))
@@ -119,12 +122,24 @@ class Scoring:
         found["vocabulary_used"] = vocabulary_used(scores.tokens)
         if self.known is not None:
             found["novel"] = novel_share(scores.tokens, self.known)
+        if self.objects:
+            found |= self._objects(captions, scores)
         several = [texts for texts in captions.values() if len(texts) > 1]
         if several:
             tokens = iter(tokenize([text for texts in several for text in texts], scores.tokenizer)[0])
             found["captions_per_image"] = sum(map(len, several)) / len(several)
             found |= diversity([[next(tokens) for _ in texts] for texts in several])
         return found
+
+    def _objects(self, captions: Mapping, scores: Scores) -> dict[str, float]:
+        """The share of photos whose main object is named, and of how many photos."""
+        references = [self.references[image_id] for image_id in captions]
+        tokens = tokenize([text for texts in references for text in texts], scores.tokenizer)[0]
+        words = iter([text.lower().split() for text in tokens])
+        found = score_objects(
+            [text.lower().split() for text in scores.tokens], [[next(words) for _ in r] for r in references]
+        )
+        return {"object_named": found.share, "object_images": found.images}
 
     def add_confidence(self, one: Scored, first: Scored, settings: dict) -> None:
         """Give `one` its intervals and, unless it is the `first`, its differences from that.

@@ -27,13 +27,15 @@ from inference.results import Result
 class Share:
     """What a process made of its images.
 
-    bad: why images were left out; attention: where the model looked; unknown: the lemmas that no rule was about.
+    bad: why images were left out; attention: where the model looked; unknown: the lemmas that no rule was about;
+    counts: those of each of the inference.image_outputs.
     """
 
     results: list[Result] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     attention: AttentionLog | None = None
     unknown: Counter = field(default_factory=Counter)
+    counts: list[Counter] = field(default_factory=list)
 
 
 def my_share(settings: LoaderSettings) -> LoaderSettings:

@@ -1,11 +1,15 @@
 """The parser of the scripts' command lines."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+from running import ROOT, run_here
 
-from captioning.command_line import Parser
+from captioning.command_line import VERSION, Parser
+
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "parse_args" in path.read_text(encoding="utf-8"))
 
 
 @dataclass
@@ -145,3 +149,10 @@ def test_help_lists_the_flags_of_first_use_and_help_all_lists_all(capsys):
     assert "--embed_size" in texts["--help"] and "--rate" not in texts["--help"]
     assert texts["--help"].endswith("\n5 more flags: --help_all lists all of them\n")
     assert "--embed_size" in texts["--help_all"] and "--rate" in texts["--help_all"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_tells_its_version(name):
+    done = run_here(name, "--version")
+    assert done.status == 0
+    assert re.fullmatch(rf"\S+ {re.escape(VERSION)} \(torch \d\S+, Python 3\.\S+\)\n", done.out), done.out

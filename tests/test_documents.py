@@ -17,6 +17,8 @@ PARSED_ONLY = {
     "--watch": "it does not end",
     "--ext_persist_features": "no model of the toy data reads such features",
     "benchmarks/bench.py": "it has tests of its own",
+    "--write_metadata": "its package is optional",
+    "--write_metadata_in_place": "its package is optional",
 }
 RUN = [page for page in PAGES if page.startswith("docs/")]  # the README's are typed by test_walkthrough.py
 OTHER_PROGRAMS = {"make", "source", "tensorboard", "python", "bash"}

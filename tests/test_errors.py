@@ -2,12 +2,13 @@
 
 import errno
 import io
+import os
 import subprocess
 import sys
 import threading
 
 import pytest
-from running import ROOT
+from running import ROOT, run_alone
 
 from captioning.errors import SafeStream, UserError, message_line, one_line, run, shown, user_message
 
@@ -124,6 +125,40 @@ def test_what_is_no_fault_of_the_program_is_told_in_words():
         message = user_message(RuntimeError(text))
         assert "--num_workers 0" in message and "--shm-size" in message
     assert user_message(RuntimeError("Caught RuntimeError in DataLoader worker process 0.")) is None
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), "the package torch is missing: activate"),
+        (ModuleNotFoundError("No module named 'timm.data'", name="timm.data"), "the package timm is missing: activate"),
+        (ImportError("libcudart.so.12: no such file", name="torch"), "the package torch cannot be imported (libcudart"),
+        (RuntimeError("operator torchvision::nms does not exist"), "torch and torchvision do not fit each other"),
+        (ModuleNotFoundError("No module named 'captioning.x'", name="captioning.x"), None),
+        (ImportError("cannot import name 'x' from 'model'", name="model"), None),
+        (ImportError("no name"), None),
+        (RuntimeError("operator aten::x does not exist"), None),
+    ],
+)
+def test_a_missing_package_is_one_line(error, told):
+    message = user_message(error)
+    assert message is None if told is None else told in message
+    assert message is None or message.endswith(("pip install -r requirements.txt", "install both from one place"))
+
+
+@pytest.mark.parametrize("script, package", [("train.py", "torch"), ("resize.py", "PIL"), ("infer.py", "torch")])
+def test_scripts_say_which_package_is_missing(script, package, tmp_path):
+    """Those that import it first, and one that does so when it has begun."""
+    lines = f"raise ModuleNotFoundError(\"No module named '{package}'\", name='{package}')"
+    (tmp_path / f"{package}.py").write_text(lines)
+    (tmp_path / "c.csv").write_text("image,caption\na.jpg,A dog.\n")
+    flags = {"train.py": ["--captions", "c.csv"], "resize.py": ["--image_dir", ".", "--output_dir", "o"]}
+    flags = flags.get(script, ["a.jpg"])
+    (tmp_path / "a.jpg").write_bytes(b"")
+    done = run_alone(script, *flags, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (done.status, done.out) == (2, ""), done.err
+    advice = "activate the environment (source .venv/bin/activate), or pip install -r requirements.txt"
+    assert done.err == f"{script}: error: the package {package} is missing: {advice}\n"
 
 
 def test_a_thread_leaves_the_telling_to_whoever_wants_its_work(capsys):

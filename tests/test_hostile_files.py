@@ -32,7 +32,8 @@ from captioning.errors import UserError
 from captioning.features.factory import open_features
 from captioning.features.writer import FeatureWriter
 from captioning.files import read_json
-from captioning.images.image_file import list_images, open_image
+from captioning.images.image_file import open_image
+from captioning.images.listing import list_images
 from captioning.scoring.calibration import Calibration
 from captioning.scoring.document_frequencies import CachedWords
 from captioning.tensor_files import LEGACY_START

@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "captioning.batches": "captioning.datasets captioning.features captioning.images captioning.text captioning.config",
     "captioning.features": "captioning.config",
     "captioning.datasets": "captioning.features captioning.images captioning.tables captioning.text",
-    "captioning.command_line": "captioning.cores",
+    "captioning.command_line": "captioning.config_file captioning.cores",
     "captioning.devices": "captioning.cores",
+    "captioning.progress": "captioning.cores",
     "captioning.checkpoint": "captioning.tensor_files",
     "captioning.tensor_files": "captioning.pickles",
     "captioning.deepcaption": "captioning.encoder captioning.checkpoint captioning.config captioning.text "

@@ -9,7 +9,6 @@ import pytest
 from odd_json import odd_texts
 from running import ROOT
 
-import plot_stats
 from captioning import checkpoint
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.references import read_references
@@ -20,6 +19,8 @@ from captioning.features.writer import FeatureWriter
 from captioning.files import expect, member, read_json
 from captioning.scoring.document_frequencies import CachedWords, count_documents
 from inference import caption_files, results
+from training.curves import histories
+from training.curves.runs import Run, chosen_scores, described
 from training.run_folder import RunFolder, read_stats
 from vocabulary import Vocabulary, build_vocabulary
 
@@ -52,8 +53,8 @@ def resume(path):
 
 
 def draw(path):
-    history = plot_stats.History("a", 0, plot_stats.read_stats(path))
-    assert plot_stats.described(history, plot_stats.chosen_scores([history], None)) is not None
+    run = Run("a", 0, [histories.History("a", 0, histories.read_stats(path))])
+    assert described(run, chosen_scores([run], None)) is not None
 
 
 def encode(path):

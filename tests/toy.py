@@ -122,6 +122,7 @@ def differences(folder, other) -> str:
     import torch
 
     from captioning import checkpoint
+    from training.settings import MAY_CHANGE
 
     names, others = (sorted(path.name for path in one.iterdir()) for one in (folder, other))
     if names != others:
@@ -142,6 +143,8 @@ def differences(folder, other) -> str:
             both = [checkpoint.load(path / name) for path in (folder, other)]
             for contents in both:
                 del contents["command"]
+                settings = contents["settings"]
+                contents["settings"] = {k: v for k, v in settings.items() if k[2:] not in MAY_CHANGE.split()}
             if found := differs(*both, name):
                 return found
     return ""

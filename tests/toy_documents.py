@@ -43,8 +43,14 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The words of each command of a ```bash block, comments left out, continued lines joined."""
-    lines = re.sub(r"\\\n\s*", " ", block.text).splitlines()
+    """The words of each command of a ```bash block: without comments, continued lines joined, loops unrolled."""
+
+    def unrolled(loop: re.Match) -> str:
+        name, values, body = loop.groups()
+        return "".join(body.replace(f"${name}", value) for value in values.split())
+
+    text = re.sub(r"^for (\w+) in (.*); do\n(.*?)^done$", unrolled, block.text, flags=re.DOTALL | re.MULTILINE)
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -70,6 +76,9 @@ def script_and_flags(words: list[str]) -> tuple[str, list[str]] | None:
 PUT_IN = {
     "resnet152": "efficientnet_lite0",
     "resnet152-conv": "efficientnet_lite0-conv",
+    "efficientnet_lite2-conv": "efficientnet_lite0-conv",
+    "efficientnet_lite2-classes": "efficientnet_lite0-classes",
+    "efficientnet_lite2-conv,efficientnet_lite2-classes": "efficientnet_lite0-conv,efficientnet_lite0-classes",
     "picsom:COCO:train2014": "picsom:toy:train",
     "/fast/disk/cache": "cache",
 }

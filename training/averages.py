@@ -40,10 +40,11 @@ class Average:
             raise UserError(f"--weights: {len(self.weights)} numbers for {len(paths)} models; give one for each")
         if not all(0 <= weight < float("inf") for weight in self.weights) or sum(self.weights) <= 0:
             raise UserError("--weights: they must be 0 or more, and one of them above 0")
-        self.contents, self.total = read_model(paths[0]), {}
+        self.contents, self.total, self.settings = read_model(paths[0]), {}, []
         for path, weight in zip(self.paths, self.weights):
             contents = read_model(path) if self.total else self.contents
             check_alike(contents, self.contents, path, self.paths[0])
+            self.settings.append(contents.get("settings") or {})
             for name, value in contents["state"].items():
                 if value.is_floating_point():
                     self.total[name] = self.total.get(name, 0.0) + value.double() * weight
@@ -102,7 +103,15 @@ class Average:
         contents["state"] = {name: state[first] for name, first in checkpoint.first_names(contents["state"]).items()}
         if len(self.paths) == 1:
             info = {name: self.contents[name] for name in OF_ONE if self.contents.get(name) is not None} | info
+        info |= settings_of(self.settings)
         checkpoint.save({**contents, "averaged": list(zip(self.paths, map(float, self.weights))), **info}, path)
+
+
+def settings_of(parts: list[dict]) -> dict[str, object]:
+    """The settings of models as their mean keeps them: those that all share, and of each part those that differ."""
+    shared = {name: value for name, value in parts[0].items() if all(p.get(name, ...) == value for p in parts)}
+    own = [{name: value for name, value in part.items() if name not in shared} for part in parts]
+    return ({"settings": shared} if shared else {}) | ({"parts": own} if any(own) else {})
 
 
 def read_model(path) -> dict:

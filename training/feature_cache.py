@@ -17,7 +17,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.transforms import ImageTransform
 from captioning.errors import UserError
 from captioning.features.lmdb_file import SharedLmdbFile
+from captioning.progress import Bar
 from data_loader import Loader, LoaderSettings, get_eval_loader
 from model import Captioner, as_regions
 
@@ -111,11 +112,11 @@ def cache_features(
         file = CacheFile(folder, extractor, captioner.transform)
         todo = without_record(file, whole.items, keys)
         tell(f"{name}: {len(keys) - len(todo):,} of {len(every):,} images are in {file.path}")
-        bad += fill(file, extractor, load(copied(whole, todo[rank::world])), keys, tell)
+        bad += fill(file, extractor, load(copied(whole, todo[rank::world])), keys)
         if world > 1:
             wait_for_all()
             # what is lacking now: images that cannot be read, or another machine's where the folder is not shared
-            bad += fill(file, extractor, load(copied(whole, without_record(file, todo, keys))), keys, tell)
+            bad += fill(file, extractor, load(copied(whole, without_record(file, todo, keys))), keys)
         lost = {pixels_of(item) for item in without_record(file, todo, keys)}
         kept = {pixels: key for pixels, key in keys.items() if pixels not in lost}
         if not kept:
@@ -148,30 +149,26 @@ def without_record(file: CacheFile, items: list[ImageItem], keys: dict[tuple, st
     return [item for item in items if keys.get(pixels_of(item)) in lacking]
 
 
-def fill(
-    file: CacheFile, extractor: ImageEncoder, loader: Loader, keys: dict[tuple, str], tell: Callable[[str], None]
-) -> list[str]:
+def fill(file: CacheFile, extractor: ImageEncoder, loader: Loader, keys: dict[tuple, str]) -> list[str]:
     """Encode the images of `loader` into `file`; a message for each that could not be read."""
     if not loader.items:
         return []
     records: dict[str, np.ndarray] = {}
-    written = spoke = time.monotonic()
-    done = 0
+    written = time.monotonic()
+    bar = Bar(len(loader.items), extractor.name, "image")
     try:
         for batch in loader:
             with torch.inference_mode():
                 features = as_regions(encoded(extractor, batch.pixels.to(extractor.mean.device, non_blocking=True)))
             for item, row in zip(batch.items, as_stored(features, file, batch.items)):
                 records[keys[pixels_of(item)]] = row
-            done += len(batch.items)
             now = time.monotonic()
             if len(records) * file.bytes >= FLUSH_BYTES or now - written > FLUSH_SECONDS:
                 file.add(records)
                 records, written = {}, now
-            if now - spoke > 60:
-                tell(f"{extractor.name}: {done:,} of {len(loader.items):,} images encoded")
-                spoke = now
+            bar.update(len(batch.items))
     finally:
+        bar.close()
         loader.close()
         if records:  # Ctrl-C too keeps what was made
             file.add(records)

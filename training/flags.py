@@ -12,7 +12,7 @@ from captioning.config import ModelConfig, ParagraphConfig
 from captioning.datasets.config import DatasetParams, get_datasets
 from captioning.errors import UserError
 from captioning.files import check_writable, require_file, require_model_file
-from training.settings import DataSettings, ModelSettings, RunSettings, TrainSettings
+from training.settings import ACTIONS, DataSettings, ModelSettings, RunSettings, TrainSettings
 from vocabulary import Vocabulary
 
 SETTINGS = (DataSettings, ModelSettings, ModelConfig, ParagraphConfig, TrainSettings, RunSettings)
@@ -40,15 +40,15 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "self-critical training": "self_critical_from_epoch self_critical_loss gamma_ml_rl self_critical_learning_rate "
     "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
     "distillation": "distill distill_weight distill_temperature",
-    "run": "model_name model_basename output_root model_path load_model optimizer_reset force_epoch replace/force "
-    "resume resume_changed num_epochs save_every keep early_stopping log_step verbose seed deterministic amp compile "
-    "tensorboard profiler cpu device",
+    "run": "config model_name model_basename output_root model_path load_model optimizer_reset force_epoch "
+    "replace/force resume resume_changed num_epochs save_every keep early_stopping best_by log_step verbose seed "
+    "deterministic amp compile tensorboard logger profiler cpu device",
 }
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
 COUNTS = "batch_size captions_per_image num_epochs hidden_size embed_size num_layers log_step validation_step fc_size "
 COUNTS += "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size "
-COUNTS += "max_sentences accumulate heads feed_forward_size max_positions"
+COUNTS += "max_sentences heads feed_forward_size max_positions accumulate"
 PROBABILITIES = "dropout encoder_dropout label_smoothing ema dropout_stopping dropout_fc"
 SHARES = "val_fraction"
 POSITIVE = "learning_rate grad_clip grad_clip_norm self_critical_learning_rate"
@@ -74,6 +74,7 @@ def parse_args(doc: str, argv=None) -> Namespace:
         add = parser.group(title)
         for name in names.split():
             add(*(f"--{part}" for part in name.split("/")))
+    parser.file_flag, parser.typed_only = "config", ACTIONS
     args = parser.parse_args(argv)
     both = args.dataset and args.captions
     args.dataset = args.dataset or args.captions  # the same, but for who reads it
@@ -98,9 +99,6 @@ def check_paths(args) -> None:
             parts = get_datasets(name, args.dataset_config_file, option, args.images)
             if not args.validate_only:
                 check_feature_files(args.typed_flags, parts)
-            if option == trained and args.mix and len(args.mix) != len(parts):
-                times = ",".join(f"{one:g}" for one in args.mix)
-                raise UserError(f"--mix {times}: {trained} {name} has {len(parts)} parts, give a number for each")
     for option in ("--weights", "--cached_words"):
         if path := getattr(args, option[2:]):
             require_file(option, path)
@@ -172,6 +170,8 @@ def contradictions(args) -> dict[str, object]:
             trained and not args.dataset
         ),
         "--val_fraction and --validate exclude each other": args.val_fraction and args.validate,
+        "--best_by is for training with validation: --validate or --val_fraction": args.best_by
+        and not (trained and (args.validate or args.val_fraction)),
         "--val_fraction is for training: --validate_only takes --validate PATH:SPLIT": args.val_fraction
         and not trained,
         "--no_tokenize and --tokenizer exclude each other": args.no_tokenize and args.tokenizer,

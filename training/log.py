@@ -1,34 +1,34 @@
-"""What --tensorboard and --profiler write into the folder of a run.
+"""What --logger, --tensorboard and --profiler write, most of it into the folder of a run.
 
 models/NAME/tensorboard/     scalars of steps and epochs, histograms of the trained weights after each epoch
+models/NAME/log_step.csv     --logger csv: a row for each step that is logged; log_epoch.csv: for each epoch
 models/NAME/profile.txt      which operations took the time of a few steps, the slowest first
 models/NAME/trace.json       the same steps on a time line, for chrome://tracing or ui.perfetto.dev
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from captioning.errors import UserError
-from captioning.files import atomic_write, naming_file
+from captioning.files import atomic_write
+from training.loggers import TensorBoard, open_loggers
 
 # steps that the profiler passes over (allocations, warm-up) and that it records
 PASSED, WARM_UP, RECORDED = 2, 2, 10
 
 
 class TrainingLog:
-    """folder: of the run; tensorboard, profiler: what is asked for. Without either every call is free.
+    """folder: of the run; names: of loggers; profiler: whether to profile. Without either every call is free.
 
-    Raises UserError where the package tensorboard is not installed, or its files cannot be written.
+    resumed: the run goes on, so what its logs have stays. Raises UserError where a package is not installed, or files
+    cannot be written.
     """
 
-    def __init__(self, folder, tensorboard: bool = False, profiler: bool = False):
+    def __init__(self, folder, names: Sequence[str] = (), profiler: bool = False, resumed: bool = False):
         self.folder = Path(folder)
-        self.events, self.writer = self.folder / "tensorboard", None
-        if tensorboard:
-            with naming_file(self.events):
-                self.writer = require_tensorboard()(str(self.events))
+        self.loggers = open_loggers(names, self.folder, resumed)
         self.profiler, self.profiled, self.steps = None, False, 0
         if profiler:
             self.profiler = torch.profiler.profile(
@@ -48,23 +48,15 @@ class TrainingLog:
 
     def scalars(self, group: str, number: int, values: dict[str, float]) -> None:
         """Figures of a step (group "step") or an epoch: training loss, learning rate, ..."""
-        if self.writer is not None:
-            with naming_file(self.events):
-                for name, value in values.items():
-                    self.writer.add_scalar(f"{group}/{name}", value, number)
+        for logger in self.loggers:
+            logger.scalars(group, number, values)
 
     def epoch(self, epoch: int, row: dict[str, float], model: nn.Module) -> None:
-        """Scalars of an epoch and the distribution of each trained weight and of its last gradient."""
-        if self.writer is None:
-            return
+        """Scalars of an epoch and, for TensorBoard, the distribution of trained weights and of their last gradients."""
         self.scalars("epoch", epoch, row)
-        with naming_file(self.events):
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    for kind, values in (("weights", parameter), ("gradients", parameter.grad)):
-                        if values is not None and torch.isfinite(values).all():  # a histogram cannot hold others
-                            self.writer.add_histogram(f"{kind}/{name}", values.detach().float().cpu(), epoch)
-            self.writer.flush()
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoard):
+                logger.histograms(epoch, model)
 
     def _write_profile(self, profiler) -> None:
         table = profiler.key_averages(group_by_input_shape=False)
@@ -76,19 +68,9 @@ class TrainingLog:
         print(f"profile: {self.folder / 'profile.txt'}, {self.folder / 'trace.json'}")
 
     def close(self) -> None:
-        if self.writer is not None:
-            with naming_file(self.events):
-                self.writer.close()
+        for logger in self.loggers:
+            logger.close()
         if self.profiler is not None and not self.profiled:
             if self.steps <= PASSED + WARM_UP:
                 print(f"profile: none, the run has no more than {PASSED + WARM_UP} steps")
             self.profiler.stop()  # writes what was recorded so far
-
-
-def require_tensorboard():
-    """TensorBoard's class of writers. Raises UserError where the package is missing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(f"--tensorboard needs the package tensorboard ({error}): pip install tensorboard") from error
-    return SummaryWriter

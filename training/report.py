@@ -1,7 +1,13 @@
 """What a training run prints: the sizes before it, a bar or a line a minute during it, a line per epoch."""
 
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from tqdm import tqdm
+
+from captioning.next_steps import print_next
 from model import Captioner
 from training.run_folder import RunFolder
 from vocabulary import Vocabulary
@@ -48,17 +54,51 @@ def show_tokens(dataset, vocabulary: Vocabulary, n: int = 5) -> None:
             print(f"tokens: {' '.join(vocabulary.tokens(vocabulary.encode(caption)))}")
 
 
-def epoch_line(epoch: int, num_epochs: int, row: dict, speed: float, best: str | None) -> str:
-    """The line of an epoch. best: by which criterion it is the best so far, as `RunFolder.criterion_text`; or None."""
+def epoch_line(epoch: int, num_epochs: int, row: dict, times: str, best: str | None) -> str:
+    """The line of an epoch.
+
+    times: its speed and how long it took; best: by which criterion it is the best so far, as
+    `RunFolder.criterion_text`, or None.
+    """
     figures = [f"{label} {row[name]:.3f}" for name, label in LABELS.items() if row.get(name) is not None]
-    line = f"epoch {epoch}/{num_epochs}: {', '.join(figures)} ({speed:.0f} captions/s)"
+    line = f"epoch {epoch}/{num_epochs}: {', '.join(figures)} ({times})"
     if best is None:
         return line
     return f"{line}  best by {best}" if ", as " in best else f"{line}  best"
 
 
-def report_end(folder: RunFolder, bad_items: list[str]) -> None:
-    """Where things are, and which epoch was best."""
+@dataclass
+class EpochTimes:
+    """How long the epochs of a run take, their validation included; the first is begun now.
+
+    whole: whether it is a whole one, rather than the rest of one that was interrupted.
+    """
+
+    whole: bool
+    seconds: float | None = None  # the last whole epoch
+
+    def __post_init__(self):
+        self.began = time.monotonic()
+
+    def end_epoch(self, left: int, speed: float) -> str:
+        """What is said of the epoch that ends now: "300 captions/s, 04:12, 29:24 left". The next one begins.
+
+        left: epochs that follow; speed: captions a second.
+        """
+        now = time.monotonic()
+        took, self.began = now - self.began, now
+        self.seconds, self.whole = took if self.whole else self.seconds, True
+        parts = [f"{speed:.0f} captions/s", tqdm.format_interval(took)]
+        if left and self.seconds is not None:
+            parts.append(f"{tqdm.format_interval(left * self.seconds)} left")
+        return ", ".join(parts)
+
+
+def report_end(folder: RunFolder, bad_items: list[str], validation: Sequence[str] = ()) -> None:
+    """Where things are, which epoch was best, and what may be typed next.
+
+    validation: the flags of infer.py that name the validation data; nothing where there is none.
+    """
     best = folder.best_epoch()
     if best is not None:
         name = folder.criterion()
@@ -68,3 +108,6 @@ def report_end(folder: RunFolder, bad_items: list[str]) -> None:
     print(f"statistics: {folder.path / 'train_stats.json'}")
     if bad_items:
         print(f"{len(bad_items)} images could not be read and were left out", file=sys.stderr)
+    infer = ["infer.py", "--model", folder.path / "best.model"]
+    scored = [[*infer, *validation, "--scoring", "bleu,cider"]] if validation else []
+    print_next([*infer, "photo.jpg"], *scored, ["plot_stats.py", folder.path / "train_stats.json"])

@@ -4,6 +4,7 @@ models/NAME/ep1.model ...   the captioner after each epoch, for inference
 models/NAME/best.model      the one that validation liked best
 models/NAME/last.model      weights, optimizer and position, for --resume
 models/NAME/train_stats.json
+models/NAME/config.json     all settings of the run, as --config takes them
 models/NAME/.lock           while a process trains there
 """
 
@@ -22,6 +23,7 @@ from captioning.features.factory import is_feature_file
 from captioning.files import atomic_write, check_writable, expect, read_json, remove_leftovers
 from captioning.locks import FileLock
 from captioning.scoring.bootstrap import NOISE
+from captioning.scoring.calibration import Calibration
 from model import Captioner, save_captioner
 from training.settings import FIXED, ModelSettings, changes, model_settings
 from training.trainer import Trainer
@@ -56,7 +58,8 @@ class RunFolder:
     """path: the folder; stats: {epoch: {name: value}} as in train_stats.json.
 
     command: what was typed, kept in the models. keep: how many epN.model stay, besides that of the best epoch; 0: all.
-    settings: those that must be the same when the run goes on, kept in the models too.
+    settings: those that must be the same when the run goes on; flags: all settings, by the names of their flags. The
+    models keep both. best_by: the figure that says which epoch is best; None: the first of CRITERIA.
     """
 
     def __init__(self, path, command: list[str], keep: int = 0):
@@ -64,6 +67,8 @@ class RunFolder:
         self.last = self.path / "last.model"
         self.stats: dict[int, dict[str, float]] = {}
         self.settings: dict = {}
+        self.flags: dict = {}
+        self.best_by: str | None = None
         self.older: list[Path] = []  # files of a run that this one replaces
         self.history: list[str] = []  # the commands that made the model of --load_model
         self.lock: FileLock | None = None
@@ -104,6 +109,10 @@ class RunFolder:
         """Remove the run that --replace writes over: the new one stands."""
         for file in self.older:
             file.unlink(missing_ok=True)
+
+    def write_config(self) -> None:
+        with atomic_write(self.path / "config.json") as file:
+            json.dump(self.flags, file, indent=2)
 
     # ---- going on ----
 
@@ -176,8 +185,10 @@ class RunFolder:
         return found
 
     def load_last(self, contents: dict, captioner: Captioner) -> None:
-        """Give `captioner` the weights of the model whose `contents` `prepare` returned."""
+        """Give `captioner` the weights and the calibration of the model whose `contents` `prepare` returned."""
         captioner.model.load_trained_state(contents["state"], self.last)
+        if (kept := contents.get("calibration")) is not None:
+            captioner.calibration = Calibration.from_dict(kept, str(self.last))
 
     def load_best(self, captioner: Captioner, epoch: int) -> str:
         """Give `captioner` the weights of the best epoch before `epoch`; a line about what it has now."""
@@ -199,7 +210,9 @@ class RunFolder:
             json.dump({str(epoch): row for epoch, row in self.stats.items()}, file, indent=2)
 
     def criterion(self) -> str:
-        """The name of the figure that decides which epoch is best: the loss where the scores are noise."""
+        """The name of the figure that decides which epoch is best: `best_by`, or the loss where scores are noise."""
+        if self.best_by and any(row.get(f"validation_{self.best_by}") is not None for row in self.stats.values()):
+            return f"validation_{self.best_by}"
         score = self.score()
         return "validation_loss" if score and self.noisy(score) else score or "training_loss"
 
@@ -216,7 +229,8 @@ class RunFolder:
     def criterion_text(self) -> str:
         """The criterion by its name, and why a score that was measured is not it."""
         name, score = self.criterion(), self.score()
-        return name if score in (name, None) else f"{name}, as {score} is under {NOISE:g}"
+        chosen = score in (name, None) or name == f"validation_{self.best_by}"
+        return name if chosen else f"{name}, as {score} is under {NOISE:g}"
 
     def best_epoch(self) -> int | None:
         name = self.criterion()
@@ -226,7 +240,7 @@ class RunFolder:
 
     def save_epoch(self, captioner: Captioner, trainer: Trainer, epoch: int) -> None:
         """Write epN.model, and best.model where this epoch is the best so far; the model holds what shall be saved."""
-        info = {"stats": self.stats.get(epoch, {}), "counters": trainer.counters(), "settings": self.settings}
+        info = {"stats": self.stats.get(epoch, {}), "counters": trainer.counters()}
         for name in (f"ep{epoch}", "best") if self.best_epoch() == epoch else (f"ep{epoch}",):
             self._save(captioner, f"{name}.model", epoch, **info)
 
@@ -240,12 +254,21 @@ class RunFolder:
     def _save(self, captioner: Captioner, name: str, epoch: int, **info) -> None:
         for part, value in captioner.model.trained_state().items():
             require_finite(part, value)
+        info["settings"] = {f"--{name}": value for name, value in self.flags.items()} | self.settings
         save_captioner(captioner, self.path / name, epoch=epoch, command=self.command, history=self.history, **info)
 
     def epochs(self) -> list[int]:
         """The numbers of the epN.model that are there."""
         found = (re.fullmatch(r"ep(\d+)\.model", path.name) for path in self.path.glob("ep*.model"))
         return [int(match[1]) for match in found if match]
+
+    def renew_best(self) -> None:
+        """Make best.model that of the best epoch, where --best_by has changed."""
+        best = self.best_epoch()
+        file = self.path / f"ep{best}.model"
+        if best is not None and file.exists():
+            with atomic_write(self.path / "best.model", "wb") as out:
+                out.write(file.read_bytes())
 
     def remove_epochs(self, newest: int) -> None:
         """Remove each epN.model up to epoch `newest` but the `keep` last ones and that of the best epoch."""

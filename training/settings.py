@@ -16,6 +16,7 @@ from captioning.files import sha256_of
 Tokenizer = Literal["treebank", "words", "char", "regex", "whitespace"]
 Optimizer = Literal["rmsprop", "adam", "adamw", "sgd"]
 Schedule = Literal["ReduceLROnPlateau", "StepLR", "CyclicalLR", "cosine", "inverse_sqrt", "constant"]
+Logger = Literal["none", "tensorboard", "csv", "wandb", "mlflow"]
 TeacherForcing = Literal["always", "sampled", "additive", "additive_sampled"]
 # what each of them adds to the reward stands in training/self_critical_terms.py
 SelfCriticalLoss = Literal["sc", "sc_with_diversity", "sc_with_relative_diversity", "sc_with_bleu_diversity",
@@ -45,7 +46,7 @@ class DataSettings(Settings):
     num_workers: int | None = setting(None, "processes that load images (default: all cores)")
     batch_size: int = setting(128, "captions in a batch")
     captions_per_image: int = setting(5, "captions that share an image in a batch", "C")
-    mix: tuple[float, ...] | None = setting(
+    mix: str | None = setting(
         None,
         "how often each part of --dataset comes in an epoch, as 1,3 of two joined by + (default: once)",
         "TIMES",
@@ -63,6 +64,11 @@ class DataSettings(Settings):
         None, "AUTO, REGEN: how captions are split; words: for any language (default: treebank)"
     )
     no_tokenize: bool = setting(False, "AUTO, REGEN: captions are tokens already, split at spaces")
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """How often each part of the dataset comes in an epoch; (): once."""
+        return tuple(map(float, self.mix.split(","))) if self.mix else ()
 
     @property
     def vocabulary_file(self) -> str | None:
@@ -208,15 +214,34 @@ class RunSettings(Settings):
     save_every: int = setting(0, "write last.model every STEPS too (default: after each epoch)", "STEPS")
     keep: int = setting(0, "keep the newest N epN.model and that of the best epoch (default: all)")
     early_stopping: int = setting(0, "epochs without improvement that end the run (default: never)", "EPOCHS")
+    best_by: str | None = setting(
+        None,
+        "figure of validation that says which epoch is best: loss, cider, bleu4, ... (default: the first of "
+        "--validation_scoring's cider, ciderd, spice, meteor, bleu4, rouge, else the loss)",
+        "NAME",
+    )
+    config: str | None = setting(
+        None, "settings from this file: JSON or YAML, such as the config.json of a run; flags go before it", "FILE"
+    )
     log_step: int = setting(10, "steps between updates of the loss shown", "STEPS")
     verbose: bool = setting(False, "also print the model and its parameters")
     show_tokens: bool = setting(False, "print the tokens of the first captions")
     deterministic: bool = setting(False, "only deterministic algorithms (slower on a GPU)")
     compile: bool = setting(False, "compile the encoder with torch.compile, on a GPU (default: no)")
-    tensorboard: bool = setting(False, "write scalars and histograms into the run's folder tensorboard/")
+    tensorboard: bool = setting(False, "the same as --logger tensorboard; both may be given")
+    logger: Logger = setting(
+        "none",
+        "write the figures of steps and epochs into the run's folder (tensorboard/ with histograms of weights; "
+        "log_step.csv and log_epoch.csv), or to wandb or mlflow",
+    )
     profiler: bool = setting(False, "profile ten steps: profile.txt and trace.json in the run's folder")
     device: str | None = setting(None, "cpu, cuda, cuda:1, mps (default: the best there is)", "NAME")
     cpu: bool = setting(False, "do not use a GPU")
+
+    @property
+    def loggers(self) -> list[str]:
+        """The loggers that --logger and --tensorboard name."""
+        return sorted({self.logger, *(["tensorboard"] if self.tensorboard else [])} - {"none"})
 
 
 # ---- what must be the same when a run goes on ----
@@ -226,10 +251,25 @@ MAY_CHANGE = "dataset captions images val_fraction tokenizer "
 MAY_CHANGE += "dataset_config_file validate num_workers cache_features vocab vocab_root vocab_threshold "
 MAY_CHANGE += "no_tokenize features persist_features weights load_model hierarchical_model cached_words distill "
 MAY_CHANGE += "num_epochs early_stopping model_name model_basename output_root model_path optimizer_reset force_epoch "
-MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard profiler device "
-MAY_CHANGE += "cpu validate_only skip_existing_validations of_decoder"
+MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard logger profiler "
+MAY_CHANGE += "device cpu validate_only skip_existing_validations config of_decoder"
+# What a command does with a run, rather than how the run goes: neither kept with a run nor read from a file.
+ACTIONS = ("config", "resume", "resume_changed", "replace", "validate_only", "skip_existing_validations")
 PROJECTION = "--regularize_projection above 0"
 OF_SELF_CRITICAL = ("--self_critical", "--gamma_ml_rl", "--cached_words")  # beginnings of flags that act in it alone
+
+
+def default_settings() -> dict:
+    """The default of every setting of a run, by the name of its flag."""
+    kinds = DataSettings, ModelSettings, ModelConfig, ParagraphConfig, TrainSettings, RunSettings
+    found = {field.name: field.default for kind in kinds for field in fields(kind) if "flag" in field.metadata}
+    return {name: value for name, value in found.items() if name not in ACTIONS}
+
+
+def all_settings(flags: dict) -> dict:
+    """Every setting of a run by the name of its flag, as config.json and the model files of the run keep it."""
+    kept = {name: flags[name] for name in default_settings()}
+    return {**kept, "dataset": None} if kept.get("captions") else kept  # the flags have one for the other
 
 
 def lasting_settings(data: DataSettings, training: TrainSettings, run: RunSettings) -> dict:

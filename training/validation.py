@@ -8,6 +8,7 @@ models/NAME/train_stats-DATASET-STEM.json    of another file, STEM.model
 import json
 import math
 import re
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,15 @@ from captioning.files import atomic_write
 from captioning.locks import FileLock
 from captioning.scoring import calibration
 from captioning.scoring.bootstrap import few_images_note
-from captioning.scoring.metrics import Scores, fitting, score_captions
+from captioning.scoring.metrics import (
+    METRICS,
+    NEEDS_JAVA,
+    Scores,
+    fitting,
+    java_missing,
+    parse_metrics,
+    score_captions,
+)
 from captioning.scoring.statistics import caption_statistics
 from captioning.text.paragraphs import split_sentences
 from data_loader import Loader, LoaderSettings, get_eval_loader
@@ -51,13 +60,15 @@ class Validation:
     """What is measured of a captioner, and how.
 
     metrics: names of captioning.scoring.metrics. search: how captions are written. amp: "bf16" for mixed precision.
-    words: document frequencies for the metric ciderd.
+    words: document frequencies for the metric ciderd. best_by: as `criterion_of` gives it; None: by a rule of the run's
+    folder.
     """
 
     metrics: tuple[str, ...]
     search: Search
     amp: str = "off"
     words: dict | None = None
+    best_by: str | None = None
 
     @property
     def wanted(self) -> list[str]:
@@ -135,6 +146,29 @@ class Validation:
         if line := few_images_note(len(written)):
             warn_once(f"validation: {line}")
         return scores
+
+
+def criterion_of(name: str, metrics: Sequence[str], has_words: bool) -> str:
+    """The figure that --best_by names, as its statistics are called: "loss", "cider", "bleu_4", ...
+
+    has_words: whether there are document frequencies, for ciderd. Raises UserError for another one, and for one that
+    is not measured.
+    """
+    if name.lower() in ("loss", "validation_loss"):
+        return "loss"
+    plain = re.sub(r"[-_\s]", "", name.lower().removeprefix("validation"))
+    try:
+        (metric,) = parse_metrics(name.lower().removeprefix("validation_"))
+    except (UserError, ValueError):
+        raise UserError(f"--best_by {name}: it is none of loss, bleu1 to bleu4, {', '.join(METRICS[1:])}") from None
+    if metric not in metrics:
+        raise UserError(f"--best_by {name}: it is not measured: add {metric} to --validation_scoring")
+    if metric in NEEDS_JAVA and java_missing():
+        raise UserError(f"--best_by {name}: it needs Java, which is not installed")
+    if metric == "ciderd" and not has_words:
+        raise UserError(f"--best_by {name}: it needs document frequencies (--cached_words)")
+    figures = {"rouge": "rouge_l", "bleu": f"bleu_{plain[-1] if plain[-1].isdigit() else 4}"}
+    return figures.get(metric, metric)
 
 
 def held_out_loss(captioner: Captioner, memory, batch, figures: "ParagraphFigures | None") -> tuple[float, int]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError, first_few, warn
 from captioning.files import read_json
-from captioning.images.image_file import EXTENSIONS, list_images
+from captioning.images.kinds import EXTENSIONS
+from captioning.images.listing import list_images
 from captioning.images.zip_file import is_zip
 from captioning.text.cleaning import can_be_a_name, clean_caption, has_marks, id_text
 

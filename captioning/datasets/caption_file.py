@@ -12,7 +12,8 @@ from captioning.datasets.layouts.layout import Layout, Photo, base_name, split_n
 from captioning.datasets.layouts.reading import read_layout
 from captioning.datasets.splits import SHARES, split_of
 from captioning.errors import UserError, first_few, note_once, warn
-from captioning.images.image_file import image_exists, is_image_name
+from captioning.images.image_file import image_exists
+from captioning.images.kinds import is_image_name
 from captioning.images.zip_file import is_zip, open_zip
 
 SAMPLE = 50  # names by which the folders of the images are found

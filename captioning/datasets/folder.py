@@ -7,18 +7,25 @@ from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError
 from captioning.files import read_lines
-from captioning.images.image_file import list_images
+from captioning.images.listing import PassedOver, list_images
 
 
 class GenericDataset(CaptionDataset):
     """Images without captions: the files given, then those of the folder given or of the section's `image_dir`.
 
-    `image_id` is the path as given, or the name within the folder; `key` is the file name. With `subset`, a text file
-    with a name a line, only these images of the folder. Files that do not exist are kept, for the loader to name them.
+    `image_id` is the path as given, or the name within the folder (where a file given has this name, the path); `key`
+    is the file name. With `subset`, a text file with a name a line, only these images of the folder. passed: counts
+    what the folder holds besides images. Files that do not exist are kept, for the loader to name them.
     """
 
     def __init__(
-        self, params: DatasetParams | None = None, *, files: Iterable = (), image_dir=None, recursive: bool = False
+        self,
+        params: DatasetParams | None = None,
+        *,
+        files: Iterable = (),
+        image_dir=None,
+        recursive: bool = False,
+        passed: PassedOver | None = None,
     ):
         super().__init__(params or DatasetParams("generic", "GenericDataset"))
         self.image_dir = str(image_dir) if image_dir else self.image_dir
@@ -26,11 +33,13 @@ class GenericDataset(CaptionDataset):
         if self.params.subset:
             self._add_listed(self.params.path(self.params.subset))
         elif self.image_dir:
-            paths = list_images(self.image_dir, recursive)
+            paths = list_images(self.image_dir, recursive, passed)
             if not paths and not self.items:
                 raise UserError(f"no images in {self.image_dir}" + ("" if recursive else " (subfolders are left out)"))
             names = [path.relative_to(self.image_dir).as_posix() for path in paths]
-            self.items += [ImageItem(name, path.name, str(path)) for name, path in zip(names, paths)]
+            taken = {item.image_id for item in self.items}
+            ids = [str(path) if name in taken else name for name, path in zip(names, paths)]
+            self.items += [ImageItem(image_id, path.name, str(path)) for image_id, path in zip(ids, paths)]
         if not self.items:
             raise UserError(f"--dataset {self.name}: no images: give files or a folder")
 

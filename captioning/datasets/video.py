@@ -6,7 +6,7 @@ import re
 from captioning.datasets.base import TEXT, CaptionDataset, ImageItem, add_captions, checked_entries
 from captioning.datasets.config import DatasetParams
 from captioning.errors import UserError, first_few, warn
-from captioning.images.image_file import list_images
+from captioning.images.listing import list_images
 
 
 class MSRVTTDataset(CaptionDataset):

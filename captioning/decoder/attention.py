@@ -28,7 +28,7 @@ class Attention(nn.Module):
 
         mask: True where a region is; None: all are.
         """
-        query = self.query(hidden).view(len(keys), -1, 1, keys.shape[2])  # (B, K, 1, A)
+        query = self.query(hidden).view(keys.shape[0], -1, 1, keys.shape[2])  # (B, K, 1, A)
         scores = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3)  # (B, K, R)
         if mask is not None:
             scores = scores.masked_fill(~mask.unsqueeze(1), -torch.inf)

@@ -8,6 +8,7 @@ Rows or images that are finished leave the batch.
 Shapes: B images, N rows, K beams, T tokens, V vocabulary.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ class Search:
     """How sentences are searched for.
 
     The rules about sentences also hold for captions of a model without topics, whose sentences end in the word ".".
-    Raises UserError for a length penalty, of a model file perhaps, by which lengths cannot be computed.
+    Raises UserError for a length penalty, of a model file perhaps, by which lengths cannot be computed, and where
+    min_length is more than max_length.
     """
 
     beam_size: int = 1  # 1: greedy, or sampling with `sample`
@@ -44,12 +46,18 @@ class Search:
     # a: the log-probability of a word that would repeat a trigram is lower by a * ln 2 for each earlier time
     # (Melas-Kyriazi et al. 2018); 0 or less: off
     trigram_penalty_alpha: float = 0.0
+    mention: tuple = ()  # constrained.Demand objects: words that a caption must have
     no_repeat_sentences: bool = False  # a sentence that a paragraph has gives way to the next best beam, or to none
     only_complete_sentences: bool = False  # so does a sentence of `max_length` words, which was cut off there
+    min_length: int = 0  # fewest words before <end>, as long as there is a word that may follow
+    closing: tuple[int, ...] = ()  # ids of marks that end a sentence: not before the last of the `min_length` words
+    once: tuple[int, ...] = ()  # ids of words that a sentence has once at most, such as content_words() gives
 
     def __post_init__(self):
         if not abs(self.length_penalty) <= 50:
             raise UserError(f"length penalty {self.length_penalty}: it must be from -50 to 50")
+        if self.min_length > self.max_length:
+            raise UserError(f"a sentence cannot have at least {self.min_length} and at most {self.max_length} words")
 
 
 @dataclass
@@ -90,7 +98,7 @@ def generate_rows(decoder, memory, search: Search) -> Sentences:
     for t in range(search.max_length + 1):
         logits, state, _ = decoder.step(last, state, memory)
         log_probs = logits.float().log_softmax(1)
-        open_to = _restrict(log_probs, tokens[rows, :t], search, last_step=t == search.max_length)
+        open_to = restrict(log_probs, tokens[rows, :t], search, last_step=t == search.max_length)
         last = _draw(open_to, search) if search.sample else open_to.argmax(1)
         tokens[rows, t] = last
         log_prob = log_prob.index_add(0, rows, open_to.gather(1, last.unsqueeze(1)).squeeze(1))
@@ -115,12 +123,12 @@ def beam_search(decoder, memory, search: Search) -> Sentences:
     last = torch.full((n_images,), START, device=device)
     scores = torch.zeros(n_images, 1, device=device)  # of the open beams: one at first, then as many as there are
     open_tokens = torch.full((n_images, 1, search.max_length + 1), PAD, device=device)
-    ended = _Ended(n_images, K, search.max_length + 1, search.length_penalty, device)
+    ended = Ended(n_images, K, search.max_length + 1, search.length_penalty, device)
     for t in range(search.max_length + 1):
         logits, state, _ = decoder.step(last, state, memory)
         last_step = t == search.max_length
         log_probs = logits.float().log_softmax(1)
-        log_probs = _restrict(log_probs, open_tokens.view(-1, open_tokens.shape[2])[:, :t], search, last_step)
+        log_probs = restrict(log_probs, open_tokens.view(-1, open_tokens.shape[2])[:, :t], search, last_step)
         b, k = scores.shape
         V = log_probs.shape[1]
         totals = log_probs.add_(scores.view(-1, 1)).view(b, k * V)
@@ -150,7 +158,7 @@ def beam_search(decoder, memory, search: Search) -> Sentences:
     return Sentences(ended.tokens[:, : search.n_best], ended.log_prob[:, : search.n_best])
 
 
-class _Ended:
+class Ended:
     """The K best ended sentences of each image, the best first."""
 
     def __init__(self, n_images: int, beams: int, length: int, penalty: float, device):
@@ -169,7 +177,7 @@ class _Ended:
         self.tokens[images] = tokens.gather(1, keep.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
 
-def _restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool) -> Tensor:
+def restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool) -> Tensor:
     """log_probs (N, V), in place unless a gradient flows, with -inf for words that may not follow tokens (N, t)."""
     allowed = log_probs.clone() if log_probs.requires_grad else log_probs
     allowed[:, [PAD, START] if search.allow_unk else list(NEVER_WRITTEN)] = -torch.inf
@@ -177,12 +185,30 @@ def _restrict(log_probs: Tensor, tokens: Tensor, search: Search, last_step: bool
         end = allowed[:, END].clone()
         allowed.fill_(-torch.inf)
         allowed[:, END] = end
-    elif (search.block_trigrams or search.trigram_penalty_alpha > 0) and tokens.shape[1] >= 3:
+        return allowed
+    if (search.block_trigrams or search.trigram_penalty_alpha > 0) and tokens.shape[1] >= 3:
         before = (tokens[:, :-2] == tokens[:, -2:-1]) & (tokens[:, 1:-1] == tokens[:, -1:])  # (N, t - 2)
         row, position = before.nonzero(as_tuple=True)
         cost = torch.inf if search.block_trigrams else search.trigram_penalty_alpha * math.log(2)
         allowed.index_put_((row, tokens[row, position + 2]), allowed.new_tensor(-cost), accumulate=True)
+    if search.once and tokens.shape[1]:
+        blocked = _once_only(search.once, allowed.shape[1], allowed.device)[tokens]  # (N, t)
+        allowed.scatter_add_(1, tokens, allowed.new_zeros(tokens.shape).masked_fill(blocked, -torch.inf))
+    if tokens.shape[1] < search.min_length:
+        early = [END, *search.closing] if tokens.shape[1] < search.min_length - 1 else [END]
+        kept = allowed[:, early]
+        allowed[:, early] = -torch.inf
+        stuck = allowed.amax(1, keepdim=True) == -torch.inf
+        allowed[:, early] = kept.masked_fill(~stuck, -torch.inf)
     return allowed
+
+
+@functools.lru_cache(maxsize=8)
+def _once_only(words: tuple[int, ...], size: int, device: torch.device) -> Tensor:
+    """Of each word id, V of them or more, whether it is among `words`."""
+    mask = torch.zeros(max(size, max(words) + 1), dtype=torch.bool, device=device)
+    mask[torch.tensor(words, device=device)] = True
+    return mask
 
 
 def _draw(log_probs: Tensor, search: Search) -> Tensor:

@@ -149,7 +149,7 @@ class SentenceDecoder(nn.Module):
                 torch.stack([layer(memory.initial) for layer in getattr(self, f"init_{name}")]) for name in names
             )
         else:
-            zeros = self.embed.weight.new_zeros(self.num_layers, len(memory), self.hidden_size)
+            zeros = self.embed.weight.new_zeros(self.num_layers, memory.rows, self.hidden_size)
             state = tuple(zeros for _ in names)
         if self.reads_first and not self.skip_start:
             state, _, _ = self._advance(memory.first, state, memory)
@@ -171,7 +171,7 @@ class SentenceDecoder(nn.Module):
         embedded = self.embed(tokens)
         if not self.skip_start:
             return embedded
-        return torch.where((tokens == START).unsqueeze(-1), each_row(first, len(tokens)), embedded)
+        return torch.where((tokens == START).unsqueeze(-1), each_row(first, tokens.shape[0]), embedded)
 
     def step_embedded(self, embedded: Tensor, state: State, memory: Memory) -> tuple[Tensor, State, Tensor | None]:
         """`step` from embeddings (N, E), which additive teacher forcing mixes."""
@@ -187,7 +187,7 @@ class SentenceDecoder(nn.Module):
             context, weights = self.attention(state[0][-1], memory.keys, memory.values, memory.mask)
             parts.append(context)
         if memory.persist is not None:
-            parts.append(each_row(memory.persist, len(inputs)))
+            parts.append(each_row(memory.persist, inputs.shape[0]))
         _, state = self.rnn(torch.cat(parts, 1).unsqueeze(1), state if len(state) > 1 else state[0])
         state = state if isinstance(state, tuple) else (state,)
         if self.attention_kind == "spatial":

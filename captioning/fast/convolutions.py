@@ -35,8 +35,10 @@ class FastNetwork:
         with self.making:
             if self.network is None or made_for != self.made_for:
                 self.network = None  # frees the memory of the one before
-                folded = fold_batch_norms(network, images)
-                self.network = fuse_convolutions(folded, images) if fuses else folded
+                with torch.inference_mode(False):  # or training could not run what validation has made
+                    example = images.clone()
+                    folded = fold_batch_norms(network, example)
+                    self.network = fuse_convolutions(folded, example) if fuses else folded
                 self.made_for = made_for
             return self.network
 

@@ -1,6 +1,6 @@
-"""Images of any kind in, upright RGB out: opening safely, listing folders, resizing.
+"""Images of any kind in, upright RGB out: opening safely, resizing.
 
-A zip file stands for a folder everywhere: `photos.zip/sub/a.jpg` is an image in it.
+A member of a zip file is an image as a file is: `photos.zip/sub/a.jpg`.
 """
 
 import contextlib
@@ -9,15 +9,15 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from captioning.errors import UserError
-from captioning.images.zip_file import is_zip, open_zip, read_member, split_path
+from captioning.images.kinds import HEIF_BRANDS, HEIF_PACKAGE, KNOWN_FORMATS
+from captioning.images.zip_file import open_zip, read_member, split_path
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
+# Only the decoders of photos: some that Pillow has run other programs (EPS), or take nearly any file for theirs (TGA).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG with more pictures, as many phones write
 MAX_PIXELS = 2**27  # 134 megapixels: more is taken for a decompression bomb
 MAX_DECODED = 60_000_000  # pixels that are unpacked, 480 MB with their copy in RGB; large JPEGs are decoded smaller
@@ -41,6 +41,10 @@ class ImageError(UserError):
     reason = ""
 
 
+class TooManyPixels(ValueError):
+    """An image that is larger than MAX_PIXELS, or MAX_DECODED."""
+
+
 def image_error(path, reason) -> ImageError:
     reason = " ".join(str(reason).split())
     error = ImageError(f"cannot read image {path}: {reason}")
@@ -49,7 +53,7 @@ def image_error(path, reason) -> ImageError:
 
 
 def open_image(path, size_hint: int | None = None) -> Image.Image:
-    """Read the first frame of the image file `path` as an upright 8-bit RGB image.
+    """Read the first frame of the image file `path` as an upright 8-bit RGB image. `path` may be its bytes, a BytesIO.
 
     Palettes, greys, CMYK, 16-bit and float images are converted; transparent parts become white. The content
     decides the format, not the extension. With `size_hint` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size
@@ -59,13 +63,22 @@ def open_image(path, size_hint: int | None = None) -> Image.Image:
     with opened(path) as image:
         if size_hint and image.format in JPEG_FORMATS:
             image.draft(None, (size_hint, size_hint))
-        if image.width * image.height > MAX_DECODED:
-            raise ValueError(f"{image.width}x{image.height} is more than {MAX_DECODED:,} pixels")
-        image.load()
-        turn = UPRIGHT.get(orientation(image))  # read after load(), which turns a TIFF by itself
-        rgb = to_rgb(image)
+        rgb = upright(image)
         rgb.info.clear()  # or saving would take the compression and profile of the old file for the new one
-        return rgb.transpose(turn) if turn is not None else rgb
+        return rgb
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A Pillow image as an upright 8-bit RGB image, transparent parts over white; perhaps the image itself.
+
+    Raises ValueError where it has too many pixels, and what Pillow raises where it cannot be decoded.
+    """
+    if image.width * image.height > MAX_DECODED:
+        raise TooManyPixels(f"{image.width}x{image.height} is more than {MAX_DECODED:,} pixels")
+    image.load()
+    turn = UPRIGHT.get(orientation(image))  # read after load(), which turns a TIFF by itself
+    rgb = to_rgb(image)
+    return rgb.transpose(turn) if turn is not None else rgb
 
 
 def image_size(path) -> tuple[int, int]:
@@ -81,15 +94,47 @@ def image_size(path) -> tuple[int, int]:
 def opened(path) -> Iterator[Image.Image]:
     """The image file, or member of a zip file, with its header read. What goes wrong within becomes an ImageError."""
     try:
-        file = io.BytesIO(read_member(path)) if split_path(path) else path
-        if file is path and not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-            raise ValueError("it is not a plain file")  # a pipe may never give anything
-        with Image.open(file, formats=FORMATS) as image:
+        with _open(content_of(path)) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+                raise TooManyPixels(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
             yield image
     except Exception as error:
         raise explained(path, error) from error
+
+
+def content_of(path):
+    """What Pillow reads: the path of a plain file, or bytes as a BytesIO. Raises ValueError for what may never end."""
+    if isinstance(path, io.BytesIO):
+        return path
+    if split_path(path):
+        return io.BytesIO(read_member(path))
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise ValueError("it is not a plain file")  # a pipe
+    return path
+
+
+def _open(file) -> Image.Image:
+    """The image in `file`, a path or bytes, with its header read."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Exception:
+        if not _is_heif(file):
+            raise
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ValueError(f"a HEIC image, which needs a package: pip install {HEIF_PACKAGE}") from None
+    pillow_heif.register_heif_opener()
+    return Image.open(file, formats=("HEIF",))
+
+
+def _is_heif(file) -> bool:
+    """Whether the content begins as a HEIC or HEIF image does."""
+    with contextlib.nullcontext(file) if isinstance(file, io.BytesIO) else open(file, "rb") as content:
+        content.seek(0)
+        head = content.read(12)
+        content.seek(0)
+    return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
 
 
 def image_exists(path) -> bool:
@@ -101,8 +146,9 @@ def image_exists(path) -> bool:
 def explained(path, error: Exception) -> ImageError:
     """The ImageError for whatever a decoder raised: damaged files bring forth nearly every kind of exception."""
     if isinstance(error, UnidentifiedImageError):
-        empty = len(read_member(path)) == 0 if split_path(path) else os.path.getsize(path) == 0
-        return image_error(path, "the file is empty" if empty else "not a JPEG, PNG, WebP, BMP, TIFF or GIF image")
+        content = content_of(path)
+        empty = (content.getbuffer().nbytes if isinstance(content, io.BytesIO) else os.path.getsize(path)) == 0
+        return image_error(path, "the file is empty" if empty else f"not a {KNOWN_FORMATS} image")
     if isinstance(error, OSError) and error.strerror:  # missing, a folder, no permission
         return image_error(path, error.strerror)
     if isinstance(error, Image.DecompressionBombError):
@@ -175,36 +221,3 @@ def target_size(size: tuple[int, int], side: int, keep_aspect: bool = False) -> 
         return side, side
     shorter = min(size)
     return max(side, round(size[0] * side / shorter)), max(side, round(size[1] * side / shorter))
-
-
-def list_images(folder, recursive: bool = False) -> list[Path]:
-    """The image files of `folder` by their extension (any letter case), sorted; hidden files are skipped.
-
-    With `recursive` also those of its subfolders, links to folders included. `folder` may be a zip file. Raises
-    UserError for a missing folder.
-    """
-    folder = Path(folder)
-    if is_zip(folder):
-        names = [name for name in open_zip(folder).names() if is_image_name(os.path.basename(name))]
-        return sorted(folder / name for name in names if recursive or "/" not in name)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder" if folder.exists() else f"no such image folder: {folder}")
-    found, seen = [], set()
-
-    def stop(error: OSError):
-        raise UserError(f"cannot list folder {error.filename}: {error.strerror}") from error
-
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=stop):
-        seen.add(os.path.realpath(place))
-        found += [Path(place, name) for name in files if is_image_name(name)]
-        # A link may lead back up: each real folder is walked once.
-        folders[:] = [
-            name
-            for name in sorted(folders)
-            if recursive and not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in seen
-        ]
-    return sorted(found)
-
-
-def is_image_name(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")

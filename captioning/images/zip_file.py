@@ -24,7 +24,9 @@ JUNK = re.compile(r"(?s)__MACOSX/|(.*/)?\.")  # what a Mac adds, and hidden file
 
 
 class ImageZip:
-    """The index of the zip file `path`: `members`, name -> its entry, and `top`, the folder that holds them all or "".
+    """The index of the zip file `path`: `members`, name -> its entry; `top`, the folder that holds them all or "".
+
+    hidden: how many hidden files were left out.
 
     Raises UserError where the file cannot be read or is no zip.
     """
@@ -38,7 +40,9 @@ class ImageZip:
             raise UserError(f"cannot read zip file {path}: {error}") from None
         except OSError as error:
             raise UserError(f"cannot read zip file {path}: {error.strerror or error}") from None
-        entries = [info for info in infos if not leads_out(info.filename) and not JUNK.match(info.filename)]
+        within = [info for info in infos if not leads_out(info.filename)]
+        entries = [info for info in within if not JUNK.match(info.filename)]
+        self.hidden = len(within) - len(entries)
         # plain tuples: zipfile's own entries take some times the memory, and a large set has a hundred thousand
         self.members = {info.filename: MEMBER(info) for info in entries}
         if lost := [info.filename for info in infos if leads_out(info.filename)]:

@@ -15,6 +15,7 @@ from inference.gallery.comparison import Comparison, Ranges, differing
 from inference.results import Result
 
 NOT_SURE = 0.3  # confidence below which a caption is shown as doubtful
+ABSENT = '<p class="absent">no caption</p>'  # the model was not sure enough of any
 MOST_STEPS_UP = 2  # folders that a link to a photo climbs: more would tell where the person keeps photos
 
 
@@ -70,6 +71,8 @@ class Card:
 
     def _caption(self) -> str:
         text = self.result.captions[0][0]
+        if not text:
+            return f"{ABSENT}{self._facts()}"
         if self.maps is None:
             return f'<p class="caption" dir="auto">{text_of(text)}</p>{self._facts()}'
         words = with_words(text, word_places(text, self.maps.words), [])
@@ -82,15 +85,15 @@ class Card:
         ranges = differing(first, second) if second is not None else ([], [])
         places = word_places(first, self.maps.words) if self.maps else []
         focus = ' role="group" tabindex="0" aria-describedby="hint"' if places else ""
-        if second is None:
-            other = '<p class="absent">no caption</p>'
-        else:
+        one, other = ABSENT, ABSENT
+        if first:
+            one = f'<p class="caption" dir="auto"{focus}>{with_words(first, places, ranges[0])}</p>'
+        if second is not None:
             other = f'<p class="caption" dir="auto">{with_words(second, [], ranges[1])}</p>'
         form = f"<span>{self.score_name} {{:.2f}}</span>"
         scores = [_number(score, form) for score in (self.score, self.other_score)]
         return (
-            f'<div class="both"><div><b>A</b><p class="caption" dir="auto"{focus}>'
-            f"{with_words(first, places, ranges[0])}</p>{self._facts()}{scores[0]}</div>"
+            f'<div class="both"><div><b>A</b>{one}{self._facts()}{scores[0]}</div>'
             f"<div><b>B</b>{other}{scores[1]}</div></div>"
         )
 
@@ -98,7 +101,7 @@ class Card:
         sure, log_prob = confidence(self.result), self.result.captions[0][1]
         facts = []
         if sure is not None:
-            if sure < NOT_SURE:
+            if sure < NOT_SURE or self.result.unsure:
                 facts.append('<strong class="unsure">not sure</strong>')
             meter = f'<meter min="0" max="1" low="{NOT_SURE}" high="0.6" optimum="1" value="{sure:.2f}"></meter>'
             facts.append(f"<span>confidence {meter} {sure:.2f}</span>")
@@ -129,14 +132,12 @@ def _number(number: float | None, form: str) -> str:
 
 def confidence(result: Result) -> float | None:
     """The calibrated confidence of the best caption, 0 to 1; None where the model has no calibration."""
-    found = getattr(result, "confidences", None)
-    return found[0] if found and known(found[0]) else None
+    return result.confidences[0] if result.confidences and known(result.confidences[0]) else None
 
 
 def certainty(result: Result) -> float | None:
     """What captions are sorted by from the least to the most sure: the confidence, or else the log-probability."""
-    means = getattr(result, "mean_log_probs", None)
-    for value in (confidence(result), means[0] if means else None, result.captions[0][1]):
+    for value in (confidence(result), *result.mean_log_probs[:1], result.captions[0][1]):
         if known(value):
             return value
     return None

@@ -30,9 +30,9 @@ class Comparison:
     scores: dict[str, float] = field(default_factory=dict)
 
     def caption(self, result: Result) -> str | None:
-        """B's best caption of the image of `result`, None where it has none."""
+        """B's best caption of the image of `result`, None where it has none or a blank one."""
         several = self.captions.get(id_text(result.image_id))
-        return several[0] if several else None
+        return several[0] or None if several else None
 
 
 def differing(first: str, second: str) -> tuple[Ranges, Ranges]:

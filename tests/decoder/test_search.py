@@ -24,7 +24,11 @@ def may_follow(decoder, words: list[int], search: Search) -> list[int]:
     if len(words) == search.max_length:
         return [END]
     allowed = [END, *range(4, decoder.table.shape[1])] + ([UNK] if search.allow_unk else [])
-    return [w for w in allowed if not (search.block_trigrams and repeats(words, w))]
+    allowed = [w for w in allowed if not (search.block_trigrams and repeats(words, w))]
+    allowed = [w for w in allowed if not (w in search.once and w in words)]
+    early = [END] if len(words) < search.min_length else []
+    early += search.closing if len(words) < search.min_length - 1 else ()
+    return [w for w in allowed if w not in early] or [w for w in allowed if w in early] or [END]
 
 
 def slow_beam(decoder, key: int, search: Search) -> list[tuple[list[int], float]]:
@@ -64,11 +68,18 @@ SEARCHES = [
 ] + [
     Search(beam_size=5, n_best=2, max_length=6),
     Search(beam_size=4, n_best=4, max_length=6, allow_unk=True, length_penalty=1.0),
+    Search(beam_size=3, n_best=3, max_length=6, min_length=4),
+    Search(beam_size=4, n_best=4, max_length=8, min_length=8, length_penalty=0.7),
+    Search(beam_size=4, n_best=4, max_length=9, min_length=6, closing=(4, 5)),
+    Search(beam_size=4, n_best=4, max_length=9, once=(4, 5, 7, 9)),
+    Search(beam_size=5, n_best=5, max_length=7, min_length=5, once=tuple(range(4, 13)), block_trigrams=True),
 ]
 
 
 @pytest.mark.parametrize(
-    "search", SEARCHES, ids=lambda s: f"{s.beam_size}-{s.max_length}-{s.length_penalty}-{s.block_trigrams}"
+    "search",
+    SEARCHES,
+    ids=lambda s: f"{s.beam_size}-{s.min_length}-{s.max_length}-{s.length_penalty}-{s.block_trigrams}-{len(s.once)}",
 )
 @pytest.mark.parametrize(("words", "end_bias"), [(2, -1.5), (9, 0.5)])
 def test_beam_search_is_that_of_the_slow_reference(search, words, end_bias):
@@ -100,6 +111,25 @@ def test_a_wide_beam_finds_all_sentences_in_order(penalty):
         assert_same(found(sentences, image), expected)
 
 
+@pytest.mark.parametrize(
+    ("rules", "count"),
+    [
+        ({"min_length": 2}, 9 + 27),
+        ({"once": (4, 5)}, 1 + 3 + 7 + 13),  # of 27 words of three letters, those with two of a kind are left out
+        ({"once": (4, 5, 6), "min_length": 2}, 6 + 6),
+        ({"once": (4, 5, 6), "min_length": 3}, 6),
+    ],
+)
+def test_a_wide_beam_finds_all_sentences_that_the_rules_allow(rules, count):
+    search = Search(beam_size=40, n_best=40, max_length=3, **rules)
+    decoder = TableDecoder(3, seed=2)
+    sentences = generate(decoder, Keys(torch.arange(6)), search)
+    for image in range(6):
+        expected = all_sentences(decoder, image, search)
+        assert len(expected) == count
+        assert_same(found(sentences, image), expected)
+
+
 def test_a_beam_of_half_the_sentences_still_finds_the_best():
     search = Search(beam_size=27, max_length=3)
     decoder = TableDecoder(3, seed=1)
@@ -108,10 +138,10 @@ def test_a_beam_of_half_the_sentences_still_finds_the_best():
         assert_same(found(sentences, image), all_sentences(decoder, image, search)[:1])
 
 
-@pytest.mark.parametrize("block", [False, True])
-def test_greedy_takes_the_best_word_each_time_and_so_does_a_beam_of_one(block):
-    decoder = TableDecoder(2, end_bias=-2.0)
-    search = Search(max_length=15, block_trigrams=block)
+@pytest.mark.parametrize("rules", [{}, {"block_trigrams": True}, {"min_length": 9}, {"once": (5,), "min_length": 3}])
+def test_greedy_takes_the_best_word_each_time_and_so_does_a_beam_of_one(rules):
+    decoder = TableDecoder(2, end_bias=-1.0)
+    search = Search(max_length=15, **rules)
     keys = list(range(30))
     greedy = generate(decoder, Keys(torch.tensor(keys)), search)
     beam = beam_search(decoder, Keys(torch.tensor(keys)), search)
@@ -235,6 +265,38 @@ def test_blocked_trigrams_never_come_twice(search):
 
     assert most(blocked=False) > 1
     assert most(blocked=True) == 1
+
+
+@pytest.mark.parametrize("search", [Search(), Search(beam_size=3, n_best=3), Search(sample=True, n_best=2, top_k=2)])
+def test_fewest_words_and_words_that_come_once(search):
+    torch.manual_seed(0)
+    decoder, memory = TableDecoder(9, end_bias=2.0), Keys(torch.arange(30))
+    once = (4, 5, 6, 7, 8, 9)
+    search = replace(search, min_length=5, max_length=12, once=once)
+    found_all = [pair for image in range(30) for pair in found(generate(decoder, memory, search), image)]
+    assert min(len(words) for words, _ in found_all) == 6  # with <end>
+    assert all(words.count(word) <= 1 for words, _ in found_all for word in once)
+    assert any(words.count(word) > 1 for words, _ in found_all for word in (10, 11, 12))
+
+
+def test_where_no_word_is_left_a_sentence_may_be_shorter():
+    search = Search(min_length=5, max_length=12, once=(4, 5))
+    for beams in (1, 3):
+        sentences = generate(TableDecoder(2), Keys(torch.arange(8)), replace(search, beam_size=beams))
+        assert all(len(found(sentences, image)[0][0]) == 3 for image in range(8))
+
+
+def test_gradients_flow_with_the_rules():
+    decoder = build("soft_everything").train()
+    memory = decoder.prepare(**image_inputs(decoder))
+    rules = Search(sample=True, max_length=6, min_length=3, once=(4, 5, 6))
+    generate_rows(decoder, memory, rules).log_prob.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in decoder.parameters() if p.grad is not None)
+
+
+def test_contradicting_lengths_are_refused():
+    with pytest.raises(UserError, match="at least 9 and at most 8 words"):
+        Search(min_length=9, max_length=8)
 
 
 # ---- sampling ----

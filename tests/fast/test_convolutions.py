@@ -171,3 +171,21 @@ def test_networks_that_cannot_be_traced_are_given_back(monkeypatch):
     plain = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()).eval().requires_grad_(False)
     monkeypatch.setattr(FusedConvolution, "forward", lambda self, x, other=None: x + 1)  # a wrong result is noticed
     assert fuse_convolutions(plain, torch.ones(1, 3, 4, 4)) is plain
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_what_validation_makes_can_be_trained(blocks, fast):
+    """A run may go on with a validation, before its process has trained anything."""
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    gradients = []
+    for validated in (False, True):
+        encoder = build_encoder("efficientnet_lite0", pretrained=False, transform={"size": 64})
+        encoder.load_state_dict({name: torch.full_like(x, 0.01) for name, x in encoder.state_dict().items()})
+        encoder.unfreeze(last=blocks)
+        if validated:
+            with torch.inference_mode():
+                encoder(pixels)
+        encoder(pixels).sum().backward()
+        gradients.append(next(p.grad for p in encoder.parameters() if p.requires_grad))
+    assert torch.equal(*gradients)

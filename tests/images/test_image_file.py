@@ -3,15 +3,15 @@
 import io
 import pickle
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from captioning import errors
 from captioning.images import image_file
-from captioning.images.image_file import ImageError, image_size, list_images, open_image, resize_square, target_size
+from captioning.images.image_file import ImageError, image_size, open_image, resize_square, target_size
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -232,23 +232,53 @@ def test_resize_is_antialiased_and_sized():
     assert target_size((1000, 333), 333, keep_aspect=True) == (1000, 333)
 
 
-def test_list_images(tmp_path):
-    good = ["b.JPG", "a.jpeg", "c.PnG", "d.webp", "e.BMP", "f.tif", "g.TIFF", "h.gif"]
-    for name in [*good, ".hidden.jpg", "notes.txt", "jpg"]:
-        (tmp_path / name).touch()
-    (tmp_path / "sub" / "deep").mkdir(parents=True)
-    (tmp_path / "sub" / "deep" / "z.jpg").touch()
-    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
-    flat = [path.name for path in list_images(tmp_path)]
-    assert flat == sorted(good)
-    everything = list_images(str(tmp_path), recursive=True)
-    assert everything == sorted(everything) and len(everything) == 9
-    assert everything[-1] == tmp_path / "sub" / "deep" / "z.jpg"
+def heif():
+    return pytest.importorskip("pillow_heif", reason="HEIC needs the package pillow-heif")
 
 
-def test_list_images_of_no_folder(tmp_path):
-    with pytest.raises(errors.UserError, match="no such image folder"):
-        list_images(tmp_path / "none")
-    (tmp_path / "a.jpg").touch()
-    with pytest.raises(errors.UserError, match="not a folder"):
-        list_images(tmp_path / "a.jpg")
+def encoded(form: str, image: Image.Image | None = None, **options) -> bytes:
+    if form == "HEIF":
+        heif().register_heif_opener()
+    buffer = io.BytesIO()
+    (image or photo(120, 90)).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["AVIF", "JPEG2000", "HEIF", "PPM"])
+def test_formats_of_phones_and_scanners(tmp_path, form):
+    path = tmp_path / "a.jpg"  # the content counts
+    path.write_bytes(encoded(form))
+    opened = open_image(path)
+    assert opened.size == image_size(path) == (120, 90) and opened.mode == "RGB"
+    assert difference(opened, photo(120, 90)) < 8
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(ImageError, match="a.jpg"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("form", ["AVIF", "HEIF"])
+@pytest.mark.parametrize("orientation", [3, 5, 6, 8])
+def test_orientation_of_phones(tmp_path, form, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.ascontiguousarray(stored(np.asarray(corners()), orientation)))
+    path = tmp_path / "a.heic"
+    path.write_bytes(encoded(form, image, exif=exif.tobytes(), quality=95))
+    opened = open_image(path)
+    assert opened.size == image_size(path) == (64, 32)
+    assert difference(opened, corners()) < 12
+
+
+def test_heic_without_its_package_names_it(tmp_path, monkeypatch):
+    path = tmp_path / "a.heic"
+    path.write_bytes(encoded("HEIF"))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match="a.heic: a HEIC image, which needs a package: pip install pillow-heif"):
+        open_image(path)
+
+
+def test_programs_in_images_are_not_run(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match="not a JPEG"):
+        open_image(path)

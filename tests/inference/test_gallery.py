@@ -89,6 +89,17 @@ def test_how_sure_the_model_is():
     assert "log p" not in Card(Result(1, [("A dog.", math.nan)])).html()
 
 
+def test_a_caption_that_was_withheld():
+    """The model was not sure enough of any: the card says so, also beside captions of another file."""
+    result = Result(1, [("A dog.", -2.0)], confidences=[0.1])
+    result.withhold(0.5)
+    other = Comparison("a", "b", {"1": ["A cat."]})
+    for card in (Card(result), Card(result, maps=WordMaps([], (1, 1), b"")), Card(result, other=other)):
+        assert 'class="absent">no caption<' in card.html() and "not sure" in card.html()
+    blank = Comparison("a", "b", {"1": [""]})
+    assert Card(Result(1, [("A dog.", -2.0)]), other=blank).html().count("no caption") == 1
+
+
 def test_names_show_no_folders_of_others():
     assert names_of(Result("/home/me/a.jpg", [], "/home/me/a.jpg")) == ["a.jpg"]
     assert names_of(Result("../me/a.jpg", [], "../me/a.jpg")) == ["a.jpg"]

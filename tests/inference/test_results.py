@@ -181,3 +181,18 @@ def test_captions_of_little_confidence_are_withheld():
         (read,) = written([one], form, words=True)[1]
         assert read.unsure and read.captions == [("", -4.0)]
     assert written([one], "txt")[0] == "7 \n" and json.loads(written([one], "json")[0])[0]["caption"] == ""
+
+
+def test_captions_that_were_withheld_are_not_scored(tmp_path, capsys):
+    sure, unsure = (Result(n, [("A dog.", -1.0)], mean_log_probs=[-0.5], confidences=[0.5]) for n in (1, 2))
+    unsure.withhold(0.6)
+    for found, captions in (([sure, unsure], {"1": ["A dog."]}), ([unsure], None)):
+        with ResultsFile(tmp_path / "r.json", "json") as file:
+            for result in found:
+                file.add(result)
+        if captions:
+            assert read_captions(str(tmp_path / "r.json")) == captions
+            assert "1 images without a caption that the model was sure of" in capsys.readouterr().err
+            continue
+        with pytest.raises(UserError, match="no captions to score: the model was not sure enough of any"):
+            read_captions(str(tmp_path / "r.json"))

@@ -47,6 +47,8 @@ def test_vocabulary_and_the_files_beside_it(build, tmp_path):
         "--create_leftovers_file", "--create_vocab_stats_file",
     )  # fmt: skip
     assert (result.status, result.err) == (0, "")
+    words = "--dataset pets:train --dataset_config_file d.conf --vocab out/v.json --model_name NAME"
+    assert result.out.endswith(f"next:\n  python train.py {words}\n")
     counts = expected_counts(TRAIN)
     kept = [word for word in counts if counts[word] >= 2]
     vocabulary = Vocabulary.load(tmp_path / "out/v.json")

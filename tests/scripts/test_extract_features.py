@@ -62,6 +62,8 @@ def test_map_in_half_precision_with_the_default_name(extract, tmp_path):
     reader = open_features(tmp_path / "toy-val-efficientnet_lite0-conv-plain.lmdb")
     assert reader.shape == (1280, 7, 7) and reader.dtype == np.float16
     assert str(tmp_path) in done.out and "images/s" in done.out
+    name = tmp_path / "toy-val-efficientnet_lite0-conv-plain.lmdb"
+    assert done.out.splitlines()[-1].endswith(f" --features {name} --attention soft")
 
 
 def test_ten_crops_are_averaged_or_maximised(extract, tmp_path):
@@ -100,6 +102,30 @@ def test_folder_and_broken_image(script, tmp_path):
     assert done.status == 1
     assert "broken.jpg" in done.err and "1 images" in done.err
     assert sorted(open_features(tmp_path / "f.npy").keys()) == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_several_encoders_by_one_run(extract, tmp_path, monkeypatch):
+    """A map, its mean and the mirrored classes; what an interrupted run lacks of either file is made by the next."""
+    both = ["--extractor", "efficientnet_lite0-conv, efficientnet_lite0-classes", "--crop_size", 64, "--batch_size", 2]
+    files = ["--output_file", "m.npy,c.lmdb"]
+    end_at_third_batch(monkeypatch, lambda: extract(*both, *files))
+    done = extract(*both, *files, "--resume")
+    assert done.status == 0, done.err
+    found = [open_features(tmp_path / name) for name in ("m.npy", "c.lmdb")]
+    assert [reader.provenance["extractor"][-4:] for reader in found] == ["conv", "sses"]
+    alone = extract("--extractor", "efficientnet_lite0-classes", "--crop_size", 64, "--output_file", "alone.npy")
+    assert alone.status == 0
+    keys = (tmp_path / "alone.keys.txt").read_text().split()
+    for one, other in ((found[1], open_features(tmp_path / "alone.npy")),):
+        for key in keys:
+            np.testing.assert_allclose(one[key], other[key], atol=1e-5)
+    assert extract(*both, *files, "--resume").out.count("has all") == 2
+    mirrored = ["--mirror", "--output_file", "left.npy,right.npy"]
+    assert extract(*both, *mirrored).status == 0
+    plain, mirror = (np.load(tmp_path / name) for name in ("m.npy", "left.npy"))
+    assert np.abs(plain - mirror).max() > 0.1
+    done = extract(*both, "--output_file", "one.npy")
+    assert done.status == 2 and "name a file for each of the encoders of --extractor (2)" in done.err
 
 
 def end_at_third_batch(monkeypatch, run) -> None:

@@ -1,5 +1,6 @@
 """plot_stats.py through its command line: what it reads, what it draws, what it says, and watching."""
 
+import csv
 import json
 import math
 import os
@@ -17,7 +18,9 @@ from PIL import Image
 
 import plot_stats
 from captioning.errors import UserError
-from plot_stats import History, best, chosen_scores, draw, read_stats, smoothed, watched
+from training.curves.drawing import draw, panels
+from training.curves.histories import History, read_stats, watched
+from training.curves.runs import Run, best, chosen_scores, smoothed
 from training.run_folder import RunFolder
 from training.run_folder import read_stats as read_figures
 
@@ -46,8 +49,9 @@ def write(path: Path, content) -> Path:
     return path
 
 
-def history(epochs: dict, position: int = 0) -> History:
-    return History("a", position, {float(key): value for key, value in epochs.items()})
+def alone(epochs: dict, position: int = 0, label: str = "a") -> Run:
+    """A run of one file."""
+    return Run(label, position, [History(label, position, {float(key): value for key, value in epochs.items()})])
 
 
 def test_writes_beside_the_file_and_says_where(script, model):
@@ -81,44 +85,153 @@ def test_read_stats_takes_what_is_a_number(tmp_path):
     assert stats[10] == {"cider": 0.5, "validation_loss": 2.5, "bleu_1": 0.6, "bleu_2": 0.4, "bleu_4": 0.2}
 
 
-def test_axes_hold_the_curves(tmp_path):
+def test_panels_hold_the_curves(tmp_path):
     path = write(tmp_path / "a.json", EPOCHS)
+    figure = Figure(layout="constrained")
+    draw(figure, [alone(read_stats(path))], ["cider", "bleu_4"])
+    loss, cider, bleu = figure.axes
+    assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "CIDEr", "BLEU-4"]
+    assert {axis.get_xlabel() for axis in figure.axes} == {"epoch"}
+    assert ([1, 2, 3, 10], [4.0, 3.5, 3.2, 3.0]) in points(loss) and ([1, 2, 3, 10], [3.9, 3.4, 3.3, 3.5]) in points(
+        loss
+    )
+    assert ([1, 3, 10], [0.1, 0.4, 0.3]) in points(cider) and ([3], [0.4]) in points(cider)  # the curve, its star
+    assert all(([3, 3], [0, 1]) in points(axis) for axis in figure.axes)  # a line through the best epoch
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a, best epoch 3 (CIDEr 0.400)"]
+
+
+def points(axis) -> list[tuple]:
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines]
+
+
+def test_axes_mean_something():
+    """Scores from 0 to a sensible top, whatever the curve; losses tight; schedules on request."""
+    rows = {n: {"training_loss": 3 - n / 10, "cider": n / 10_000, "learning_rate": 0.1 / n, "x": 7.0} for n in (1, 2)}
     figure = Figure()
-    draw(figure, [History("a", 0, read_stats(path))], ["cider", "bleu_4"])
-    left, right = figure.axes
-    assert (left.get_ylabel(), right.get_ylabel(), left.get_xlabel()) == ("loss", "CIDEr, BLEU-4", "epoch")
-    curves = [(list(line.get_xdata()), list(line.get_ydata())) for line in left.lines]
-    assert ([1, 2, 3, 10], [4.0, 3.5, 3.2, 3.0]) in curves and ([1, 2, 3, 10], [3.9, 3.4, 3.3, 3.5]) in curves
-    curves = [(list(line.get_xdata()), list(line.get_ydata())) for line in right.lines]
-    assert ([1, 3, 10], [0.1, 0.4, 0.3]) in curves and ([3], [0.4]) in curves  # the curve, its star
-    texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    assert texts == ["training loss", "validation loss", "CIDEr", "BLEU-4", "best epoch"]
+    draw(figure, [alone(rows)], ["cider", "x"], ["learning_rate"])
+    limits = {axis.get_ylabel(): axis.get_ylim() for axis in figure.axes}
+    assert limits["CIDEr"] == (0, 0.5) and limits["x"] != (0, 7) and limits["learning rate"][0] == 0
+    assert 2.7 < limits["loss"][0] < 2.8 and 2.9 < limits["loss"][1] < 3.0
+    draw(figure, [alone({1: {"cider": 1.2}, 2: {"cider": -0.1}})], ["cider"])
+    assert figure.axes[0].get_ylim() == pytest.approx((-0.1, 1.296))
 
 
-def test_one_colour_per_run_and_one_style_per_quantity(tmp_path):
+def test_scores_of_one_scale_share_a_panel():
+    made = panels(["training_loss"], ["meteor", "bleu_1", "cider", "bleu_4", "rouge_l", "mine"], ["teacher_forcing"])
+    assert [(panel.label, panel.quantities) for panel in made] == [
+        ("loss", ["training_loss"]),
+        ("CIDEr", ["cider"]),
+        ("BLEU, ROUGE-L", ["bleu_1", "bleu_4", "rouge_l"]),
+        ("METEOR", ["meteor"]),
+        ("mine", ["mine"]),
+        ("probability of the true word", ["teacher_forcing"]),
+    ]
+
+
+def test_runs_differ_without_colour(tmp_path):
     stats = read_stats(write(tmp_path / "a.json", EPOCHS))
     figure = Figure()
-    draw(figure, [History("a", 0, stats), History("b", 1, stats)], ["cider"])
-    curves = [line for axis in figure.axes for line in axis.lines if len(line.get_xdata()) > 2]
-    assert len({line.get_color() for line in curves}) == 2
-    assert len({(line.get_linestyle(), line.get_marker()) for line in curves}) == 3
-    texts = [text.get_text() for text in figure.legends[1].get_texts()]
-    assert texts == ["a, best epoch 3 (CIDEr 0.400)", "b, best epoch 3 (CIDEr 0.400)"]
+    draw(figure, [alone(stats, number, name) for number, name in enumerate("abcdef")], ["cider", "bleu_4", "bleu_1"])
+    for axis in figure.axes[1:]:
+        curves = [line for line in axis.lines if len(line.get_xdata()) > 2]
+        looks = {(line.get_linestyle(), line.get_marker(), line.get_fillstyle()) for line in curves}
+        assert len(looks) == len(curves) >= 6 and len({line.get_color() for line in curves}) == 6
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts[1] == "b, best epoch 3 (CIDEr 0.400)" and texts[-1] == "best epoch"
+
+
+# ---- several seeds ----
+
+
+def test_mean_and_deviation_over_seeds():
+    seeds = [{1: {"cider": 0.1}, 2: {"cider": 0.2}, 3: {"cider": 0.9}}, {1: {"cider": 0.3}, 2: {"cider": 0.4}}]
+    run = Run("a", 0, [History(str(n), n, stats) for n, stats in enumerate(seeds)])
+    epochs, means, deviations = run.curve("cider")
+    assert epochs == [1, 2] and means == pytest.approx([0.2, 0.3])  # epoch 3 is of one alone
+    assert deviations == pytest.approx([0.1 * math.sqrt(2)] * 2)  # of a sample: the root of 2 * 0.1 squared, over 1
+    assert run.curve("bleu_4") == ([], [], [])
+    figure = Figure()
+    draw(figure, [run], ["cider"])
+    (band,) = figure.axes[0].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (min(heights), max(heights)) == pytest.approx((0.2 - 0.1 * math.sqrt(2), 0.3 + 0.1 * math.sqrt(2)))
+    assert figure.legends[0].get_texts()[0].get_text() == "a (2 runs), best epoch 2 (CIDEr 0.300)"
+
+
+def test_groups_are_drawn_and_printed(script, tmp_path):
+    for name, cider in (("lstm-1", 0.3), ("lstm-2", 0.5), ("gru-1", 0.2)):
+        rows = {"1": {"training_loss": 3.0, "validation_cider": 0.1}, "2": {"validation_cider": cider}}
+        write(tmp_path / name / "train_stats.json", rows)
+    output, lstm = tmp_path / "a.svg", f"lstm={tmp_path}/lstm-*"
+    done = script("plot_stats.py", tmp_path / "gru-1", "--group", lstm, "--output", output)
+    assert done.status == 0 and done.err == ""
+    assert done.out.splitlines()[:2] == [
+        "gru-1: epoch 2, best epoch 2 (CIDEr 0.200)",
+        "lstm: epoch 2, best epoch 2 (CIDEr 0.400)",
+    ]
+    done = script("plot_stats.py", tmp_path / "lstm-1", tmp_path / "lstm-2", "--group", "--output", output)
+    assert done.out.startswith("lstm: epoch 2, ")
+
+    done = script("plot_stats.py", tmp_path / "gru-1", "--group", lstm, "--table", "csv")
+    names, gru, lstm_row = list(csv.reader(done.out.splitlines()))
+    table = {name: (a, b) for name, a, b in zip(names, gru, lstm_row)}
+    assert (
+        table["files"] == ("1", "2") and table["cider_best"] == ("0.2", "0.4") and table["best_epoch"] == ("2.0", "2.0")
+    )
+    assert float(table["cider_last_deviation"][1]) == pytest.approx(math.sqrt(0.02))
+    assert "CIDEr (best)  0.2000  0.4000 ± 0.1414" in script(
+        "plot_stats.py", tmp_path / "gru-1", "--group", lstm, "--table"
+    ).out.replace("            ", "  ")
+
+
+def test_files_without_a_common_epoch_are_told(script, tmp_path):
+    for name in ("1", "2"):
+        write(tmp_path / f"s{name}.json", {name: {"validation_cider": 0.3}})
+    done = script(
+        "plot_stats.py", tmp_path / "s1.json", tmp_path / "s2.json", "--group", "--output", tmp_path / "a.png"
+    )
+    assert done.status == 0 and done.err == "s: its files have no epoch in common, so no mean is drawn\n"
+
+
+def test_a_table_draws_nothing_unless_told_to(script, model, tmp_path):
+    done = script("plot_stats.py", model, "--table", "markdown")
+    assert done.status == 0 and not model.with_name("train_stats.png").exists()
+    head, _, row = (line.split(" | ") for line in done.out.splitlines())
+    figures = dict(zip(head[1:], row[1:]))
+    assert figures["best epoch"] == "3" and figures["training loss (best)"] == "3.2000"
+    assert figures["last epoch"] == "10" and figures["validation loss (last)"] == "3.5000"
+    done = script("plot_stats.py", model, "--table", "--metrics", "none", "--output", tmp_path / "a.png")
+    assert done.status == 0 and "CIDEr (" not in done.out and (tmp_path / "a.png").exists()
+
+
+def test_the_loss_of_self_critical_training_is_no_cross_entropy():
+    rows = {1: {"training_loss": 3.0}, 2: {"training_loss": -0.04, "training_reward": 0.8, "validation_loss": 2.9}}
+    assert alone(rows).curve("training_loss") == ([1], [3.0], [])
+    assert alone(rows).curve("validation_loss") == ([2], [2.9], [])
+
+
+@pytest.mark.parametrize("ending", ["pdf", "svg"])
+def test_fonts_are_in_the_file(script, model, tmp_path, ending):
+    output = tmp_path / f"a.{ending}"
+    assert script("plot_stats.py", model, "--output", output).status == 0
+    content = output.read_bytes()
+    assert b"/FontFile2" in content if ending == "pdf" else b"<text" not in content  # TrueType; outlines
 
 
 def test_best_epoch():
     stats = {1: {"validation_loss": 3.0, "cider": 0.2}, 2: {"validation_loss": 2.0, "cider": 0.1}}
-    assert best(history(stats), ["cider"]) == ("cider", 1, 0.2)
-    assert best(history(stats), []) == ("validation_loss", 2, 2.0)
-    assert best(history({1: {"training_loss": 1.0}}), ["cider"]) is None
+    assert best(alone(stats), ["cider"]) == ("cider", 1, 0.2)
+    assert best(alone(stats), []) == ("validation_loss", 2, 2.0)
+    assert best(alone({1: {"training_loss": 1.0}}), ["cider"]) is None
 
 
 def test_best_epoch_where_the_score_is_noise():
     """As RunFolder chooses best.model: by the loss while no score reaches 0.01."""
     noise = {1: {"validation_loss": 3.0, "cider": 0.009}, 2: {"validation_loss": 2.0, "cider": 0.0}}
-    assert best(history(noise), ["cider"]) == ("validation_loss", 2, 2.0)
-    assert best(history(noise | {3: {"validation_loss": 4.0, "cider": 0.01}}), ["cider"]) == ("cider", 3, 0.01)
-    assert best(history({1: {"cider": 0.001}, 2: {"cider": 0.002}}), ["cider"]) == ("cider", 2, 0.002)
+    assert best(alone(noise), ["cider"]) == ("validation_loss", 2, 2.0)
+    assert best(alone(noise | {3: {"validation_loss": 4.0, "cider": 0.01}}), ["cider"]) == ("cider", 3, 0.01)
+    assert best(alone({1: {"cider": 0.001}, 2: {"cider": 0.002}}), ["cider"]) == ("cider", 2, 0.002)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 9])
@@ -132,12 +245,12 @@ def test_smoothing_is_a_mean_that_keeps_a_straight_line(window):
 
 
 def test_chosen_scores():
-    runs = [history({1: {"bleu_1": 0.5, "bleu_4": 0.1, "rouge_l": 0.3, "learning_rate": 0.1, "training_loss": 2.0}})]
+    runs = [alone({1: {"bleu_1": 0.5, "bleu_4": 0.1, "rouge_l": 0.3, "learning_rate": 0.1, "training_loss": 2.0}})]
     assert chosen_scores(runs, None) == ["bleu_4"]
     assert chosen_scores(runs, "rouge, bleu") == ["rouge_l", "bleu_1", "bleu_4"]
     assert chosen_scores(runs, "none") == []
     assert chosen_scores(runs, "cider", strict=False) == []
-    assert chosen_scores([history({1: {"meteor": 0.1, "seconds": 3.0}})], None) == ["meteor"]
+    assert chosen_scores([alone({1: {"meteor": 0.1, "seconds": 3.0}})], None) == ["meteor"]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +364,13 @@ def test_mistakes_are_one_line(script, model, tmp_path):
         ([model, "--output", write(tmp_path / "folder.png" / "x", "").parent], "folder.png is a folder"),
         ([model, "--interval", 0, "--watch"], "--interval"),
         ([model, "--smooth_cider", -1], "--smooth_cider"),
+        ([model, "--smooth", -1], "--smooth"),
+        ([], "name one or more statistics files"),
+        ([model, "--group", "a="], "--group a=: write NAME=FILE,FILE"),
+        (["--group", "a=none*"], "--group a: there is no file none*"),
+        ([model, "--table", "--watch"], "exclude each other"),
+        ([model, "--table", "html"], "--table"),
+        ([model, "--teacher_forcing"], "--teacher_forcing: no file has it; with --teacher_forcing always"),
     ]
     for arguments, message in cases:
         result = script("plot_stats.py", *arguments)

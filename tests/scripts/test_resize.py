@@ -44,6 +44,7 @@ def test_names_formats_and_sizes(script, folder, tmp_path):
     result = script("resize.py", "--image_dir", folder, "--output_dir", tmp_path / "out", "--image_size", 64)
     assert result.status == 0, result.err
     assert "8 images resized (64x64), 0 failed" in result.out
+    assert f"\n  python train.py --images {tmp_path / 'out'} --captions CAPTIONS" in result.out
     assert outputs(tmp_path / "out") == outputs(folder)
     for name in outputs(folder):
         before, after = Image.open(folder / name), Image.open(tmp_path / "out" / name)
@@ -178,7 +179,7 @@ def test_zip(script, folder, tmp_path):
     arguments = ["--image_dir", folder, "--output_dir", tmp_path / "o", "--create_zip"]
     result = script("resize.py", *arguments)
     assert result.status == 0 and outputs(tmp_path / "o") == outputs(folder)
-    assert result.out.endswith(f"8 images resized (256x256), 0 failed\n{tmp_path}/o.zip: 8 images\n")
+    assert f"8 images resized (256x256), 0 failed\n{tmp_path}/o.zip: 8 images\n" in result.out
     with zipfile.ZipFile(tmp_path / "o.zip") as archive:
         assert sorted(archive.namelist()) == outputs(folder)
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
@@ -281,4 +282,4 @@ def test_a_disk_that_cannot_be_written_is_one_line(script, folder, tmp_path):
 def test_as_a_program(script_alone, folder, tmp_path):
     result = script_alone("resize.py", "--image_dir", folder, "--output_dir", tmp_path / "out", "--num_workers", 2)
     assert (result.status, result.err) == (0, "")
-    assert result.out.endswith("8 images resized (256x256), 0 failed\n")
+    assert "8 images resized (256x256), 0 failed\n" in result.out

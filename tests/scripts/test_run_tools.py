@@ -1,7 +1,9 @@
 """Flags around a training run: logs, profile, compiling, schedules, validating trained models, several processes."""
 
 import builtins
+import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from training import validation
 from training.flags import check_paths, parse_args
 from training.losses import CrossEntropy
 from training.optimizers import learning_rate, self_critical_settings
-from training.report import epoch_line
+from training.report import EpochTimes, epoch_line
 from training.run_folder import RunFolder
 from training.self_critical import SelfCritical
 from training.settings import DataSettings, TrainSettings
@@ -149,6 +151,22 @@ def test_num_batches_cuts_validation_too(data, model, monkeypatch):
     assert torch.equal(first.inputs[0], other.inputs[0]) and torch.equal(first.captions, other.captions)
 
 
+# ---- what is told ----
+
+
+def test_times_of_epochs(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("training.report.time.monotonic", lambda: clock[0])
+    times = EpochTimes(whole=False)
+    told = []
+    for took, left in ((10, 3), (90, 2), (60, 1), (4000, 0)):
+        clock[0] += took
+        told.append(times.end_epoch(left, 12.4))
+    # how long whole epochs take is not known after the rest of one
+    assert told[:2] == ["12 captions/s, 00:10", "12 captions/s, 01:30, 03:00 left"]
+    assert told[2:] == ["12 captions/s, 01:00, 01:00 left", "12 captions/s, 1:06:40"]
+
+
 # ---- which epoch is best ----
 
 
@@ -158,11 +176,11 @@ def test_a_score_that_is_noise_does_not_choose_the_best_epoch(tmp_path):
         folder.add_epoch(epoch, {"training_loss": 5.0, "validation_loss": loss, "validation_cider": cider})
     assert folder.best_epoch() == 2 and folder.criterion() == "validation_loss"
     assert folder.criterion_text() == "validation_loss, as validation_cider is under 0.01"
-    line = epoch_line(2, 3, folder.stats[2], 9.0, folder.criterion_text())
+    line = epoch_line(2, 3, folder.stats[2], "9 captions/s", folder.criterion_text())
     assert line.endswith("best by validation_loss, as validation_cider is under 0.01")
     folder.add_epoch(4, {"training_loss": 5.0, "validation_loss": 9.0, "validation_cider": 0.011})
     assert folder.best_epoch() == 4 and folder.criterion_text() == "validation_cider"
-    assert epoch_line(4, 4, folder.stats[4], 9.0, folder.criterion_text()).endswith("captions/s)  best")
+    assert epoch_line(4, 4, folder.stats[4], "9 captions/s", folder.criterion_text()).endswith("captions/s)  best")
     unscored = RunFolder(tmp_path, [])
     unscored.add_epoch(1, {"training_loss": 5.0})
     assert unscored.criterion_text() == "training_loss"
@@ -226,6 +244,25 @@ def test_tensorboard_missing_is_one_line(train, monkeypatch):
     done = train("--features", "pooled.npy", "--num_epochs", 1, "--tensorboard")
     assert done.status == 2 and "pip install tensorboard" in done.err and done.err.count("\n") == 1
     assert not (train.folder / "run").exists()
+
+
+def test_csv_log_of_a_run_that_goes_on(train):
+    """The rows are those of train_stats.json; scheduled sampling adds the probability of the true word."""
+    flags = ["--features", "pooled.npy", "--logger", "csv", "--log_step", 1, "--teacher_forcing", "sampled"]
+    flags += ["--teacher_forcing_k", 10, "--teacher_forcing_beta", 5]
+    assert train(*flags, "--num_epochs", 1).status == 0
+    assert train(*flags, "--num_epochs", 2, "--resume").status == 0
+    folder = train.folder / "run"
+    with open(folder / "log_epoch.csv", newline="") as file:
+        epochs = list(csv.DictReader(file))
+    for row, (epoch, figures) in zip(epochs, stats(folder).items(), strict=True):
+        assert row.pop("epoch") == epoch and {name: float(value) for name, value in row.items()} == figures
+    with open(folder / "log_step.csv", newline="") as file:
+        steps = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in steps] == list(range(1, 13))
+    for row in steps:
+        truth = 10 / (10 + math.exp(int(row["step"]) * 5 / 10))  # k / (k + exp(i * beta / k))
+        assert float(row["teacher_forcing"]) == pytest.approx(truth)
 
 
 @pytest.mark.parametrize("batches, recorded", [(0, True), (2, False)])

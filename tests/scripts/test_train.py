@@ -28,6 +28,12 @@ def test_run_learns_and_leaves_its_files(train):
     assert rows["12"]["validation_cider"] > 1.0
     wanted = {"training_loss", "validation_loss", "validation_cider", "validation_bleu_4", "validation_distinct"}
     assert wanted <= set(rows["1"])
+    *_, head, photo, scored, plot = done.out.splitlines()
+    config = f"--dataset_config_file {train.data / 'datasets.conf'}"
+    infer = f"  python infer.py --model {folder / 'best.model'}"
+    assert (head, photo) == ("next:", f"{infer} photo.jpg")
+    assert scored == f"{infer} --dataset toy:val {config} --scoring bleu,cider"
+    assert plot == f"  python plot_stats.py {folder / 'train_stats.json'}"
     for text in ("24 images, 120 captions", "validation: 12 images", "vocabulary:", "epoch 12/12", "best epoch"):
         assert text in done.out
     best = max(rows, key=lambda epoch: rows[epoch]["validation_cider"])
@@ -323,6 +329,7 @@ def test_early_stopping(train):
         (["--features", "absent.lmdb"], ["absent.lmdb"]),
         (["--features", "pooled.npy", "--attention", "soft"], ["--attention", "-conv"]),
         (["--features", "resnet9000"], ["resnet9000"]),
+        (["--features", "pooled.npy", "--mix", "1,2"], ["--mix 1,2: toy:train has 1 parts, give a number for each"]),
         (["--features", "pooled.npy", "--vocab", "nothing.json"], ["nothing.json"]),
         (["--features", "pooled.npy", "--validation_scoring", "cidre"], ["cidre", "cider"]),
         (["--features", "map.lmdb", "--attention", "soft", "--skip_start_token"], ["--skip_start_token"]),

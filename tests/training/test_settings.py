@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 
+from captioning.checkpoint import are_settings
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
 from training.flags import FIRST_USE, SETTINGS, parse_args
 from training.settings import (
@@ -33,6 +34,17 @@ def test_every_setting_has_a_flag():
     for kind in SETTINGS:
         assert {field.name for field in fields(kind)} - made_of_others <= flags.keys()
     assert set(FIRST_USE) <= flags.keys()
+
+
+def test_mix_is_numbers_for_the_parts_of_a_dataset(capsys):
+    assert DataSettings().times == () and DataSettings.of(
+        vars(parse_args("", ["--mix", "1,2.5", "--dataset", "a+b"]))
+    ).times == (1.0, 2.5)
+    for typed in ("1,", "0,1", "a", "1,nan", "1001"):
+        with pytest.raises(SystemExit):
+            parse_args("", ["--dataset", "a+b", "--mix", typed])
+        assert "numbers above 0 and up to 1,000 with commas" in capsys.readouterr().err
+    assert are_settings(lasting("--mix", "1,2")) and lasting("--mix", "1,2")["--mix"] == "1,2"
 
 
 # ---- what must be the same when a run goes on ----

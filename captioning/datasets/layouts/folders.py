@@ -8,7 +8,8 @@ from pathlib import Path
 from captioning.datasets.layouts.layout import SPLITS, Layout, Photo, split_name
 from captioning.errors import UserError, first_few
 from captioning.files import read_lines
-from captioning.images.image_file import is_image_name, list_images
+from captioning.images.kinds import is_image_name
+from captioning.images.listing import list_images
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 SIDECARS = (".txt", ".caption")  # x.txt, or x.caption as taggers write it too

@@ -11,7 +11,7 @@ from pathlib import Path
 from captioning.datasets.layouts.layout import Layout, base_name, split_name
 from captioning.errors import UserError
 from captioning.files import parse_json, read_lines
-from captioning.images.image_file import EXTENSIONS
+from captioning.images.kinds import EXTENSIONS
 from captioning.tables import plain_cell
 
 # Names of columns, and of members of JSON objects; of several the first of the list counts.

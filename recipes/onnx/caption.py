@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Caption photos with the files of export.py: onnxruntime, numpy and Pillow, nothing of this toolkit.
+
+python recipes/onnx/caption.py exported/ photo.jpg beach.jpg
+python recipes/onnx/caption.py exported/ photo.jpg --beam_size 1         # greedy search
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+def read_pixels(path, size: int, interpolation: str) -> np.ndarray:
+    """The upright photo squeezed to a square, uint8 (1, 3, size, size)."""
+    image = Image.open(path)
+    image.draft("RGB", (3 * size, 3 * size))  # a large JPEG is decoded at a half, a quarter or an eighth
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    image = image.resize((size, size), getattr(Image.Resampling, interpolation.upper()), reducing_gap=3.0)
+    return np.asarray(image).transpose(2, 0, 1)[None]
+
+
+def search(encoder, step, info: dict, pixels: np.ndarray, beams: int, penalty: float) -> list[int]:
+    """The words of the best caption that so many beams find; one beam is a greedy search."""
+    made = dict(zip([x.name for x in encoder.get_outputs()], encoder.run(None, {"pixels": pixels})))
+    state, memory = [made[name] for name in info["state"]], [made[name] for name in info["memory"]]
+    never, end = [info["special"][name] for name in ("pad", "start", "unk")], info["special"]["end"]
+    rows, scores, ended = [[info["special"]["start"]]], np.zeros(1), []
+    for length in itertools.count(1):
+        last = length > info["max_words"]
+        read = {"tokens": np.array([words[-1] for words in rows])} | dict(zip(info["state"], state))
+        read |= {name: np.repeat(x, len(rows), 0) for name, x in zip(info["memory"], memory)}
+        log_probs, *state = step.run(["log_probs", *(f"next_{name}" for name in info["state"])], read)
+        log_probs[:, never] = -np.inf
+        if last:  # whatever is still open ends here
+            log_probs[:, np.arange(log_probs.shape[1]) != end] = -np.inf
+        totals = (log_probs + scores[:, None]).ravel()
+        best = np.argsort(-totals, kind="stable")[: 2 * beams]  # of these at least `beams` do not end
+        parents, words = best // log_probs.shape[1], best % log_probs.shape[1]
+        for place, (parent, word) in enumerate(zip(parents, words)):
+            if word == end and (place < beams or last):
+                ended.append((totals[best[place]] / length**penalty, rows[parent][1:]))
+        ended = sorted(ended, key=lambda one: -one[0])[:beams]
+        goes_on = np.flatnonzero(words != end)[:beams]
+        rows = [[*rows[parents[i]], words[i]] for i in goes_on]
+        scores, state = totals[best[goes_on]], [x[:, parents[goes_on]] for x in state]
+        if last or (len(ended) == beams and scores[0] / length**penalty <= ended[-1][0]):
+            break
+    return ended[0][1]
+
+
+def as_text(words: list[str]) -> str:
+    """Words as a sentence; docs/serving.md says where the rules of the toolkit are finer."""
+    text = " ".join(words)
+    for mark in (" ,", " .", " n't", " 's", " 're", " ;", " :", " !", " ?"):
+        text = text.replace(mark, mark.strip())
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder that export.py wrote")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO")
+    parser.add_argument("--beam_size", type=int, default=3, help="beams (default: 3); 1 is greedy")
+    return parser.parse_args(argv)
+
+
+def main(args) -> None:
+    info = json.loads((args.folder / "captioner.json").read_text(encoding="utf-8"))
+    encoder, step = (onnxruntime.InferenceSession(args.folder / f"{name}.onnx") for name in ("encoder", "step"))
+    for photo in args.photos:
+        pixels = read_pixels(photo, info["size"], info["interpolation"])
+        found = search(encoder, step, info, pixels, args.beam_size, info["length_penalty"])
+        print(f"{photo}: {as_text([info['words'][word] for word in found])}")
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,193 @@
+"""A captioner as two graphs that other programs run: the encoder with all that is done once per image, and a step.
+
+    graphs = export_graphs(load_captioner("models/run/best.model"))
+    graphs.encoder, graphs.step                          # onnx.ModelProto
+    graphs.state, graphs.memory                          # names: what a step changes, and what it reads
+
+The encoder makes the state before the first word and the memory. Each step reads a word, the state and the memory of
+every row, and gives log-probabilities of the next word and the next state. Rows are images at first and beams later.
+
+Shapes: B images, N rows, S pixels, L layers, H hidden, R regions, V vocabulary.
+"""
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from captioning.decoder.sentence import Memory, SentenceDecoder
+from captioning.encoder.encoder import ImageEncoder
+from captioning.errors import UserError, one_line
+from captioning.fast.switch import plain_paths
+from captioning.text.tokens import START
+from model import Captioner
+
+OPSET = 18  # the newest that the exporters of torch 2.10 and later write without converting it
+ANY = torch.export.Dim("rows", min=1)
+TRACED = 3  # images and rows of the examples: not 1, which is traced as a constant
+
+
+@dataclass
+class Graphs:
+    """encoder: pixels -> state and memory; step: token, state and memory -> log_probs, next state, attention."""
+
+    encoder: object  # onnx.ModelProto
+    step: object
+    state: list[str]  # names of tensors (L, N, H)
+    memory: list[str]  # names of tensors (N, ...)
+    attention: bool  # whether a step tells where it looked: `attention` (N, R)
+
+
+class PlainEncoder(nn.Module):
+    """An encoder of all images at once, by its own network: pixels (B, 3, S, S) -> (B, D) or (B, D, h, w)."""
+
+    def __init__(self, extractor: ImageEncoder):
+        super().__init__()
+        self.network = extractor.network
+        self.register_buffer("mean", extractor.mean.clone())
+        self.register_buffer("std", extractor.std.clone())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network((pixels.float() - self.mean) / self.std)
+
+
+class OneStep(nn.Module):
+    """A step of an nn.LSTM or nn.GRU made of cells, which every exporter knows for any number of rows."""
+
+    def __init__(self, rnn: nn.LSTM | nn.GRU):
+        super().__init__()
+        kind = {"LSTM": nn.LSTMCell, "GRU": nn.GRUCell}[rnn.mode]
+        self.cells = nn.ModuleList()
+        for layer in range(rnn.num_layers):
+            cell = kind(rnn.hidden_size if layer else rnn.input_size, rnn.hidden_size)
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            cell.load_state_dict({name: getattr(rnn, f"{name}_l{layer}") for name in names})
+            self.cells.append(cell)
+
+    def forward(self, inputs: Tensor, state) -> tuple[Tensor, tuple[Tensor, Tensor] | Tensor]:
+        """As the RNN: inputs (N, 1, .), state (h, c) or h, each (L, N, H) -> the last layer's (N, 1, H), new state."""
+        x, made = inputs.squeeze(1), []
+        for layer, cell in enumerate(self.cells):
+            if isinstance(state, tuple):
+                made.append(cell(x, (state[0][layer], state[1][layer])))
+                x = made[-1][0]
+            else:
+                x = cell(x, state[layer])
+                made.append((x,))
+        stacked = tuple(torch.stack(parts) for parts in zip(*made))
+        return x.unsqueeze(1), stacked if len(stacked) > 1 else stacked[0]
+
+
+class EncoderGraph(nn.Module):
+    """pixels (B, 3, S, S) uint8 -> the state before the first word, then the tensors of the memory `names`."""
+
+    def __init__(self, model: nn.Module, names: list[str]):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        memory = self.model.encode(pixels, [None] * len(self.model.config.specs))
+        return (*self.model.decoder.start(memory), *(getattr(memory, name) for name in self.names))
+
+
+class StepGraph(nn.Module):
+    """A word: tokens (N,), state, memory -> log_probs (N, V), the next state, attention (N, R) where there is one."""
+
+    def __init__(self, decoder: SentenceDecoder, names: list[str]):
+        super().__init__()
+        self.decoder, self.names = decoder, names
+
+    def forward(self, tokens: Tensor, state: tuple, memory: tuple) -> tuple[Tensor, ...]:
+        logits, state, weights = self.decoder.step(tokens, state, Memory(**dict(zip(self.names, memory))))
+        return (logits.log_softmax(1), *state, *(() if weights is None else (weights,)))
+
+
+def check_exportable(captioner: Captioner) -> None:
+    """Raises UserError where the model is of a kind that is not written as two graphs."""
+    config = captioner.config
+    if config.paragraphs is not None:
+        raise UserError("--model: it writes paragraphs; only models of single sentences can be exported")
+    if not isinstance(captioner.model.decoder, SentenceDecoder):
+        kind = type(captioner.model.decoder).__name__
+        raise UserError(f"--model: its decoder is a {kind}; only LSTM and GRU decoders can be exported")
+    for spec, extractor in zip(config.specs, captioner.model.extractors):
+        if not isinstance(extractor, ImageEncoder):
+            raise UserError(f"--model: it reads {spec.name}, features of ten crops, and only whole images are exported")
+
+
+def export_graphs(captioner: Captioner) -> Graphs:
+    """The graphs of a captioner that is ready for photos, on the CPU, float32. It stays as it was.
+
+    Raises UserError where it is of another kind, and where torch's exporter cannot write it.
+    """
+    check_exportable(captioner)
+    config = captioner.config
+    model = copy.deepcopy(captioner.model).cpu().eval()
+    model.extractors = nn.ModuleList(map(PlainEncoder, model.extractors))
+    state = ["h", "c"] if config.rnn_arch == "LSTM" else ["h"]
+    read = {"first": config.skip_start_token, "persist": config.persist_size > 0}
+    read |= {"values": bool(config.attention), "keys": bool(config.attention)}
+    memory = [name for name, needed in read.items() if needed]
+    encoder = EncoderGraph(model, memory)
+    pixels = torch.zeros(TRACED, 3, captioner.size, captioner.size, dtype=torch.uint8)
+    with plain_paths(), torch.no_grad():
+        model.decoder.rnn = OneStep(model.decoder.rnn)
+        made = encoder(pixels)
+        first = encoder_graph(encoder, pixels, state + memory)
+        parts = made[: len(state)], made[len(state) :]
+        second = step_graph(StepGraph(model.decoder, memory), parts, state, memory)
+    return Graphs(first, second, state, memory, bool(config.attention))
+
+
+def encoder_graph(encoder: EncoderGraph, pixels: Tensor, names: list[str]):
+    """encoder.onnx: `pixels` -> outputs by `names`."""
+    return traced(encoder, (pixels,), ({0: ANY},), ["pixels"], names)
+
+
+def step_graph(step: StepGraph, parts: tuple[tuple, tuple], state: list[str], memory: list[str]):
+    """step.onnx: `tokens`, then inputs by the names in `state` and `memory`; parts: examples of these."""
+    tokens = torch.full((TRACED,), START)
+    shapes = {0: ANY}, tuple({1: ANY} for _ in state), tuple({0: ANY} for _ in memory)
+    outputs = ["log_probs", *(f"next_{name}" for name in state)]
+    if step.decoder.attention_kind:
+        outputs.append("attention")
+    return traced(step, (tokens, *parts), shapes, ["tokens", *state, *memory], outputs)
+
+
+def traced(module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str], outputs: list[str]):
+    """The module as an onnx.ModelProto with inputs and outputs of these names. Raises UserError where it cannot be.
+
+    shapes: which dimension of each argument is of ANY size, the same for all.
+    """
+    options = {"dynamo": True, "opset_version": OPSET, "input_names": inputs, "output_names": outputs, "verbose": False}
+    with quiet():
+        try:  # given the module, not the program, torch.onnx would fall back on graphs of a single batch size
+            program = torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
+            program = torch.onnx.export(program, **options)
+        except Exception as error:
+            raise UserError(f"--model: torch cannot export it to ONNX: {one_line(error)}") from error
+    graph = program.model_proto.graph
+    for value in (*graph.input, *graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = ANY.__name__  # torch gives it a number
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within it torch's exporter prints nothing of its own work."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
