@@ -199,8 +199,8 @@ class ModelConfig(Settings):
     encoder_non_lin: bool = setting(False, "SELU after projecting the image", fixed=True, of="lstm")
     attention: Literal["soft", "spatial", "updown"] | None = setting(
         None,
-        "attend to the -conv map: soft (Xu et al. 2015), spatial (Lu et al. 2017), updown by two LSTMs (Anderson et al. "
-        "2018) (default: none; a Transformer does)",
+        "attend to the -conv map: soft (Xu et al. 2015), spatial (Lu et al. 2017), updown, two LSTMs (Anderson et "
+        "al. 2018) (default: none; a Transformer does)",
         fixed=True,
         of="lstm",
     )
