@@ -18,8 +18,8 @@ from pathlib import Path
 from captioning.command_line import Parser
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_file, require_model_file
-from captioning.packages import require_packages
 from inference.flags import model_path
+from serving.packages import require_packages
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

@@ -147,10 +147,8 @@ class ExtractRun:
             source = short_names(flags.dataset) if flags.dataset else Path(flags.image_dir).resolve().name
             after = [flags.feature_type] + ([] if flags.normalize == "default" else [flags.normalize])
             after += ["mirror"] if flags.mirror else []
-            parts = [
-                [source.replace(":", "-").replace("/", "-"), re.sub("[:/]", "-", n), *after] for n in flags.extractor
-            ]
-            names = ["-".join(each) + ".lmdb" for each in parts]
+            parts = [[re.sub("[:/]", "-", name), *after] for name in flags.extractor]
+            names = ["-".join([re.sub("[:/]", "-", source), *each]) + ".lmdb" for each in parts]
         own = self.dataset.features_path
         places = [own if flags.output_file is None or "/" not in name else None for name in names]
         return [Path(flags.output_dir or place or ".") / name for name, place in zip(names, places)]

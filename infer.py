@@ -54,7 +54,7 @@ from inference.caption_files import read_results
 from inference.gallery.comparison import Comparison
 from inference.gallery.page import Gallery, write_gallery
 from inference.image_arguments import holds_images, named_images
-from inference.image_outputs import Copies, Sidecars
+from inference.image_outputs import Copies, Sidecars, outside
 from inference.lemmas import LemmaRules
 from inference.results import NOT_SURE, PartFile, Result, ResultsFile, Style, format_of, shown_texts
 from vocabulary import Vocabulary
@@ -136,6 +136,9 @@ class InferRun:
             dataset = GenericDataset(files=files, image_dir=s.image_dir, recursive=s.recursive, passed=passed)
             if line := passed.line():
                 note(f"{script_name()}: {line}")
+            if s.write_metadata and (copies := len(dataset) - len(left := outside(dataset.items, s.write_metadata))):
+                dataset.items = left
+                note(f"{script_name()}: passed over: {copies} images in {s.write_metadata}, where the copies are")
         elif loose:
             raise UserError(f"--dataset {s.dataset} and images or --image_dir exclude each other")
         elif not s.dataset:
@@ -347,6 +350,7 @@ class InferRun:
         """Say what was written, score it, draw the gallery. Gives the exit status."""
         if self.file:
             note(f"{self.file.path}: captions of {len(self.results)} images")
+        self.write_earlier()
         for output in self.outputs:
             note(output.report())
         if unsure := sum(result.unsure for result in self.results):
@@ -379,6 +383,15 @@ class InferRun:
         title = f"{len(self.results):,} images of {self.source('a list')}"
         write_gallery(s.html, self.results, Gallery(title, about, table, name, of_images, self.maps, other))
 
+    def write_earlier(self) -> None:
+        """The sidecars and copies of images whose captions --resume found in the results file."""
+        if not (self.file and self.outputs) or self.settings.existing == "append":  # which may have been done before
+            return
+        by_id = {self.style.id_of(item): item for item in self.dataset.items}
+        for result in self.file.earlier:
+            for output in self.outputs:
+                output.write(by_id[result.image_id], result)
+
     def caption_share(self):
         """The inference.sharing.Share of this process: captions of its part of the images that are left."""
         from data_loader import LoaderSettings
@@ -400,7 +413,8 @@ class InferRun:
         self.began = time.monotonic()
         captions = ImageCaptions(captioner, self.search(captioner), self.style, s.amp, attention, self.sampling_seed)
         try:
-            results = self.take(captions.of(loader))
+            with contextlib.closing(captions.of(loader)) as found:  # also its processes, whatever happens
+                results = self.take(found)
         except KeyboardInterrupt:
             if self.file and self.file.grows and self.first:
                 note(f"\n{self.file.part} has the captions so far: add --resume to go on")

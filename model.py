@@ -9,6 +9,7 @@ Shapes: B images, N rows (captions), T time steps, M real tokens, R regions, D f
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from captioning import checkpoint
 from captioning.batches.arrays import tensors_for
-from captioning.batches.pixels import StoryPixels
+from captioning.batches.pixels import StoryPixels, encoded
 from captioning.config import ModelConfig
 from captioning.decoder.batch_norm import BatchNorm
 from captioning.decoder.constrained import demands_of, mentioning
@@ -75,11 +76,7 @@ class CaptionModel(nn.Module):
         """
         specs = self.config.specs
         wanted = {spec.name: x for spec, x, given in zip(specs, self.extractors, inputs) if given is None}
-        made = {}
-        if wanted and isinstance(pixels, StoryPixels):
-            made = {name: pixels.mean(x) for name, x in encode_all(wanted, pixels.photos).items()}
-        elif wanted:
-            made = encode_all(wanted, pixels)
+        made = encoded(partial(encode_all, wanted), pixels) if wanted else {}
         tensors = []
         for spec, given in zip(specs, inputs):
             tensors.append((as_regions(made[spec.name]) if given is None else given).float())

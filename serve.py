@@ -17,8 +17,8 @@ from argparse import Namespace
 from captioning.command_line import Parser
 from captioning.errors import UserError, run, script_name
 from captioning.files import require_file, require_model_file
-from captioning.packages import require_packages
 from inference.flags import MOST_PENALTY, model_path
+from serving.packages import require_packages
 
 PACKAGES = ("starlette", "uvicorn", "python_multipart")
 MOST_CONNECTIONS = 256  # others are told that the server is busy
@@ -110,12 +110,12 @@ def open_captioner(args):
 
 def search_of(args, captioner):
     """The Search of infer.py with the same flags. Models of DeepCaption search as that did, unless a flag says how."""
-    from captioning.decoder.search import Search
+    from captioning.decoder.search import BEAMS, Search
 
     asked = args.beam_size or args.n_best > 1 or args.length_penalty
     old = captioner.info.get("made_by") == "DeepCaption" and not asked
     return Search(
-        beam_size=1 if old else args.beam_size or max(3, args.n_best),
+        beam_size=1 if old else args.beam_size or max(BEAMS, args.n_best),
         max_length=args.max_seq_length,
         length_penalty=captioner.length_penalty if args.length_penalty is None else args.length_penalty,
         n_best=args.n_best,

@@ -1,5 +1,6 @@
 """`FileLock`: one process at a time works in a folder or on a file; the lock goes when its process dies."""
 
+import contextlib
 import errno
 import os
 import time
@@ -9,9 +10,12 @@ from captioning.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked there
+except ImportError:  # Windows
     fcntl = None
+    import msvcrt
 
+MODE = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0)
+HELD_BY_ANOTHER = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 HELD: set[tuple[int, int]] = set()  # device and inode of the locks of this process: lockf() refuses other ones only
 
 
@@ -27,8 +31,6 @@ class FileLock:
 
     def __init__(self, path, what: str, advice: str = "wait until it has ended", wait: float = 0.0):
         self.path, self.key, self.handle = Path(path), None, None
-        if fcntl is None:
-            return
         last = time.monotonic() + wait
         while not self._taken():
             if time.monotonic() >= last:
@@ -40,15 +42,15 @@ class FileLock:
         if self._key() in HELD:  # not even opened: to close a file releases all locks that the process has on it
             return False
         try:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = os.open(self.path, MODE, 0o666)
             found = os.fstat(handle)
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         key = found.st_dev, found.st_ino
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
+            if error.errno in HELD_BY_ANOTHER:
                 os.close(handle)
                 return False
         if self._key() != key:  # whoever held it has removed the file in the meantime
@@ -71,14 +73,17 @@ class FileLock:
         return self.key is not None
 
     def release(self, remove: bool = False) -> None:
-        """Let others in; with `remove` the lock's file goes first."""
+        """Let others in; with `remove` the lock's file goes first, on Windows last, where open files cannot go."""
         if self.key is None:
             return
-        if remove:
+        if remove and fcntl is not None:
             self.path.unlink(missing_ok=True)
         HELD.discard(self.key)
         os.close(self.handle)
         self.key = self.handle = None
+        if remove and fcntl is None:
+            with contextlib.suppress(OSError):  # another process has it by now
+                self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> "FileLock":
         return self
@@ -88,3 +93,11 @@ class FileLock:
 
     def __del__(self):
         self.release()
+
+
+def lock(handle: int) -> None:
+    """Lock an open file until it is closed. Raises OSError, at once, where another process holds it."""
+    if fcntl is not None:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)

@@ -120,7 +120,7 @@ def serve(parent: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # It prints what a thread of multiprocessing's meets when the parent goes away; errors of the work go to the parent.
     sys.excepthook = lambda *error: None
-    end_with_parent(signal.SIGKILL, parent)
+    end_with_parent(getattr(signal, "SIGKILL", signal.SIGTERM), parent)  # Windows has no SIGKILL
 
 
 def end_with_parent(number: int, parent: int) -> None:

@@ -117,7 +117,8 @@ def check_gallery(parser: Parser, args: Namespace) -> None:
     if len(args.compare or ()) > 2:
         parser.error(f"--compare: {len(args.compare)} files are too many; give one or two")
     if len(args.compare or ()) == 2:
-        for name in ("model", "output_file", "print_results", "attention_output", "html_attention"):
+        of_runs = "model output_file print_results attention_output html_attention sidecar write_metadata "
+        for name in (of_runs + "write_metadata_in_place resume").split():
             if getattr(args, name):
                 parser.error(f"--compare with two files runs no model: leave out --{name}")
 

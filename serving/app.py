@@ -88,7 +88,7 @@ class Service:
 
     def plain(self, caption: Caption) -> dict:
         """A caption as the answer has it; its confidence is None where the model has no calibration."""
-        confidence = getattr(self.captioner, "confidence", lambda caption: None)(caption)
+        confidence = self.captioner.confidence(caption)
         return {
             "text": self.captioner.text(caption),
             "log_prob": round(caption.log_prob, 4),

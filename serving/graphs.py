@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from captioning.config import ModelConfig
 from captioning.decoder.sentence import Memory, SentenceDecoder
+from captioning.decoder.transformer import TransformerDecoder, TransformerMemory
 from captioning.encoder.encoder import ImageEncoder
 from captioning.errors import UserError, one_line
 from captioning.fast.switch import plain_paths
@@ -28,7 +30,7 @@ from captioning.text.tokens import START
 from model import Captioner
 
 OPSET = 18  # the newest that the exporters of torch 2.10 and later write without converting it
-ANY = torch.export.Dim("rows", min=1)
+ANY, WORDS = torch.export.Dim("rows", min=1), torch.export.Dim("words", min=0, max=4096)
 TRACED = 3  # images and rows of the examples: not 1, which is traced as a constant
 
 
@@ -38,22 +40,9 @@ class Graphs:
 
     encoder: object  # onnx.ModelProto
     step: object
-    state: list[str]  # names of tensors (L, N, H)
+    state: list[str]  # names of tensors with rows in the second dimension
     memory: list[str]  # names of tensors (N, ...)
     attention: bool  # whether a step tells where it looked: `attention` (N, R)
-
-
-class PlainEncoder(nn.Module):
-    """An encoder of all images at once, by its own network: pixels (B, 3, S, S) -> (B, D) or (B, D, h, w)."""
-
-    def __init__(self, extractor: ImageEncoder):
-        super().__init__()
-        self.network = extractor.network
-        self.register_buffer("mean", extractor.mean.clone())
-        self.register_buffer("std", extractor.std.clone())
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.network((pixels.float() - self.mean) / self.std)
 
 
 class OneStep(nn.Module):
@@ -98,12 +87,13 @@ class EncoderGraph(nn.Module):
 class StepGraph(nn.Module):
     """A word: tokens (N,), state, memory -> log_probs (N, V), the next state, attention (N, R) where there is one."""
 
-    def __init__(self, decoder: SentenceDecoder, names: list[str]):
+    def __init__(self, decoder: SentenceDecoder | TransformerDecoder, names: list[str]):
         super().__init__()
         self.decoder, self.names = decoder, names
+        self.kind = TransformerMemory if isinstance(decoder, TransformerDecoder) else Memory
 
     def forward(self, tokens: Tensor, state: tuple, memory: tuple) -> tuple[Tensor, ...]:
-        logits, state, weights = self.decoder.step(tokens, state, Memory(**dict(zip(self.names, memory))))
+        logits, state, weights = self.decoder.step(tokens, state, self.kind(**dict(zip(self.names, memory))))
         return (logits.log_softmax(1), *state, *(() if weights is None else (weights,)))
 
 
@@ -112,9 +102,6 @@ def check_exportable(captioner: Captioner) -> None:
     config = captioner.config
     if config.paragraphs is not None:
         raise UserError("--model: it writes paragraphs; only models of single sentences can be exported")
-    if not isinstance(captioner.model.decoder, SentenceDecoder):
-        kind = type(captioner.model.decoder).__name__
-        raise UserError(f"--model: its decoder is a {kind}; only LSTM and GRU decoders can be exported")
     for spec, extractor in zip(config.specs, captioner.model.extractors):
         if not isinstance(extractor, ImageEncoder):
             raise UserError(f"--model: it reads {spec.name}, features of ten crops, and only whole images are exported")
@@ -128,20 +115,33 @@ def export_graphs(captioner: Captioner) -> Graphs:
     check_exportable(captioner)
     config = captioner.config
     model = copy.deepcopy(captioner.model).cpu().eval()
-    model.extractors = nn.ModuleList(map(PlainEncoder, model.extractors))
-    state = ["h", "c"] if config.rnn_arch == "LSTM" else ["h"]
-    read = {"first": config.skip_start_token, "persist": config.persist_size > 0}
-    read |= {"values": bool(config.attention), "keys": bool(config.attention)}
-    memory = [name for name, needed in read.items() if needed]
+    state, memory = state_names(model.decoder), memory_names(model.decoder, config)
     encoder = EncoderGraph(model, memory)
     pixels = torch.zeros(TRACED, 3, captioner.size, captioner.size, dtype=torch.uint8)
     with plain_paths(), torch.no_grad():
-        model.decoder.rnn = OneStep(model.decoder.rnn)
+        if isinstance(model.decoder, SentenceDecoder):
+            model.decoder.rnn = OneStep(model.decoder.rnn)
         made = encoder(pixels)
         first = encoder_graph(encoder, pixels, state + memory)
-        parts = made[: len(state)], made[len(state) :]
-        second = step_graph(StepGraph(model.decoder, memory), parts, state, memory)
-    return Graphs(first, second, state, memory, bool(config.attention))
+        step = StepGraph(model.decoder, memory)
+        second, attention = step_graph(step, made[: len(state)], made[len(state) :], state)
+    return Graphs(first, second, state, memory, attention)
+
+
+def state_names(decoder: SentenceDecoder | TransformerDecoder) -> list[str]:
+    """Of an RNN h and perhaps c, (L, N, H); of a Transformer the keys and values of each layer, (1, N, h, T, d)."""
+    if isinstance(decoder, TransformerDecoder):
+        return [f"{kind}_{layer}" for layer in range(len(decoder.layers)) for kind in ("keys", "values")]
+    return ["h", "c"] if decoder.rnn_arch == "LSTM" else ["h"]
+
+
+def memory_names(decoder: SentenceDecoder | TransformerDecoder, config: ModelConfig) -> list[str]:
+    """What of the memory the steps read."""
+    if isinstance(decoder, TransformerDecoder):
+        return ["values", "keys"]
+    read = {"first": config.skip_start_token, "persist": config.persist_size > 0}
+    read |= {"values": bool(config.attention), "keys": bool(config.attention)}
+    return [name for name, needed in read.items() if needed]
 
 
 def encoder_graph(encoder: EncoderGraph, pixels: Tensor, names: list[str]):
@@ -149,14 +149,22 @@ def encoder_graph(encoder: EncoderGraph, pixels: Tensor, names: list[str]):
     return traced(encoder, (pixels,), ({0: ANY},), ["pixels"], names)
 
 
-def step_graph(step: StepGraph, parts: tuple[tuple, tuple], state: list[str], memory: list[str]):
-    """step.onnx: `tokens`, then inputs by the names in `state` and `memory`; parts: examples of these."""
+def step_graph(step: StepGraph, state: tuple, memory: tuple, names: list[str]) -> tuple:
+    """step.onnx: `tokens`, then inputs by the `names` of the state and those of the memory; whether it has attention.
+
+    state, memory: examples, before the first word.
+    """
     tokens = torch.full((TRACED,), START)
-    shapes = {0: ANY}, tuple({1: ANY} for _ in state), tuple({0: ANY} for _ in memory)
-    outputs = ["log_probs", *(f"next_{name}" for name in state)]
-    if step.decoder.attention_kind:
+    outputs = ["log_probs", *(f"next_{name}" for name in names)]
+    for _ in range(2):  # neither no word nor one may stand in a Transformer's state: either is traced as a constant
+        found = step(tokens, state, memory)
+        state = found[1 : len(names) + 1]
+    if len(found) > len(outputs):
         outputs.append("attention")
-    return traced(step, (tokens, *parts), shapes, ["tokens", *state, *memory], outputs)
+    free = {1: ANY, 3: WORDS} if isinstance(step.decoder, TransformerDecoder) else {1: ANY}
+    shapes = {0: ANY}, tuple(free for _ in state), tuple({0: ANY} for _ in memory)
+    made = traced(step, (tokens, state, memory), shapes, ["tokens", *names, *step.names], outputs)
+    return made, "attention" in outputs
 
 
 def traced(module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str], outputs: list[str]):
@@ -171,23 +179,17 @@ def traced(module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str]
             program = torch.onnx.export(program, **options)
         except Exception as error:
             raise UserError(f"--model: torch cannot export it to ONNX: {one_line(error)}") from error
-    graph = program.model_proto.graph
-    for value in (*graph.input, *graph.output):
-        for size in value.type.tensor_type.shape.dim:
-            if size.dim_param:
-                size.dim_param = ANY.__name__  # torch gives it a number
     return program.model_proto
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Within it torch's exporter prints nothing of its own work."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

@@ -50,7 +50,8 @@ def quantised(graphs: Graphs, photos: Iterable[np.ndarray], reduce_range: bool =
         quantize_static(ready, made, Photos(photos), **weights, **options)
         encoder = onnx.load(made)
         onnx.save(graphs.step, given)
-        quantize_dynamic(given, made, **weights)
+        quant_pre_process(given, ready, skip_symbolic_shape=True)
+        quantize_dynamic(ready, made, **weights)
         return replace(graphs, encoder=encoder, step=onnx.load(made))
 
 

@@ -14,6 +14,7 @@ from running import ROOT
 MAY_IMPORT = {
     "training": "model data_loader vocabulary captioning",
     "inference": "model data_loader vocabulary captioning",
+    "serving": "model vocabulary captioning",
     "model": "vocabulary captioning",
     "data_loader": "vocabulary captioning",
     "vocabulary": "captioning",
@@ -35,11 +36,12 @@ MAY_IMPORT = {
 }
 ALL_MAY_IMPORT = ("captioning.errors", "captioning.files", "captioning.locks", "captioning.signals")
 MOST_FILES = {"": 19, "captioning": 19, "training": 19, "inference": 17}
-HEAVY = {"torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "nltk", "lmdb", "pycocotools", "pycocoevalcap"}
+HEAVY = {"starlette", "uvicorn", "onnx", "onnxruntime"}
+HEAVY |= {"torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "nltk", "lmdb", "pycocotools", "pycocoevalcap"}
 WHOLES = {"model", "data_loader", "vocabulary"}
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for pattern in ("*.py", "captioning/**/*.py", "training/**/*.py", "inference/**/*.py")
+    for pattern in ("*.py", "captioning/**/*.py", "training/**/*.py", "inference/**/*.py", "serving/*.py")
     for path in sorted(ROOT.glob(pattern))
     if path.name != "__init__.py"
 }

@@ -124,7 +124,7 @@ def _small_training(flags: list[str]) -> list[str]:
     )
     if "11" in flags:
         more += ["--self_critical_from_epoch", "2"]
-    if "--load_model" not in flags:
+    if not {"--load_model", "--config"} & {*flags}:
         more += SMALL_TRANSFORMER if "transformer" in flags else SMALL
         more += [] if "--features" in flags else ["--features", "efficientnet_lite0"]
     if "--hierarchical_model" in flags:
@@ -141,6 +141,7 @@ def _coco(root: Path) -> str:
     splits = ("train2014", "val2014", "test2014")
     make_coco(root, dict.fromkeys(splits, 6))
     write_features(root, "resnet.lmdb")
+    write_features(root, "scene.lmdb")
     write_features(root, "conv.lmdb", feature_map)
     (root / "cocobu_att").mkdir()
     for number in range(1, 19):

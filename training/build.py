@@ -12,6 +12,7 @@ from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
 from captioning.datasets.base import CaptionDataset
 from captioning.datasets.caption_file import suitable_threshold
 from captioning.decoder.paragraph import HierarchicalDecoder
+from captioning.decoder.transfer import Source, begin_with
 from captioning.devices import is_main
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
@@ -60,8 +61,10 @@ class CaptionerBuilder:
         return captioner
 
     def new(self, dataset: CaptionDataset) -> Captioner:
-        """A captioner with fresh weights."""
+        """A captioner with fresh weights, or with those of --init_model."""
         vocabulary = get_vocabulary(self.data, dataset)
+        if self.wanted.init_model:
+            return self.begun_with(load_captioner(self.wanted.init_model, photos=False), vocabulary, dataset)
         features = {
             name: self.specs(name, getattr(self.wanted, name), dataset) for name in ("features", "persist_features")
         }
@@ -69,6 +72,29 @@ class CaptionerBuilder:
         if not config.specs:
             raise UserError("--features names nothing: the decoder would see no image")
         return self._captioner(config, vocabulary)
+
+    def begun_with(self, other: Captioner, vocabulary: Vocabulary, dataset: CaptionDataset) -> Captioner:
+        """A captioner with the sizes, the weights and the encoders of `other`, new words and new features."""
+        file = self.wanted.init_model
+        if other.config.paragraphs is not None or self.wanted.hierarchical_model:
+            raise UserError(f"--init_model {file}: models of paragraphs begin with --load_model")
+        refuse_contradictions(other.config, self.typed_flags)
+        size = self.typed_flags.get("crop_size") or other.size
+        for spec, extractor in zip(other.config.specs, other.model.extractors):
+            if isinstance(extractor, ImageEncoder) and extractor.transform["size"] == size:
+                self.encoders[spec.name] = extractor
+        self.config.crop_size = size
+        changes = {"finetune_encoder": self.config.finetune_encoder, "encoder_in_file": other.config.encoders_travel}
+        for name in ("features", "persist_features"):
+            names = self.typed_flags.get(name, ",".join(spec.name for spec in getattr(other.config, name)))
+            changes[name] = self.specs(name, names, dataset)
+        for name in ("dropout", "encoder_dropout"):
+            changes[name] = self.typed_flags.get(name, getattr(other.config, name))
+        captioner = self._captioner(replace(other.config, crop_size=size, **changes), vocabulary)
+        source = Source(other.model.decoder.state_dict(), other.vocabulary.words, other.config, file)
+        new = begin_with(captioner.model.decoder, vocabulary.words, captioner.config, source)
+        print(f"the decoder begins with the weights of {file}; {new:,} of {len(vocabulary):,} words are new")
+        return captioner
 
     def paragraphs_over(self, flat: Captioner, dataset: CaptionDataset) -> Captioner:
         """A captioner of paragraphs whose word decoder begins with the weights of `flat`.

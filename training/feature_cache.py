@@ -29,6 +29,7 @@ from captioning.batches.pixels import encoded, with_files
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.devices import process, wait_for_all
 from captioning.encoder.encoder import ImageEncoder
+from captioning.encoder.joint import encode_all
 from captioning.encoder.transforms import ImageTransform
 from captioning.errors import UserError
 from captioning.features.lmdb_file import SharedLmdbFile
@@ -108,21 +109,32 @@ def cache_features(
     load = partial(get_eval_loader, settings=LoaderSettings(BATCH_SIZE, num_workers=num_workers))
     load = partial(load, transform=captioner.transform)
     rank, world = process()
-    for name, extractor in extractors.items():
-        file = CacheFile(folder, extractor, captioner.transform)
-        todo = without_record(file, whole.items, keys)
-        tell(f"{name}: {len(keys) - len(todo):,} of {len(every):,} images are in {file.path}")
-        bad += fill(file, extractor, load(copied(whole, todo[rank::world])), keys)
+    files = {name: CacheFile(folder, extractor, captioner.transform) for name, extractor in extractors.items()}
+    todos = {name: without_record(file, whole.items, keys) for name, file in files.items()}
+    for name, file in files.items():
+        tell(f"{name}: {len(keys) - len(todos[name]):,} of {len(every):,} images are in {file.path}")
+    for names in alike(todos):
+        parts, todo = [(extractors[name], files[name]) for name in names], todos[names[0]]
+        bad += fill(parts, load(copied(whole, todo[rank::world])), keys)
         if world > 1:
             wait_for_all()
             # what is lacking now: images that cannot be read, or another machine's where the folder is not shared
-            bad += fill(file, extractor, load(copied(whole, without_record(file, todo, keys))), keys)
-        lost = {pixels_of(item) for item in without_record(file, todo, keys)}
+            bad += fill(parts, load(copied(whole, without_record(files[names[0]], todo, keys))), keys)
+    for name, file in files.items():
+        lost = {pixels_of(item) for item in without_record(file, todos[name], keys)}
         kept = {pixels: key for pixels, key in keys.items() if pixels not in lost}
         if not kept:
             raise UserError(f"--cache_features: none of the {len(every)} images can be read")
         cached[name] = CachedFeatures(name, file.path, kept)
     return cached, list(dict.fromkeys(bad))
+
+
+def alike(todos: dict[str, list[ImageItem]]) -> list[list[str]]:
+    """Names of encoders that lack the same images, and so are run together: those may share layers."""
+    groups: dict[tuple, list[str]] = {}
+    for name, items in todos.items():
+        groups.setdefault(tuple(map(id, items)), []).append(name)
+    return list(groups.values())
 
 
 def frozen_extractors(captioner: Captioner) -> dict[str, ImageEncoder]:
@@ -149,30 +161,41 @@ def without_record(file: CacheFile, items: list[ImageItem], keys: dict[tuple, st
     return [item for item in items if keys.get(pixels_of(item)) in lacking]
 
 
-def fill(file: CacheFile, extractor: ImageEncoder, loader: Loader, keys: dict[tuple, str]) -> list[str]:
-    """Encode the images of `loader` into `file`; a message for each that could not be read."""
+def fill(parts: list[tuple[ImageEncoder, CacheFile]], loader: Loader, keys: dict[tuple, str]) -> list[str]:
+    """Encode the images of `loader` into the file of each encoder; a message for each that could not be read."""
     if not loader.items:
         return []
-    records: dict[str, np.ndarray] = {}
+    names = [extractor.name for extractor, _ in parts]
+    run = partial(encode_all, dict(zip(names, (extractor for extractor, _ in parts))))
+    records: list[dict[str, np.ndarray]] = [{} for _ in parts]
+    each = sum(file.bytes for _, file in parts)
     written = time.monotonic()
-    bar = Bar(len(loader.items), extractor.name, "image")
+    bar = Bar(len(loader.items), ", ".join(names), "image")
     try:
         for batch in loader:
             with torch.inference_mode():
-                features = as_regions(encoded(extractor, batch.pixels.to(extractor.mean.device, non_blocking=True)))
-            for item, row in zip(batch.items, as_stored(features, file, batch.items)):
-                records[keys[pixels_of(item)]] = row
+                made = encoded(run, batch.pixels.to(parts[0][0].mean.device, non_blocking=True))
+            for name, (_, file), kept in zip(names, parts, records):
+                rows = as_stored(as_regions(made[name]), file, batch.items)
+                kept |= {keys[pixels_of(item)]: row for item, row in zip(batch.items, rows)}
             now = time.monotonic()
-            if len(records) * file.bytes >= FLUSH_BYTES or now - written > FLUSH_SECONDS:
-                file.add(records)
-                records, written = {}, now
+            if len(records[0]) * each >= FLUSH_BYTES or now - written > FLUSH_SECONDS:
+                add_all(parts, records)
+                written = now
             bar.update(len(batch.items))
     finally:
         bar.close()
         loader.close()
-        if records:  # Ctrl-C too keeps what was made
-            file.add(records)
+        add_all(parts, records)  # Ctrl-C too keeps what was made
     return loader.bad_items
+
+
+def add_all(parts: list[tuple[ImageEncoder, CacheFile]], records: list[dict[str, np.ndarray]]) -> None:
+    """Write the records of each file, and forget them."""
+    for (_, file), kept in zip(parts, records):
+        if kept:
+            file.add(kept)
+            kept.clear()
 
 
 def as_stored(features: torch.Tensor, file: CacheFile, items: list[ImageItem]) -> np.ndarray:

@@ -19,7 +19,17 @@ SETTINGS = (DataSettings, ModelSettings, ModelConfig, ParagraphConfig, TrainSett
 FIRST_USE = ("dataset", "captions", "images", "val_fraction", "dataset_config_file", "validate", "validation_scoring")
 FIRST_USE += ("batch_size", "num_workers", "vocab", "vocab_threshold", "tokenizer", "features", "persist_features")
 FIRST_USE += ("decoder", "attention", "embed_size", "hidden_size", "dropout", "finetune_encoder", "optimizer")
-FIRST_USE += ("learning_rate", "model_name", "load_model", "resume", "replace", "num_epochs", "seed", "device")
+FIRST_USE += (
+    "learning_rate",
+    "config",
+    "model_name",
+    "load_model",
+    "resume",
+    "replace",
+    "num_epochs",
+    "seed",
+    "device",
+)
 
 
 GROUPS = {  # the flags of train.py under their headings in the help; flags with two names are joined by /
@@ -40,7 +50,7 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "self-critical training": "self_critical_from_epoch self_critical_loss gamma_ml_rl self_critical_learning_rate "
     "cached_words trigram_penalty_alpha self_critical_samples self_critical_temperature self_critical_mean",
     "distillation": "distill distill_weight distill_temperature",
-    "run": "config model_name model_basename output_root model_path load_model optimizer_reset force_epoch "
+    "run": "config model_name model_basename output_root model_path load_model init_model optimizer_reset force_epoch "
     "replace/force resume resume_changed num_epochs save_every keep early_stopping best_by log_step verbose seed "
     "deterministic amp compile tensorboard logger profiler cpu device",
 }
@@ -105,7 +115,7 @@ def check_paths(args) -> None:
     models = args.load_model or []
     if args.validate_only and (len(models) > 1 or args.skip_existing_validations):
         models = []  # a model that fails is passed over, or not even read
-    for path in models + (args.distill or []):
+    for path in models + (args.distill or []) + ([args.init_model] if args.init_model else []):
         require_model_file(path)
     vocabulary = DataSettings.of(vars(args)).vocabulary_file
     if vocabulary:
@@ -165,6 +175,7 @@ def contradictions(args) -> dict[str, object]:
     of_others = [] if models else [f for f in others if f.name in args.typed_flags]
     by_cross_entropy = "a --hierarchical_model is trained by cross-entropy alone"
     return {
+        "--init_model and --load_model exclude each other": args.init_model and models,
         "--validate_only needs --load_model and --validate": not trained and not (models and args.validate),
         "--dataset is required: sections of datasets.conf, such as coco:train2014, or a file or folder of captions": (
             trained and not args.dataset

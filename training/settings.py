@@ -96,6 +96,9 @@ class ModelSettings(Settings):
     load_model: list[str] | None = setting(
         None, "start from this model; several are trained one after the other", "FILE"
     )
+    init_model: str | None = setting(
+        None, "begin with the weights of this model, with other words or more persistent features", "FILE"
+    )
     hierarchical_model: bool = setting(
         False, "write paragraphs; a model of sentences given with --load_model becomes the word RNN"
     )
@@ -249,7 +252,9 @@ class RunSettings(Settings):
 # No number of a run depends on these, or what they name is compared in their place: model, vocabulary, data.
 MAY_CHANGE = "dataset captions images val_fraction tokenizer "
 MAY_CHANGE += "dataset_config_file validate num_workers cache_features vocab vocab_root vocab_threshold "
-MAY_CHANGE += "no_tokenize features persist_features weights load_model hierarchical_model cached_words distill "
+MAY_CHANGE += (
+    "no_tokenize features persist_features weights load_model init_model hierarchical_model cached_words distill "
+)
 MAY_CHANGE += "num_epochs early_stopping model_name model_basename output_root model_path optimizer_reset force_epoch "
 MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard logger profiler "
 MAY_CHANGE += "device cpu validate_only skip_existing_validations config of_decoder"

@@ -44,9 +44,11 @@ class StoryPixels:
         return sums / counts.view(-1, *[1] * (features.dim() - 1)).to(features.dtype)
 
 
-def encoded(extractor: Callable[[Tensor], Tensor], pixels: Tensor | StoryPixels) -> Tensor:
-    """What an encoder makes of the B items of a batch, (B, D) or (B, D, h, w)."""
-    return pixels.mean(extractor(pixels.photos)) if isinstance(pixels, StoryPixels) else extractor(pixels)
+def encoded(run: Callable[[Tensor], dict[str, Tensor]], pixels: Tensor | StoryPixels) -> dict[str, Tensor]:
+    """What several encoders, by name, make of the B items of a batch."""
+    if isinstance(pixels, StoryPixels):
+        return {name: pixels.mean(features) for name, features in run(pixels.photos).items()}
+    return run(pixels)
 
 
 def stacked(pixels: list[Tensor]) -> Tensor | StoryPixels:

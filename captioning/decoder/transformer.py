@@ -154,7 +154,7 @@ class Step(Reading):
 
     def attend_to_image(self, queries: Tensor, number: int) -> Tensor:
         """(N, H) -> contexts (N, H)."""
-        by_image = queries.view(len(self.memory), -1, queries.shape[1])
+        by_image = queries.view(self.memory.rows, -1, queries.shape[1])
         return self.look(split_heads(by_image, self.heads), number).flatten(0, 1)
 
     def token_weights(self) -> Tensor | None:
@@ -228,7 +228,7 @@ class TransformerDecoder(nn.Module):
     def start(self, memory: TransformerMemory) -> State:
         """State before the first word: of each layer the keys and values, each (1, N, h, 0, d)."""
         _, L, h, _, d = memory.keys.shape
-        return tuple(memory.keys.new_zeros(1, len(memory), h, 0, d) for _ in range(2 * L))
+        return tuple(memory.keys.new_zeros(1, memory.rows, h, 0, d) for _ in range(2 * L))
 
     # ---- per step ----
 

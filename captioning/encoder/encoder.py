@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.errors import UserError
+from captioning.fast import switch
 from captioning.fast.convolutions import FastNetwork
 
 CHUNK = 4  # images that a CPU encodes at a time: more at once run out of its cache and are slower
@@ -58,7 +59,7 @@ class ImageEncoder(nn.Module):
     def _run(self, network: nn.Module, fast: FastNetwork, pixels: Tensor) -> tuple[Tensor, ...]:
         """The outputs of `network`, in chunks of the batch."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            count = -(-len(pixels) // CHUNK) if pixels.device.type == "cpu" else 1
+            count = -(-len(pixels) // CHUNK) if switch.enabled and pixels.device.type == "cpu" else 1
             chunks = pixels.tensor_split(max(count, 1))
             parts = []
             for images in map(self._normalise, chunks):

@@ -307,11 +307,19 @@ def _silenced():
         os.dup2(file.fileno(), 2)
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                yield lambda: os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace")
+                yield functools.partial(_written, file.fileno())
         finally:
             for target, copy in zip((1, 2), saved):
                 os.dup2(copy, target)
                 os.close(copy)
+
+
+def _written(descriptor: int) -> str:
+    """The first megabyte of what was written to an open file."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    said = os.read(descriptor, 1 << 20)
+    os.lseek(descriptor, 0, os.SEEK_END)  # others write to it behind what is there
+    return said.decode(errors="replace")
 
 
 def _telling_line(said: str) -> str:

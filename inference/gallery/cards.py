@@ -64,7 +64,10 @@ class Card:
         name = text_of(names_of(self.result)[-1])
         image = '<div class="none">no picture</div>'
         if self.picture is not None:
-            image = f'<img loading="lazy" decoding="async" src="{html.escape(self.picture)}" alt="{name}">'
+            lazy = (
+                "" if self.picture.startswith("data:") else 'loading="lazy" '
+            )  # a printer gets no picture that is late
+            image = f'<img {lazy}decoding="async" src="{html.escape(self.picture)}" alt="{name}">'
         if self.link is None:
             return f'<div class="photo">{image}</div>'
         return f'<a class="photo" href="{html.escape(self.link)}" target="_blank" rel="noopener">{image}</a>'
@@ -104,7 +107,9 @@ class Card:
             if sure < NOT_SURE or self.result.unsure:
                 facts.append('<strong class="unsure">not sure</strong>')
             meter = f'<meter min="0" max="1" low="{NOT_SURE}" high="0.6" optimum="1" value="{sure:.2f}"></meter>'
-            facts.append(f"<span>confidence {meter} {sure:.2f}</span>")
+            facts.append(
+                f'<span title="the chance that the caption is a good one">confidence {meter} {sure:.2f}</span>'
+            )
         if self.other is None and self.score is not None:
             facts.append(f"<span>{self.score_name} {self.score:.2f}</span>")
         if sure is None and known(log_prob):

@@ -183,6 +183,7 @@
 
   // ---- beginning ----
 
+  addEventListener("beforeprint", () => { for (const picture of document.images) picture.loading = "eager"; });
   form.hidden = false;
   form.addEventListener("submit", event => event.preventDefault());
   box.addEventListener("input", choose);

@@ -15,7 +15,8 @@ function add(files) {
     const image = card.querySelector("img");
     image.src = URL.createObjectURL(file);
     image.alt = file.name;
-    image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
+    image.onload = () => URL.revokeObjectURL(image.src);
+    image.onerror = () => { image.removeAttribute("alt"); URL.revokeObjectURL(image.src); };
     card.classList.add("waiting");
     card.querySelector("small").textContent = file.name;
     photos.prepend(card);

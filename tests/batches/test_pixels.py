@@ -39,12 +39,15 @@ def test_means_over_stories_of_different_length():
     def vectors(x):
         return x.float().flatten(1)[:, :5]
 
+    def run(x):
+        return {"vectors": vectors(x), "maps": x.float()}
+
     expected = [vectors(photos[:2]).mean(0), vectors(photos[2:3])[0], vectors(photos[3:]).mean(0)]
-    assert torch.allclose(encoded(vectors, pixels), torch.stack(expected))
-    maps = encoded(lambda x: x.float(), pixels.to("cpu"))
+    assert torch.allclose(encoded(run, pixels)["vectors"], torch.stack(expected))
+    maps = encoded(run, pixels.to("cpu"))["maps"]
     assert maps.shape == (3, 3, 4, 4)
     assert torch.allclose(maps[2], photos[3:].float().mean(0))
-    assert torch.equal(encoded(vectors, photos), vectors(photos))
+    assert torch.equal(encoded(run, photos)["vectors"], vectors(photos))
     weights = torch.ones(6, 5, requires_grad=True)  # a fine-tuned encoder learns through it
     pixels.mean(weights).sum().backward()
     assert torch.allclose(weights.grad[:, 0], torch.tensor([1 / 2, 1 / 2, 1, 1 / 3, 1 / 3, 1 / 3]))

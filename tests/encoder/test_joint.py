@@ -2,18 +2,22 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from captioning import checkpoint
 from captioning.batches.pixels import StoryPixels
 from captioning.config import ModelConfig
+from captioning.datasets.folder import GenericDataset
 from captioning.encoder import lite
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.joint import encode_all
 from captioning.encoder.provenance import internal_spec
 from captioning.errors import UserError
+from data_loader import get_eval_loader
 from model import Captioner, build_model, load_captioner, save_captioner
 from training.averages import Average
+from training.feature_cache import cache_features
 from vocabulary import Vocabulary
 
 NAMES = ["efficientnet_lite0-conv", "efficientnet_lite0-classes"]
@@ -121,6 +125,22 @@ def test_stories_average_both():
     memory = model.encode(story, [None, None])
     want = expected()[NAMES[1]]
     torch.testing.assert_close(memory.persist, torch.stack([want[:2].mean(0), want[2:].mean(0)]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_is_filled_by_one_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("captioning.fast.switch.enabled", False)
+    for number in range(3):
+        Image.new("RGB", (48, 48), (90 * number, 40, 9)).save(tmp_path / f"{number}.png")
+    one, dataset = captioner(), GenericDataset(image_dir=tmp_path)
+    runs = count_runs(one.model.extractors[0].network.model.conv_stem)
+    cached, bad = cache_features(tmp_path / "cache", one, [dataset], num_workers=0, tell=lambda line: None)
+    assert not bad and len(runs) == 1
+    loader = get_eval_loader(dataset, transform=one.transform)
+    batch = next(iter(loader))
+    made = encode_all(dict(zip(NAMES, one.model.extractors)), batch.pixels)
+    torch.testing.assert_close(cached[NAMES[1]].get(batch.items), made[NAMES[1]])
+    regions = made[NAMES[0]].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(cached[NAMES[0]].get(batch.items).float(), regions, rtol=1e-2, atol=1e-2)
 
 
 def test_a_model_of_feature_files_takes_its_encoders_in(tmp_path):

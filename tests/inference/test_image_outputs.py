@@ -11,7 +11,7 @@ from PIL import Image
 
 from captioning.datasets.base import ImageItem
 from captioning.errors import UserError
-from inference.image_outputs import Copies, Sidecars
+from inference.image_outputs import Copies, Sidecars, outside
 from inference.results import Result
 
 
@@ -171,6 +171,12 @@ def test_images_that_cannot_hold_a_caption_are_named_and_counted(photos, capsys)
         copies.write(item, result("text"))
     assert copies.counts == {"failed": 2} and not list((photos / "out").iterdir())
     assert "g.gif: its caption is not written into it" in capsys.readouterr().err
+
+
+def test_copies_of_an_earlier_run_are_no_images(photos):
+    items = items_of(photos / "a.jpg", photos / "sub/c.jpg", photos / "sub2/d.jpg")
+    assert outside(items, str(photos / "sub")) == [items[0], items[2]]
+    assert outside(items, str(photos / "none")) == outside(items, str(photos)) == items
 
 
 @needs_exiv2

@@ -136,6 +136,7 @@ def test_figures_of_captions_come_back():
     assert json.loads(written([result], "json")[0]) == [
         {"image_id": "7", "caption": "A dog.", "n_best": [{"caption": "A dog."}, {"caption": "A cat."}]}
     ]
+    assert written([result], "txt")[0] == "7 A dog.\n7 A cat.\n"
 
 
 def test_files_of_older_versions_come_back(tmp_path):

@@ -18,6 +18,7 @@ from captioning.encoder.transforms import TenCrops
 from captioning.errors import UserError
 from captioning.features.writer import FeatureWriter
 from captioning.images.image_file import open_image
+from captioning.text.function_words import content_words
 from captioning.text.tokens import END, PAD, START
 from inference.lemmas import LemmaRules
 from inference.results import Result, ResultsFile, read_results, word_text
@@ -328,6 +329,9 @@ def test_captions_of_features_in_memory(world, infer, tmp_path):
     for given in (vectors, torch.from_numpy(vectors), vectors.tolist(), [vectors], vectors.astype("f8")):
         assert [several[0].text for several in caption_features(captioner, given, batch_size=3)] == expected
     assert [several[0].text for several in caption_features(captioner, vectors[1])] == expected[1:2]
+    rules = Search(beam_size=3, min_length=6, max_length=7, once=content_words(captioner.vocabulary.words))
+    for (best,) in caption_features(captioner, vectors, search=rules):
+        assert len(best.tokens) in (6, 7) and all(best.tokens.count(word) <= 1 for word in rules.once)
     greedy = caption_features(captioner, vectors, search=Search(sample=True, n_best=2))
     assert all(len(several) == 2 for several in greedy)
     two = load_captioner(world / "two.model", photos=False)

@@ -489,10 +489,13 @@ def test_resuming_what_is_complete_needs_no_model(infer_dataset, tmp_path, form,
     assert done.status in (0, 2) and done.err.count("\n") <= 3 and "Traceback" not in done.err
 
 
-def test_nothing_is_added_to_a_finished_text(infer_dataset, tmp_path):
-    assert infer_dataset("c:bare", "--output_file", tmp_path / "out.txt").status == 0
-    done = infer_dataset("c:bare", "--output_file", tmp_path / "out.txt", "--resume")
-    assert done.status == 2 and "is finished, and nothing can be added to txt" in done.err
+def test_resuming_a_finished_text_makes_it_anew(infer_dataset, tmp_path):
+    """Its lines do not say where the name of an image ends."""
+    out = tmp_path / "out.txt"
+    assert infer_dataset("c:bare", "--output_file", out).status == 0
+    before = out.read_text()
+    out.write_text("old")
+    assert infer_dataset("c:bare", "--output_file", out, "--resume").status == 0 and out.read_text() == before
 
 
 def test_resuming_keeps_rows_of_features_without_keys(infer_dataset, tmp_path):

@@ -62,7 +62,7 @@ def test_a_results_file_has_the_name_of_the_only_folder(infer, tmp_path):
 def test_sidecars_and_what_a_second_run_does(infer, tmp_path):
     first = infer("holiday", "photos.zip", "--sidecar", "txt")
     assert first.status == 2 and "photos.zip first" in first.err and not list(tmp_path.glob("holiday/*.txt"))
-    done = infer("holiday", "--sidecar", "txt", "--n_best", 2, "--prefix", "x ", "--no_capitalize")
+    done = infer("holiday", "--sidecar", "txt", "--n_best", 2, "--prefix", "x ", "--no_capitalize", "--num_workers", 1)
     assert (done.status, done.out) == (0, "")
     assert done.err.endswith("captions in text files beside the images (.txt): 2\n")
     lines = (tmp_path / "holiday/a.txt").read_text().splitlines()
@@ -78,9 +78,14 @@ def test_sidecars_and_what_a_second_run_does(infer, tmp_path):
     assert [entry["image_id"] for entry in json.loads((tmp_path / "new.json").read_text())] == ["holiday/sub/c.jpg"]
     assert (tmp_path / "holiday/sub/c.txt").read_text().count("\n") == 1
 
-    shutil.move("holiday/b.txt", "holiday/gone")
-    nothing = infer("holiday/a.jpg", "--sidecar", "txt", "--scoring", "bleu")
-    assert nothing.status == 2  # scores need captions to compare with
+    assert infer("holiday", "--output_file", "r.jsonl").status == 0
+    for name in ("a.txt", "b.txt"):
+        shutil.move(f"holiday/{name}", name)
+    resumed = infer("holiday", "--output_file", "r.jsonl", "--resume", "--sidecar", "txt", "--model", "gone.model")
+    assert resumed.status == 0 and resumed.err.endswith("(.txt): 2\n")  # of the captions that are there
+    entry = json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])
+    assert (tmp_path / "holiday/a.txt").read_text() == f"{entry['caption']}\n"
+    shutil.move("a.txt", "holiday/a.txt")
     nothing = infer("holiday/a.jpg", "--sidecar", "txt", "--model", "gone.model")
     assert nothing.status == 0 and "1 of 1 images have their files already" in nothing.err
     more = infer("holiday/a.jpg", "--sidecar", "txt", "--existing", "append", "--suffix", " (2)")
@@ -91,7 +96,9 @@ def test_sidecars_and_what_a_second_run_does(infer, tmp_path):
 def test_the_captions_in_copies_and_beside_the_images(infer, tmp_path):
     pytest.importorskip("pyexiv2", reason="writing metadata needs the package pyexiv2")
     Image.new("RGB", (40, 40), "red").save("holiday/d.gif")
-    done = infer("holiday", "photos.zip", "--write_metadata", "out", "--output_file", "r.jsonl")
+    shutil.copytree("holiday/sub", "out/old")
+    done = infer("holiday", "photos.zip", "out/*/*", "--write_metadata", "out", "--output_file", "r.jsonl")
+    assert "passed over: 1 images in out, where the copies are" in done.err
     assert done.status == 1 and "holiday/d.gif: its caption is not written into it" in done.err
     assert "the captions of 1 images could not be written into them" in done.err
     captions = {

@@ -1,6 +1,7 @@
 """resize.py through its command line: names, sizes, restarts, broken files, zips."""
 
 import csv
+import importlib.util
 import io
 import os
 import re
@@ -51,6 +52,23 @@ def test_names_formats_and_sizes(script, folder, tmp_path):
         assert (after.size, after.format) == ((64, 64), before.format)
         plain = before.convert("RGB").resize((64, 64), Image.BILINEAR)
         assert difference(after, plain) < (6 if name.endswith("gif") else 3), name
+
+
+def test_formats_of_phones_and_scanners(script, tmp_path):
+    forms = {"a.avif": "AVIF", "b.jp2": "JPEG2000", "c.pgm": "PPM", "d.jfif": "JPEG", "e.dib": "DIB"}
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+        forms["f.HEIC"] = "HEIF"
+    (tmp_path / "in").mkdir()
+    for name, form in forms.items():
+        photo(150, 100).save(tmp_path / "in" / name, form)
+    (tmp_path / "in/notes.txt").touch()
+    done = script("resize.py", "--image_dir", tmp_path / "in", "--output_dir", tmp_path / "out", "--image_size", 64)
+    assert done.status == 0 and done.err == "resize.py: passed over: 1 .txt\n"
+    assert outputs(tmp_path / "out") == sorted(forms)
+    for name, form in forms.items():
+        after = Image.open(tmp_path / "out" / name)
+        assert after.format == form and difference(after, photo(150, 100).resize((64, 64), Image.BILINEAR)) < 8, name
 
 
 def test_default_is_256_and_keep_aspect(script, folder, tmp_path):

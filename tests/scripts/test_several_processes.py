@@ -54,12 +54,16 @@ def captions(path) -> list[tuple]:
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_each_image_once_and_as_by_one_process(flags, tmp_path, processes):
+def test_each_image_once_and_as_by_one_process(world, flags, tmp_path, processes):
     more = ["--scoring", "bleu,cider", "--print_results"]
     one = run_here("infer.py", *flags, *more, "--output_file", tmp_path / "one.jsonl")
     assert one.status == 0, one.err
-    several = torchrun(processes, "infer.py", *flags, *more, "--output_file", tmp_path / "many.jsonl")
+    beside = ["--sidecar", "txt", "--existing", "overwrite"]
+    several = torchrun(processes, "infer.py", *flags, *more, *beside, "--output_file", tmp_path / "many.jsonl")
     assert several.returncode == 0, several.stderr
+    assert several.stderr.count("beside the images (.txt): 13\n") == 1
+    for image_id, caption, _ in captions(tmp_path / "one.jsonl"):
+        assert (world / f"images/val/COCO_val_{image_id:012d}.txt").read_text() == f"{caption}\n"
     assert several.stdout == one.out
     assert several.stderr.count("captions of 13 images") == several.stderr.count("1 blank captions left out") == 1
     assert captions(tmp_path / "many.jsonl") == captions(tmp_path / "one.jsonl")

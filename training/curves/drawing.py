@@ -83,11 +83,14 @@ def draw(figure, runs: Sequence[Run], scores: Sequence[str], schedules: Sequence
 
     scores: those to draw; schedules: of SCHEDULES; smooth: {quantity: epochs}, over how many epochs means are drawn.
     """
+    in_file = getattr(figure.canvas, "manager", None) is None
+    sized = bool(figure.axes) and not in_file  # a window has the size that the person gave it
     figure.clear()
     made = panels(losses(runs), scores, schedules)
     columns = len(made) if len(made) <= 3 else 2 if len(made) == 4 else 3
     rows = -(-len(made) // columns)
-    figure.set_size_inches(max(6.0, PANEL[0] * columns), PANEL[1] * rows + 0.5)
+    if not sized:
+        figure.set_size_inches(max(6.0, PANEL[0] * columns), PANEL[1] * rows + 0.5)
     if engine := figure.get_layout_engine():
         engine.set(w_pad=0.1, h_pad=0.06)  # inches
     axes = [figure.add_subplot(rows, columns, number + 1) for number in range(len(made))]

@@ -1,0 +1,64 @@
+"""A captioner that begins with the weights of one with fewer words and features writes what that one writes."""
+
+import pytest
+import torch
+
+from captioning.config import FeatureSpec, ModelConfig
+from captioning.decoder.search import Search
+from captioning.decoder.transfer import Source, begin_with
+from captioning.errors import UserError
+from captioning.text.tokens import UNK
+from model import Captioner, CaptionModel
+from vocabulary import Vocabulary
+
+SPECIAL = ["<pad>", "<start>", "<end>", "<unk>"]
+
+
+def captioner(words: str, persist: tuple[int, ...] = (), **settings) -> Captioner:
+    torch.manual_seed(len(words))
+    specs = [FeatureSpec(f"p{size}", (size,), True) for size in persist]
+    settings = {"embed_size": 5, "hidden_size": 6, "attention": "soft", "attention_size": 3, "value_size": 4} | settings
+    config = ModelConfig([FeatureSpec("map", (7, 2, 2), True)], specs, **settings)
+    vocabulary = Vocabulary([*SPECIAL, *words.split()])
+    return Captioner(CaptionModel(config, len(vocabulary), [None] * len(config.specs)).eval(), vocabulary)
+
+
+def begun_with(new: Captioner, old: Captioner) -> int:
+    source = Source(old.model.decoder.state_dict(), old.vocabulary.words, old.config, "old.model")
+    return begin_with(new.model.decoder, new.vocabulary.words, new.config, source)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("persist", [((), (9,)), ((3,), (3, 9)), ((3,), (3,))])
+def test_it_writes_what_the_other_one_wrote(persist):
+    old, new = captioner("a dog runs fast", persist[0]), captioner("the dog a pizza runs", persist[1])
+    for one in (old, new):
+        one.model.decoder.linear.bias[UNK] = -4.0
+    assert begun_with(new, old) == 2
+    shared, more = torch.randn(6, 4, 7), [torch.randn(6, size) for size in persist[1]]
+    search = Search(max_length=6)
+    theirs = old.encode(None, [shared, *more[: len(persist[0])]])
+    ours = new.encode(None, [shared, *more])
+    words = torch.tensor([1] * 6)
+    log_probs = []
+    for one, memory in ((old, theirs), (new, ours)):
+        logits, _, _ = one.model.decoder.step(words, one.model.decoder.start(memory), memory)
+        log_probs.append({word: logits[:, number] for number, word in enumerate(one.vocabulary.words)})
+    before, after = log_probs
+    for word in (*SPECIAL, "a", "dog", "runs"):
+        torch.testing.assert_close(after[word], before[word])
+    both = torch.stack([after["the"], after["pizza"]]).logsumexp(0)
+    torch.testing.assert_close(both, before["<unk>"])
+    assert all(found[0].text for found in new.caption(ours, search))
+
+
+def test_what_does_not_fit_is_told():
+    old = captioner("a dog", (3,))
+    for other, message in (
+        (captioner("a dog", (9, 3)), "it reads map, p3: name features of the same sizes"),
+        (captioner("a dog"), "new ones stand last in --persist_features"),
+        (captioner("a dog", (3,), hidden_size=8), r"attention.query.weight is \(.*\) there, \(.*\) here"),
+        (captioner("a dog", (3,), rnn_arch="GRU"), "does not fit"),
+    ):
+        with pytest.raises(UserError, match=message):
+            begun_with(other, old)
