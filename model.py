@@ -29,6 +29,7 @@ from captioning.decoder.search import BEAMS, Search, Sentences, generate
 from captioning.decoder.sentence import SentenceDecoder
 from captioning.decoder.teacher_forcing import mixed_read, two_pass_read
 from captioning.decoder.transformer import TransformerDecoder
+from captioning.decoder.updown import UpDownDecoder
 from captioning.deepcaption import models as deepcaption_files
 from captioning.devices import autocast
 from captioning.encoder import joint
@@ -57,11 +58,12 @@ class CaptionModel(nn.Module):
         self.config = config
         self.attended, self.n_initial = config.attended(), len(config.features)
         self.extractors = nn.ModuleList(nn.Identity() if x is None else x for x in extractors)
-        decoder = (TransformerDecoder if config.decoder == "transformer" else SentenceDecoder)(vocab_size, config)
+        kind = UpDownDecoder if config.attention == "updown" else SentenceDecoder
+        decoder = (TransformerDecoder if config.decoder == "transformer" else kind)(vocab_size, config)
         self.decoder = decoder if config.paragraphs is None else HierarchicalDecoder(decoder, config)
 
     @property
-    def sentence_decoder(self) -> SentenceDecoder | TransformerDecoder:
+    def sentence_decoder(self) -> SentenceDecoder | TransformerDecoder | UpDownDecoder:
         """The decoder, or the word decoder of a hierarchical model."""
         return self.decoder if self.config.paragraphs is None else self.decoder.word_decoder
 
