@@ -15,6 +15,7 @@ status is then 1.
 """
 
 import contextlib
+import re
 import sys
 import time
 from pathlib import Path
@@ -55,11 +56,18 @@ def parse_args(argv=None):
     add("--dtype", choices=["float32", "float16"], default="float32", help="type of the numbers in the file")
     add("--batch_size", default=32, metavar="N", help="images in a batch")
     add("--num_workers", type=int, metavar="N", help="processes that load images (default: all cores)")
+    add("--convert", metavar="SOURCE", help="copy a folder of .npz files, or a .tsv of bottom-up features, to an .lmdb")
     add("--resume", action="store_true", help="continue an interrupted run")
     add("--force", action="store_true", help="replace an existing feature file, and what an interrupted run left")
     add("--cpu", action="store_true", help="do not use a GPU")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     args = parser.parse_args(argv)
+    if args.convert:
+        if not (args.output_file or "").endswith(".lmdb"):
+            parser.error("--convert needs --output_file NAME.lmdb")
+        if args.dataset or args.image_dir:
+            parser.error("--convert takes no --dataset and no --image_dir")
+        return args
     if bool(args.dataset) == bool(args.image_dir):
         parser.error("name either --dataset or --image_dir")
     if args.images and not args.dataset:
@@ -74,7 +82,7 @@ def parse_args(argv=None):
         parser.error("--extractor and --output_file: give a name")
     if args.output_file and len(set(args.output_file)) != len(args.extractor):
         parser.error(f"--output_file: name a file for each of the encoders of --extractor ({len(args.extractor)})")
-    if args.feature_type != "plain" and any(name.endswith("-conv") for name in args.extractor):
+    if args.feature_type != "plain" and any(name.endswith(("-conv", "-tokens")) for name in args.extractor):
         parser.error(f"--feature_type {args.feature_type} is for vectors: maps of ten crops do not lie on one another")
     return args
 
@@ -139,8 +147,8 @@ class ExtractRun:
             source = short_names(flags.dataset) if flags.dataset else Path(flags.image_dir).resolve().name
             after = [flags.feature_type] + ([] if flags.normalize == "default" else [flags.normalize])
             after += ["mirror"] if flags.mirror else []
-            parts = [[source.replace(":", "-").replace("/", "-"), n.replace(":", "-"), *after] for n in flags.extractor]
-            names = ["-".join(each) + ".lmdb" for each in parts]
+            parts = [[re.sub("[:/]", "-", name), *after] for name in flags.extractor]
+            names = ["-".join([re.sub("[:/]", "-", source), *each]) + ".lmdb" for each in parts]
         own = self.dataset.features_path
         places = [own if flags.output_file is None or "/" not in name else None for name in names]
         return [Path(flags.output_dir or place or ".") / name for name, place in zip(names, places)]
@@ -263,7 +271,27 @@ class ExtractRun:
             end_processes()
 
 
+def copy_features(source: str, flags) -> int:
+    """--convert: write the features of `source` into one file. Returns the exit status."""
+    from captioning.features.convert import convert
+    from captioning.features.partial import discard_partial
+
+    path = Path(flags.output_dir or "") / flags.output_file
+    if process_count() > 1:
+        raise UserError("--convert runs as one process: run it by itself")
+    if path.exists() and not flags.force:
+        raise UserError(f"--output_file {path} exists: --force replaces it")
+    if flags.force:
+        discard_partial(path)
+    count = convert(source, path, flags.dtype)
+    print(f"{count:,} records of {source} -> {path}")
+    return 0
+
+
 def main(args) -> int:
+    source = vars(args).pop("convert")
+    if source:
+        return copy_features(source, args)
     with contextlib.closing(ExtractRun(**vars(args))) as job:
         with first_speaks():
             job.prepare()

@@ -483,6 +483,8 @@ class InferRun:
         for name in ("attention_output", "html_attention"):
             if getattr(s, name) and captioner.model.attended is None:
                 raise UserError(f"--{name}: the model has no attention")
+            if getattr(s, name) and captioner.config.specs[captioner.model.attended].varying:
+                raise UserError(f"--{name}: the model attends to different numbers of regions, which fill no table")
         return captioner
 
     def check_paragraphs(self) -> None:

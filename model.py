@@ -42,7 +42,7 @@ from captioning.errors import UserError, one_line
 from captioning.fast.steps import fast_decoder, ready
 from captioning.fast.threads import map_on_cores
 from captioning.images.image_file import open_image, upright
-from captioning.rows import ImageMemory, Packing, log_probs_of, pack_sentences
+from captioning.rows import ImageMemory, Packing, log_probs_of, mean_of_regions, pack_sentences, real_regions
 from captioning.scoring.calibration import Calibration
 from captioning.text.paragraphs import PERIODS, join_sentences
 from captioning.text.tokens import upto_end
@@ -79,14 +79,18 @@ class CaptionModel(nn.Module):
         tensors = []
         for spec, given in zip(specs, inputs):
             tensors.append((as_regions(made[spec.name]) if given is None else given).float())
-        regions = None if self.attended is None else tensors[self.attended]
+        masks = [real_regions(x) if spec.varying else None for spec, x in zip(self.config.specs, tensors)]
+        regions, mask = (None, None) if self.attended is None else (tensors[self.attended], masks[self.attended])
         # a map that nobody attends to is averaged over its regions
-        pooled = [None if i == self.attended else x.mean(1) if x.dim() == 3 else x for i, x in enumerate(tensors)]
+        pooled: list[Tensor | None] = [
+            None if i == self.attended else mean_of_regions(x, one) if x.dim() == 3 else x
+            for i, (x, one) in enumerate(zip(tensors, masks))
+        ]
         initial = joined(pooled[: self.n_initial])
         persist = joined(pooled[self.n_initial :])
         if self.config.paragraphs is not None:
             return self.decoder.prepare(tensors[: self.n_initial], persist, regions)
-        return self.decoder.prepare(image=initial, persist=persist, regions=regions, initial=initial)
+        return self.decoder.prepare(image=initial, persist=persist, regions=regions, initial=initial, mask=mask)
 
     def forward(
         self,

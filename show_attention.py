@@ -97,6 +97,9 @@ def main(args) -> int:
     captioner = load_captioner(model, choose_device(args.device, args.cpu), args.weights, photos=False)
     if captioner.model.attended is None:
         raise UserError(f"--model {model}: it has no attention to show; train one with --attention soft")
+    h, w = captioner.config.specs[captioner.model.attended].shape[1:]
+    if w == 1 != h:
+        raise UserError(f"--model {model}: its regions lie in no grid of the photo, so they cannot be drawn")
     captioner.prepare_for_photos()
     penalty = captioner.length_penalty if args.length_penalty is None else args.length_penalty
     search = Search(args.beam_size, args.max_seq_length, penalty, block_trigrams=args.block_trigrams)

@@ -13,7 +13,9 @@ class FeatureSpec:
     """One name of `--features` or `--persist_features`."""
 
     name: str
-    shape: tuple[int, ...]  # (D,) or (D, h, w); of DeepCaption's files the first has the size of all, the others (0,)
+    # (D,) or (D, h, w); (D, R, 1) of R regions without a grid, (D, 0, 1) where images have different numbers of them.
+    # Of DeepCaption's files the first has the size of all, the others (0,).
+    shape: tuple[int, ...]
     from_file: bool
     # what makes it from a photo: `extractor`, `weights_sha256`, `transform`, `feature_type`; None: no file says
     provenance: dict | None = None
@@ -21,6 +23,11 @@ class FeatureSpec:
     @property
     def spatial(self) -> bool:
         return len(self.shape) == 3
+
+    @property
+    def varying(self) -> bool:
+        """Whether images have different numbers of regions."""
+        return self.spatial and self.shape[1] == 0
 
     def to_dict(self) -> dict:
         """The spec in plain types. Its keys are those of model files, which are older than the names of the fields."""
@@ -43,9 +50,13 @@ class FeatureSpec:
 
 
 def is_shape(shape) -> bool:
-    """Whether numbers are the shape of a feature, (D,) or (D, h, w). D is 0 where only the size of several is known."""
+    """Whether numbers are the shape of a feature: (D,) or (D, h, w), or (D, 0, 1) of any number of regions.
+
+    D is 0 where only the size of several is known.
+    """
     whole = all(type(n) is int and n >= 0 for n in shape)
-    return whole and len(shape) in (1, 3) and math.prod(shape) <= MOST_NUMBERS and all(shape[1:])
+    varying = whole and len(shape) == 3 and tuple(shape[1:]) == (0, 1) and 0 < shape[0] <= MOST_NUMBERS
+    return varying or (whole and len(shape) in (1, 3) and math.prod(shape) <= MOST_NUMBERS and all(shape[1:]))
 
 
 def check_fields(cls, values, place: str) -> None:
@@ -327,6 +338,8 @@ class ModelConfig(Settings):
             )
         if not self.features:
             raise UserError("--hierarchical_model needs initial features (--features), which the sentence RNN reads")
+        if any(spec.varying for spec in self.specs):
+            raise UserError("--hierarchical_model: it needs maps with the same number of regions for all images")
         grids = {spec.shape[1:] for spec in self.features if spec.spatial}
         if len(grids) > 1:
             names = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in self.features)

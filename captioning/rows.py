@@ -31,6 +31,19 @@ def each_row(of_images: Tensor, rows: int) -> Tensor:
     return of_images if images == rows else of_images.repeat_interleave(rows // images, 0)
 
 
+def real_regions(regions: Tensor) -> Tensor:
+    """(B, R, D) -> (B, R): which regions there are. Padding is a region of nothing but zeros."""
+    return (regions != 0).any(2)
+
+
+def mean_of_regions(regions: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, R, D) -> (B, D): the mean over the regions that are there, mask (B, R); None: all are."""
+    if mask is None:
+        return regions.mean(1)
+    counts = mask.sum(1, keepdim=True).clamp(min=1)
+    return (regions * mask.unsqueeze(2)).sum(1) / counts
+
+
 @dataclass
 class ImageMemory:
     """Base of what a decoder keeps of B images (or N rows): fields are tensors (B, ...), other memories, or None."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from deepcaption_toy import OldModel, save
 from own_data import picture
 from paragraph_toy import feature_map as paragraph_map
@@ -142,6 +143,9 @@ def _coco(root: Path) -> str:
     write_features(root, "resnet.lmdb")
     write_features(root, "scene.lmdb")
     write_features(root, "conv.lmdb", feature_map)
+    (root / "cocobu_att").mkdir()
+    for number in range(1, 19):
+        np.savez(root / f"cocobu_att/{number}.npz", feat=feature_map(number).reshape(16, -1).T[number % 5 :])
     for split in splits:
         shutil.copy(root / f"annotations/captions_{split}.json", root)
     captions = json.loads((root / "captions_val2014.json").read_text())["annotations"]

@@ -37,7 +37,7 @@ def run_name(basename: str, wanted: ModelSettings, config: ModelConfig) -> str:
     """A name for a run's folder, made of the settings that people vary."""
     features = "-".join(Path(name).stem if is_feature_file(name) else name for name in wanted.features.split(","))
     kind = config.rnn_arch.lower() if config.decoder == "lstm" else config.decoder
-    parts = [basename, features.replace(":", "-"), config.attention, kind, str(config.hidden_size)]
+    parts = [basename, re.sub("[:/]", "-", features), config.attention, kind, str(config.hidden_size)]
     if config.paragraphs is not None:
         parts.append("coherent" if config.paragraphs.coherent_sentences else "hierarchical")
     return "-".join(part for part in parts if part)

@@ -29,6 +29,9 @@ def _tensor(what: str, values, shape: tuple[int, ...]) -> Tensor:
         tensor = torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values, np.float32)).float()
     except (TypeError, ValueError) as error:
         raise UserError(f"caption_features: {what} are no array of numbers ({error})") from error
+    if len(shape) == 3 and shape[1] == 0:  # any number of regions
+        wanted = tensor.shape[-2] if tensor.ndim > 1 else 1
+        shape = (shape[0], wanted, 1)
     regions = (int(np.prod(shape[1:])), shape[0]) if len(shape) == 3 else None
     if tuple(tensor.shape) in (tuple(shape), regions):
         tensor = tensor.unsqueeze(0)

@@ -17,6 +17,7 @@ from captioning.features.base import FeatureReader, RowReader
 from captioning.features.factory import open_features
 from captioning.features.lmdb_file import LmdbReader
 from captioning.features.places import require_feature_file
+from captioning.features.regions import number_of, padded
 
 
 class FeatureFiles:
@@ -64,6 +65,8 @@ class FeatureFiles:
         A story's photos without a record are left out of its mean, and counted in a warning.
         """
         items = list(items)
+        if self.shape[1:] == (0, 1) and any(item.photos for item in items):
+            raise UserError(f"{self.name}: stories need features of the same shape for all photos")
         for part, reader in enumerate(self.readers):
             own = [item for item in items if item.part == part]
             photos = [photo for item in own for photo in item.photos or (item,)]
@@ -83,22 +86,24 @@ class FeatureFiles:
             warn(f"feature file {reader.path} has no record for {what}: {first_few(sorted(lacking))}")
 
     def _rename(self, part: int, lacking: set[str]) -> set[str]:
-        """Those of the keys `lacking` that have a record under DeepCaption's name, which is noted in `renamed`.
+        """Those of the keys `lacking` that have a record under another name, which is noted in `renamed`.
 
-        A name that would do for several keys is none for any of them.
+        That is the name that DeepCaption gave it, or the image's number, by which bottom-up features go. A name that
+        would do for several keys is none for any of them.
         """
-        reader, names = self.readers[part], {key: self.old_keys[part](key) for key in lacking}
-        counts = Counter(names.values())
-        others = {key: name for key, name in names.items() if name not in ("", key) and counts[name] == 1}
-        if not others or isinstance(reader, RowReader) and reader.row_rule:
+        reader, found = self.readers[part], {}
+        if not lacking or isinstance(reader, RowReader) and reader.row_rule:
             return set()
-        absent = set(reader.missing(list(others.values())))
-        found = {key: name for key, name in others.items() if name not in absent}
-        if found:
-            key = min(found)
-            note_once(
-                f"{reader.path}: records have DeepCaption's names, as {found[key]!r} for {key!r} ({len(found)} in all)"
-            )
+        for name_of, whose in ((self.old_keys[part], "DeepCaption's names"), (number_of, "the images' numbers")):
+            names = {key: name_of(key) for key in lacking - found.keys()}
+            counts = Counter(names.values())
+            others = {key: name for key, name in names.items() if name not in ("", key) and counts[name] == 1}
+            absent = set(reader.missing(list(others.values()))) if others else set()
+            own = {key: name for key, name in others.items() if name not in absent}
+            if own:
+                key = min(own)
+                note_once(f"{reader.path}: records have {whose}, as {own[key]!r} for {key!r} ({len(own)} in all)")
+            found |= own
         self.renamed |= {(part, key): name for key, name in found.items()}
         return set(found)
 
@@ -126,6 +131,9 @@ class FeatureFiles:
         """(len(items), *shape)"""
         if len(self.readers) == 1 or len({item.part for item in items}) == 1:
             out = self._read(self.readers[items[0].part], items)
+        elif self.shape[1:] == (0, 1):
+            rows = [self._read(self.readers[item.part], [item])[0] for item in items]
+            out = padded(rows, self.shape[0], self.dtype)
         else:
             out = np.empty((len(items), *self.readers[0].shape), self.dtype)
             for part, reader in enumerate(self.readers):
@@ -169,7 +177,7 @@ class CachedFeatures:
 
 def as_map(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape (D, R, 1) of a map instead of that of regions (R, D); any other as it is."""
-    return (shape[1], shape[0], 1) if len(shape) == 2 else shape
+    return (shape[1], shape[0], 1) if len(shape) == 2 else shape  # of any number of regions (0, D) -> (D, 0, 1)
 
 
 def pixels_of(item: ImageItem) -> tuple:

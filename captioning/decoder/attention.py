@@ -23,10 +23,16 @@ class Attention(nn.Module):
         self.score = nn.Linear(attention_size, 1, bias=False)
         self.gate = nn.Linear(hidden_size, 1) if gated else None
 
-    def forward(self, hidden: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden (N, H), keys (B, R, A), values (B, R, P) -> context (N, P), weights (N, R)."""
+    def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """hidden (N, H), keys (B, R, A), values (B, R, P), mask (B, R) or None -> context (N, P), weights (N, R).
+
+        mask: True where a region is; None: all are.
+        """
         query = self.query(hidden).view(keys.shape[0], -1, 1, keys.shape[2])  # (B, K, 1, A)
-        weights = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3).softmax(2)  # (B, K, R)
+        scores = self.score(torch.tanh(keys.unsqueeze(1) + query)).squeeze(3)  # (B, K, R)
+        if mask is not None:
+            scores = scores.masked_fill(~mask.unsqueeze(1), -torch.inf)
+        weights = scores.softmax(2)
         context = torch.bmm(weights, values).flatten(0, 1)  # (N, P)
         if self.gate is not None:
             context = torch.sigmoid(self.gate(hidden)) * context

@@ -24,7 +24,7 @@ from captioning.decoder.attention import Attention
 from captioning.decoder.batch_norm import BatchNorm
 from captioning.fast.linear import Dropout, Linear
 from captioning.fast.lstm import attention_lstm_applies, attention_lstm_layer, lstm_applies, lstm_layers
-from captioning.rows import ImageMemory, Packing, State, each_row, first_states, select_state
+from captioning.rows import ImageMemory, Packing, State, each_row, first_states, mean_of_regions, select_state
 from captioning.text.tokens import START
 
 
@@ -37,6 +37,7 @@ class Memory(ImageMemory):
     persist: Tensor | None = None  # (N, D) persistent features, concatenated to the input of every step
     values: Tensor | None = None  # (N, R, P) projected regions, to be averaged
     keys: Tensor | None = None  # (N, R, A) the regions' part of the attention score
+    mask: Tensor | None = None  # (N, R) True where a region is; None: all are
 
 
 class ImageEmbedding(nn.Module):
@@ -119,15 +120,25 @@ class SentenceDecoder(nn.Module):
 
     # ---- per image ----
 
-    def prepare(self, image: Tensor | None, persist: Tensor | None, regions: Tensor | None, initial=None) -> Memory:
-        """image (B, D), persist (B, D), regions (B, R, D), initial (B, D), None where the decoder has no such input."""
+    def prepare(
+        self,
+        image: Tensor | None,
+        persist: Tensor | None,
+        regions: Tensor | None,
+        initial: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Memory:
+        """image (B, D), persist (B, D), regions (B, R, D), initial (B, D), None where the decoder has no such input.
+
+        mask: (B, R) True where a region is; None: all are.
+        """
         memory = Memory(persist=persist, initial=initial)
         if self.image is not None:
             memory.first = self.image(image)
         if self.attention_kind:
             memory.values = torch.relu(self.regions(self.region_dropout(regions)))
             memory.keys = self.attention.key(memory.values)
-            memory.initial = memory.values.mean(1)
+            memory.initial, memory.mask = mean_of_regions(memory.values, mask), mask
         return memory
 
     def start(self, memory: Memory) -> State:
@@ -173,14 +184,14 @@ class SentenceDecoder(nn.Module):
         context = weights = None
         parts = [inputs]
         if self.attention_kind == "soft":
-            context, weights = self.attention(state[0][-1], memory.keys, memory.values)
+            context, weights = self.attention(state[0][-1], memory.keys, memory.values, memory.mask)
             parts.append(context)
         if memory.persist is not None:
             parts.append(each_row(memory.persist, inputs.shape[0]))
         _, state = self.rnn(torch.cat(parts, 1).unsqueeze(1), state if len(state) > 1 else state[0])
         state = state if isinstance(state, tuple) else (state,)
         if self.attention_kind == "spatial":
-            context, weights = self.attention(state[0][-1], memory.keys, memory.values)
+            context, weights = self.attention(state[0][-1], memory.keys, memory.values, memory.mask)
         return state, context, weights
 
     def _output(self, hidden: Tensor, embedded: Tensor, context: Tensor | None) -> Tensor:
@@ -259,5 +270,6 @@ class SentenceDecoder(nn.Module):
     def _attend_after(self, hidden: Tensor, memory: Memory, packing: Packing) -> tuple[Tensor, Tensor]:
         """Attention from hidden states (M, H) that do not depend on it, a step at a time to bound memory."""
         steps = hidden.split(packing.active)
-        parts = [self.attention(h, memory.keys[: len(h)], memory.values[: len(h)]) for h in steps]
+        of_rows = [(memory if len(h) == len(memory) else memory.first_rows(len(h))) for h in steps]
+        parts = [self.attention(h, rows.keys, rows.values, rows.mask) for h, rows in zip(steps, of_rows)]
         return tuple(torch.cat(part) for part in zip(*parts))

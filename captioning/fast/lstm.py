@@ -60,7 +60,7 @@ def attention_lstm_layer(
         inputs = inputs + (memory.persist @ w_persist.t()).index_select(0, packing.rank)
     weights = {"hidden": rnn.weight_hh_l0, "context": w_context, "query": attention.query.weight}
     weights |= {"score": attention.score.weight[0], "gate": attention.gate.weight[0], "gate_bias": attention.gate.bias}
-    return attention_lstm(inputs, tuple(part[0] for part in state), memory.keys, memory.values, weights, packing)
+    return attention_lstm(inputs, tuple(part[0] for part in state), memory, weights, packing)
 
 
 def advance_cell(gates: Tensor, cell: Tensor, cell_out: Tensor, tanh_out: Tensor, hidden_out: Tensor) -> None:
@@ -141,26 +141,27 @@ class _LSTM(torch.autograd.Function):
 
 
 def attention_lstm(
-    inputs: Tensor, state: State, keys: Tensor, values: Tensor, weights: dict[str, Tensor], packing: Packing
+    inputs: Tensor, state: State, memory, weights: dict[str, Tensor], packing: Packing
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LSTM with soft attention over every step of a batch (Xu et al. 2015, eqs. 1 to 5 and section 4.2.1).
 
     inputs (M, 4H), packed: the input's part of the gates i, f, g, o with both biases. state: hidden and cell (N, H),
-    keys (N, R, A), values (N, R, P): rows in `packing.order`. weights: hidden (4H, H), context (4H, P), query (A, H),
-    score (A,), gate (H,), gate_bias (1,).
+    memory: with keys (N, R, A), values (N, R, P) and mask, (N, R) or None: rows in `packing.order`. weights: hidden
+    (4H, H), context (4H, P), query (A, H), score (A,), gate (H,), gate_bias (1,).
     Returns packed hidden states (M, H), gated contexts (M, P) and attention weights (M, R).
     """
     w = weights
     of_weights = (w[name] for name in ("hidden", "query", "gate", "context", "score", "gate_bias"))
-    tensors = (inputs, *state, keys, values, *of_weights)
+    tensors = (inputs, *state, memory.keys, memory.values, *of_weights)
+    absent = None if memory.mask is None else ~memory.mask
     with torch.autocast(inputs.device.type, enabled=False):  # under mixed precision the recurrence stays in one type
-        return _AttentionLSTM.apply(*(x.to(w["hidden"].dtype).contiguous() for x in tensors), packing)
+        return _AttentionLSTM.apply(*(x.to(w["hidden"].dtype).contiguous() for x in tensors), absent, packing)
 
 
 class _AttentionLSTM(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, inputs, hidden, cell, keys, values, w_hidden, w_query, w_gate, w_context, score, gate_bias, packing
+        ctx, inputs, hidden, cell, keys, values, w_hidden, w_query, w_gate, w_context, score, gate_bias, absent, packing
     ):
         H, A, R, P = hidden.shape[1], keys.shape[2], keys.shape[1], values.shape[2]
         M = inputs.shape[0]
@@ -180,7 +181,10 @@ class _AttentionLSTM(torch.autograd.Function):
             queries[now] = from_hidden[:, 4 * H : 4 * H + A]
             r = reciprocals(key_terms[:n], queries[now].unsqueeze(1), ctx.powers, scratch[:n])
             # what is missing to the scores is the same for all regions
-            torch.softmax((r.view(-1, A) @ minus_score).view(n, R), 1, out=attention[now])
+            scores = (r.view(-1, A) @ minus_score).view(n, R)
+            if absent is not None:
+                scores.masked_fill_(absent[:n], -torch.inf)
+            torch.softmax(scores, 1, out=attention[now])
             torch.bmm(attention[now].unsqueeze(1), values[:n], out=contexts[now].unsqueeze(1))
             torch.sigmoid(from_hidden[:, -1:] + gate_bias, out=betas[now])
             torch.mul(contexts[now], betas[now], out=gated[now])
@@ -231,7 +235,7 @@ class _AttentionLSTM(torch.autograd.Function):
         of_images = grad_gates, grad_h, grad_c, grad_keys.mul_(4 * score), grad_values
         of_hidden = weight_gradient(grad_gates, hidden_in), grad_query[:-1], grad_query[-1]
         of_context = weight_gradient(grad_gates, gated), grad_score, grad_queries[:, -1].sum().reshape(1)
-        return *of_images, *of_hidden, *of_context, None
+        return *of_images, *of_hidden, *of_context, None, None
 
 
 def double_exponential(keys: Tensor) -> Tensor | None:

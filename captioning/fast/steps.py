@@ -131,7 +131,10 @@ class FastDecoder:
         powers = memory.key_powers is not None
         keys = memory.key_powers if powers else memory.plain.keys
         r = reciprocals(keys.unsqueeze(1), query.reshape(B, -1, 1, A), powers)  # (B, K, R, A)
-        weights = (r.reshape(-1, A) @ self.minus_score).view(B, -1, R).softmax(2)
+        scores = (r.reshape(-1, A) @ self.minus_score).view(B, -1, R)
+        if memory.plain.mask is not None:
+            scores.masked_fill_(~memory.plain.mask.unsqueeze(1), -torch.inf)
+        weights = scores.softmax(2)
         return torch.bmm(weights, memory.plain.values).flatten(0, 1), weights.flatten(0, 1)
 
     def _output(self, hidden: Tensor, context: Tensor | None, tokens: Tensor, memory: FastMemory) -> Tensor:

@@ -18,14 +18,15 @@ from captioning.features.joined import ListReader, open_or_mean
 from captioning.features.lmdb_file import LmdbReader
 from captioning.features.npy_file import NpyReader
 from captioning.features.picsom_file import BinReader
+from captioning.features.regions import FolderReader
 from captioning.features.sharded import ShardsReader, require_shards, shards
 
 READERS = {".npy": NpyReader, ".lmdb": LmdbReader, ".bin": BinReader, ".h5": H5Reader, ".txt": ListReader}
 
 
 def is_feature_file(name: str) -> bool:
-    """Whether a name of `--features` is a feature file, by its extension, rather than an encoder."""
-    return Path(name).suffix.lower() in READERS
+    """Whether a name of `--features` is a feature file, by its extension, or a folder, by its /, and no encoder."""
+    return name.endswith("/") or Path(name).suffix.lower() in READERS
 
 
 def open_features(path, keys: Sequence[str] | None = None, labels: dict[str, int] | None = None) -> FeatureReader:
@@ -39,6 +40,8 @@ def open_features(path, keys: Sequence[str] | None = None, labels: dict[str, int
     if (files := shards(path)) != [path]:
         require_shards(path)
         return ShardsReader(path, [open_features(file, None, labels) for file in files])
+    if path.is_dir() and path.suffix.lower() != ".lmdb":
+        return FolderReader(path)
     kind = READERS.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"feature file {path}: unknown extension {path.suffix!r}; known: {' '.join(READERS)}")

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from captioning.config import MOST_NUMBERS
 from captioning.errors import UserError
 from captioning.features.base import FeatureReader, parse_provenance
 from captioning.features.handles import forget, handle, handles_lock, naming, stamp_of
 from captioning.features.lmdb_pages import check_header, check_records
+from captioning.features.regions import padded
 from captioning.files import require_plain_file
 
 LMDB_OWN_KEYS = (b"@vdim", b"@dtype", b"@extractor")
@@ -33,8 +35,9 @@ _whole: set[tuple] = set()  # files that were looked through: those that fork fr
 class LmdbReader(FeatureReader):
     """LMDB, a folder or a single file: key -> raw little-endian numbers, as DeepCaption and PicSOM write them.
 
-    `@vdim` is the shape as int32 (absent: one dimension), `@dtype` the type (absent: float32), `@extractor` the
-    provenance. shared: other processes may be adding to the file, and lmdb must not reuse the pages that are read here.
+    `@vdim` is the shape as int32 (absent: one dimension; 0 and D: any number of regions), `@dtype` the type (absent:
+    float32), `@extractor` the provenance. shared: other processes may be adding to the file, and lmdb must not reuse
+    the pages that are read here.
     """
 
     def __init__(self, path: Path, keys: Sequence[str] | None = None, shared: bool = False):
@@ -54,7 +57,9 @@ class LmdbReader(FeatureReader):
                 self.shape = (len(first[1]) // self.dtype.itemsize,)
             else:
                 self.shape = tuple(int(n) for n in np.frombuffer(own[b"@vdim"], "<i4"))
-        self.check_shape()
+        self.varying = len(self.shape) == 2 and self.shape[0] == 0 and 0 < self.shape[1] <= MOST_NUMBERS
+        if not self.varying:
+            self.check_shape()
         self.bytes = math.prod(self.shape) * self.dtype.itemsize
         self._check(first[0].decode(errors="replace"), first[1])
         self.provenance = parse_provenance(path, own[b"@extractor"])
@@ -103,6 +108,8 @@ class LmdbReader(FeatureReader):
             return np.empty((0, *self.shape), self.dtype)
         names = [lmdb_key(key) for key in keys]
         with self._reading(buffers=True) as transaction:
+            if self.varying:
+                return self.finite(self._regions(keys, [transaction.get(name) for name in names]), keys)
             values = list(map(transaction.get, names))  # views of the file, good until the transaction ends
             if {self.bytes} != {-1 if value is None else len(value) for value in values}:
                 for key, value in zip(keys, values):
@@ -112,7 +119,22 @@ class LmdbReader(FeatureReader):
             records = bytearray().join(values)  # the one copy; an array by itself that may be written to
         return self.finite(np.frombuffer(records, self.dtype).reshape(len(keys), *self.shape), keys)
 
+    def _regions(self, keys: Sequence, values: list) -> np.ndarray:
+        """Records of different numbers of regions, padded, from the bytes of each or None."""
+        records = []
+        for key, value in zip(keys, values):
+            if value is None:
+                raise self.no_record(key)
+            self._check(key, value)
+            records.append(np.frombuffer(value, self.dtype).reshape(-1, self.shape[1]))
+        return padded(records, self.shape[1], self.dtype)
+
     def _check(self, key, value) -> None:
+        if self.varying:
+            row = self.shape[1] * self.dtype.itemsize
+            if len(value) % row or not 0 < len(value) <= MOST_NUMBERS * self.dtype.itemsize:
+                raise UserError(f"feature file {self.path}: record {key!r} has {len(value)} bytes, no regions of {row}")
+            return
         if len(value) != self.bytes or not self.bytes:
             wanted = f"shape {self.shape} of {self.dtype.name} takes {self.bytes}"
             raise UserError(f"feature file {self.path}: record {key!r} has {len(value)} bytes, but {wanted}")

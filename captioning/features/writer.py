@@ -22,7 +22,8 @@ DTYPES = ("float32", "float16")
 class FeatureWriter:
     """Writes a feature file of the format that the extension of `path` tells: .lmdb, .npy, .bin (PicSOM) or .h5.
 
-    shape: of one record; dtype: "float32" or "float16" (not in .bin); provenance: what made the features (`extractor`,
+    shape: of one record, in an lmdb also (0, D) of regions (R, D) whose number R differs.
+    dtype: "float32" or "float16" (not in .bin); provenance: what made the features (`extractor`,
     `weights_sha256`, `transform`, `feature_type`), stored with them; keys: those that are to come, for `todo`.
     The records gather in `X.EXT.partial/`; close() puts the file in place. After an interruption the folder stays, and
     with `resume` the records in it are kept; `todo` has the keys that are not among them. Without it they are in the
@@ -48,7 +49,8 @@ class FeatureWriter:
         self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype)
         if self.dtype.name not in DTYPES:
             raise UserError(f"feature file {path}: dtype {self.dtype} is none of {', '.join(DTYPES)}")
-        if not self.shape or min(self.shape) < 1:
+        varying = store is LmdbStore and len(self.shape) == 2 and self.shape[0] == 0 < self.shape[1]
+        if not varying and (not self.shape or min(self.shape) < 1):
             raise UserError(f"feature file {path}: {self.shape} is no shape of a record")
         if not is_plain(path) or (self.path.is_dir() and store is not LmdbStore):
             raise UserError(f"feature file {path} is not a plain file: name another one")
@@ -112,7 +114,8 @@ class FeatureWriter:
         self.store.check(key)
         with np.errstate(over="ignore"):
             record = np.ascontiguousarray(array, self.dtype)
-        if record.shape != self.shape:
+        wanted = (len(record), self.shape[1]) if self.shape[0] == 0 and record.size else self.shape
+        if record.shape != wanted:
             raise UserError(f"feature file {self.path}: {key!r} has shape {record.shape}, not {self.shape}")
         if not np.isfinite(record).all():
             raise UserError(f"feature file {self.path}: {key!r} has values that {self.dtype} cannot hold, or NaN")

@@ -5,6 +5,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 from toy_decoders import ROW_IMAGE, STEPS, build, captions, every_decoder, image_inputs
 
+from captioning.decoder.sentence import Memory
 from captioning.fast.lstm import attention_lstm
 from captioning.rows import Packing
 
@@ -50,7 +51,7 @@ def arguments(steps, H=3, A=2, P=4, R=3, dtype=torch.float64):
 
 def fast(tensors, weights, packing):
     inputs, hidden, cell, keys, values = tensors.values()
-    return attention_lstm(inputs, (hidden, cell), keys, values, weights, packing)
+    return attention_lstm(inputs, (hidden, cell), Memory(keys=keys, values=values), weights, packing)
 
 
 @pytest.mark.parametrize("steps", [[3, 1, 2], [1], [2, 2]])

@@ -34,6 +34,9 @@ def world(tmp_path_factory):
         "file.model": ModelConfig(
             features=[FeatureSpec("maps.lmdb", spec.shape, True, spec.provenance)], attention="soft", **SIZES
         ),
+        "tokens.model": ModelConfig(
+            features=[FeatureSpec("t.npy", (6, 10, 1), True)], decoder="transformer", hidden_size=8, num_layers=1
+        ),
         "plain.model": ModelConfig(features=[FeatureSpec("x.npy", (3,), True)], embed_size=8, hidden_size=8),
     }.items():
         torch.manual_seed(1)
@@ -100,6 +103,7 @@ def test_several_photos_one_of_them_broken(world, script, tmp_path):
     "arguments, words",
     [
         (["{root}/p0.jpg", "--model", "{root}/plain.model"], "no attention to show"),
+        (["{root}/p0.jpg", "--model", "{root}/tokens.model"], "its regions lie in no grid"),
         (["{root}/gone.jpg"], "no such image"),
         (["{root}"], "is a folder"),
         (["{root}/bad.jpg"], "none of the 1 photos"),

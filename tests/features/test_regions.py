@@ -1,0 +1,235 @@
+"""Features with another number of regions for each image: their files, and what models make of them."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from toy import feature_map, feature_vector, make_coco, write_config
+
+from captioning.config import FeatureSpec, ModelConfig
+from captioning.decoder.search import Search, generate
+from captioning.errors import UserError
+from captioning.fast.steps import fast_decoder, ready
+from captioning.features.convert import convert
+from captioning.features.factory import is_feature_file, open_features
+from captioning.rows import Packing
+from captioning.text.tokens import SPECIALS
+from model import build_model, caption_features, load_captioner
+from vocabulary import Vocabulary
+
+D = 16
+VOCABULARY = Vocabulary([*SPECIALS, *"abcdefg"])
+
+
+def regions_of(number: int) -> np.ndarray:
+    """From 2 to 5 regions, of which one knows the scene."""
+    return feature_map(number, D, 3).reshape(D, 9).T[3 : 5 + number % 4].copy()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """24 training and 12 validation images of COCO's names with a folder of regions and one of vectors."""
+    root = tmp_path_factory.mktemp("regions")
+    make_coco(root, {"train": 24, "val": 12})
+    write_config(root, ["train", "val"])
+    for folder in ("att", "fc"):
+        (root / "features" / folder).mkdir(parents=True)
+    for number in range(1, 37):
+        np.savez_compressed(root / f"features/att/{number}.npz", feat=regions_of(number))
+        np.save(root / f"features/fc/{number}.npy", feature_vector(number, D))
+    convert(str(root / "features/att"), root / "features/att.lmdb")
+    return root
+
+
+# ---- files ----
+
+
+def test_a_folder_gives_padded_records_by_key_name_or_number(root):
+    reader = open_features(root / "features/att/")
+    assert reader.shape == (0, D) and len(reader) == 36 and is_feature_file("att/") and not is_feature_file("att")
+    keys = ["3", "COCO_train_000000000004.jpg", "5.jpg"]
+    found = reader.get_many(keys)
+    assert found.shape == (3, 5, D)
+    for row, number in zip(found, (3, 4, 5)):
+        own = regions_of(number)
+        assert np.array_equal(row[: len(own)], own) and not row[len(own) :].any()
+    assert reader.missing([*keys, "x4y", "../att/x", "40", ""]) == ["x4y", "../att/x", "40", ""]
+    with pytest.raises(UserError, match="has no record for '40'"):
+        reader.get_many(["40"])
+    vectors = open_features(root / "features/fc")
+    assert vectors.shape == (D,) and np.array_equal(vectors.get_many(["7"])[0], feature_vector(7, D))
+
+
+def test_one_lmdb_file_has_the_same_records(root):
+    folder, file = (open_features(root / f"features/{name}") for name in ("att", "att.lmdb"))
+    assert file.shape == (0, D) and len(file) == 36
+    keys = [str(number) for number in range(1, 37)]
+    assert np.array_equal(file.get_many(keys), folder.get_many(keys))
+    with pytest.raises(UserError, match="has no record"):
+        file.get_many(["99"])
+
+
+@pytest.mark.parametrize("bad", ["empty", "cut", "object", "other", "three", "wide", "nan"])
+def test_files_that_are_no_regions(tmp_path, bad):
+    np.savez(tmp_path / "1.npz", feat=np.ones((2, 4), np.float32))
+    buffer = io.BytesIO()
+    arrays = {
+        "object": {"feat": np.array([None])},
+        "other": {"x": np.ones((2, 4))},
+        "three": {"feat": np.ones((2, 2, 4))},
+        "wide": {"feat": np.ones((2, 5))},
+        "nan": {"feat": np.full((2, 4), np.nan)},
+    }
+    np.savez(buffer, **arrays.get(bad, {"feat": np.ones((2, 4))}))
+    data = {"empty": b"", "cut": buffer.getvalue()[:100]}.get(bad, buffer.getvalue())
+    (tmp_path / "2.npz").write_bytes(data)
+    with pytest.raises(UserError, match=r"2\.npz|'2'") as caught:
+        open_features(tmp_path).get_many(["1", "2"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_features(tmp_path):
+    with pytest.raises(UserError, match="holds no .npz or .npy files"):
+        open_features(tmp_path)
+
+
+def tsv_line(number: int) -> str:
+    regions = regions_of(number)
+    boxes = np.zeros((len(regions), 4), np.float32)
+    fields = [str(number), "640", "480", str(len(regions))]
+    return "\t".join([*fields, *(base64.b64encode(x.astype("<f4").tobytes()).decode() for x in (boxes, regions))])
+
+
+def test_a_tsv_of_bottom_up_features(root, script, tmp_path):
+    (tmp_path / "a.tsv").write_text("\n".join(map(tsv_line, range(1, 9))) + "\n")
+    flags = ["--convert", tmp_path / "a.tsv", "--output_file", tmp_path / "a.lmdb"]
+    done = script("extract_features.py", *flags)
+    assert done.status == 0 and "8 records of" in done.out, done.err
+    keys = [str(number) for number in range(1, 9)]
+    assert np.array_equal(
+        open_features(tmp_path / "a.lmdb").get_many(keys), open_features(root / "features/att").get_many(keys)
+    )
+    done = script("extract_features.py", *flags)
+    assert done.status == 2 and "--force replaces it" in done.err
+    assert script("extract_features.py", *flags, "--force", "--dtype", "float16").status == 0
+    for text in ("1\t2\t3\n", tsv_line(1).replace("\t", "\t9", 3) + "\n", ""):
+        (tmp_path / "bad.tsv").write_text(text)
+        done = script("extract_features.py", "--convert", tmp_path / "bad.tsv", "--output_file", tmp_path / "b.lmdb")
+        assert done.status == 2 and "bad.tsv" in done.err and done.err.count("\n") == 1, done.err
+
+
+# ---- models ----
+
+
+def model_of(**settings):
+    torch.manual_seed(3)
+    sizes = {} if settings.get("decoder") else {"embed_size": 6, "value_size": 7, "attention_size": 5}
+    specs = [FeatureSpec("fc/", (D,), True), FeatureSpec("att/", (D, 0, 1), True)]
+    model = build_model(ModelConfig(specs, hidden_size=8, **sizes, **settings), VOCABULARY)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.5)
+    return model.eval()
+
+
+MODELS = {
+    "soft": {"attention": "soft"},
+    "soft_gru": {"attention": "soft", "rnn_arch": "GRU"},
+    "spatial": {"attention": "spatial"},
+    "pooled": {},
+    "transformer": {"decoder": "transformer", "num_layers": 2, "region_layers": 1, "heads": 2},
+}
+every_model = pytest.mark.parametrize("kind", MODELS)
+
+
+def inputs_of(numbers) -> list[torch.Tensor]:
+    rows = [regions_of(number) for number in numbers]
+    longest = max(map(len, rows))
+    regions = np.stack([np.pad(row, ((0, longest - len(row)), (0, 0))) for row in rows])
+    return [torch.from_numpy(np.stack([feature_vector(n, D) for n in numbers])), torch.from_numpy(regions)]
+
+
+@every_model
+def test_a_padded_batch_equals_single_images(kind):
+    """Logits of whole sentences, their gradients, steps, and beams with their probabilities."""
+    model, numbers = model_of(**MODELS[kind]), [4, 5, 6, 7]  # of 2, 3, 4 and 5 regions
+    tokens, lengths = torch.randint(4, 11, (4, 5)), torch.tensor([5, 3, 4, 5])
+    tokens[:, 0] = 1
+    model.zero_grad()
+    logits, _, weights, row = model(None, inputs_of(numbers), tokens, lengths, torch.arange(4))
+    logits.square().sum().backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for n, number in enumerate(numbers):
+        caption = tokens[n : n + 1], lengths[n : n + 1], torch.zeros(1).long()
+        alone, _, own, _ = model(None, inputs_of([number]), *caption)
+        torch.testing.assert_close(logits[row == n], alone, rtol=0, atol=1e-5)
+        if own is not None:
+            regions = own.shape[1]
+            torch.testing.assert_close(weights[row == n][:, :regions], own, rtol=0, atol=1e-6)
+            assert not weights[row == n][:, regions:].any()
+        alone.square().sum().backward()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        found = generate(*searching(model, numbers), Search(beam_size=3, n_best=2, max_length=6))
+        for n, number in enumerate(numbers):
+            alone = generate(*searching(model, [number]), Search(beam_size=3, n_best=2, max_length=6))
+            torch.testing.assert_close(found.log_prob[n], alone.log_prob[0], rtol=0, atol=1e-4)
+
+
+def searching(model, numbers) -> tuple:
+    return ready(fast_decoder(model.decoder), model.encode(None, inputs_of(numbers)))
+
+
+@pytest.mark.parametrize("kind", ["soft", "transformer"])
+def test_the_fast_paths_mask_alike(kind, fast, plainly):
+    model, packing = model_of(**MODELS[kind]), Packing.of(torch.tensor([3, 3, 3]), "cpu")
+
+    def logits():
+        memory = model.encode(None, inputs_of([4, 5, 7]))
+        return model.decoder(memory, torch.full((3, 3), 5), packing, torch.arange(3))[0].detach()
+
+    torch.testing.assert_close(logits(), plainly(logits), rtol=0, atol=1e-5)
+
+
+def test_paragraphs_need_as_many_regions_for_all():
+    from captioning.config import ParagraphConfig
+
+    with pytest.raises(UserError, match="the same number of regions"):
+        ModelConfig([FeatureSpec("att/", (D, 0, 1), True)], paragraphs=ParagraphConfig()).check()
+
+
+# ---- scripts ----
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--attention", "soft", "--embed_size", 16, "--features", "fc/", "--persist_features", "att/"],
+        ["--decoder", "transformer", "--num_layers", 1, "--features", "fc/,att.lmdb"],
+    ],
+    ids=["soft", "transformer"],
+)
+def test_training_and_captioning(root, script, tmp_path, flags):
+    common = ["--dataset_config_file", root / "datasets.conf", "--cpu", "--num_workers", 0]
+    where = ["--model_path", tmp_path, "--model_name", "m", "--vocab_root", tmp_path, "--vocab_threshold", 1]
+    small = ["--hidden_size", 24, "--batch_size", 20, "--learning_rate", 0.01, "--optimizer", "adam"]
+    data = ["--dataset", "toy:train", "--validate", "toy:val", "--num_epochs", 2, "--warmup_steps", 1]
+    done = script("train.py", *common, *where, *small, *data, *flags)
+    assert done.status == 0, done.err
+    model = tmp_path / "m" / "ep2.model"
+    done = script("infer.py", "--model", model, "--dataset", "toy:val", *common, "--output_file", tmp_path / "o.json")
+    assert done.status == 0, done.err
+    table = ["--attention_output", tmp_path / "a.npz", "--output_file", tmp_path / "p.json"]
+    done = script("infer.py", "--model", model, "--dataset", "toy:val", *common, *table)
+    assert done.status == 2 and "different numbers of regions" in done.err and done.err.count("\n") == 1
+    captioner = load_captioner(model, photos=False)
+    vectors, regions = (x.numpy() for x in inputs_of([4, 5]))
+    if flags[0] == "--attention":
+        captions = caption_features(captioner, vectors, regions)
+    else:
+        captions = caption_features(captioner, [vectors, regions])
+    assert len(captions) == 2
