@@ -119,6 +119,15 @@ def test_a_model_file_holds_what_is_shared_once(tmp_path, switch):
     torch.testing.assert_close(made_by(other.model)[NAMES[1]], classes, rtol=1e-4, atol=1e-5)
 
 
+def test_few_photos_are_not_worth_a_faster_network():
+    one = captioner()
+    one.expect_few()
+    made = made_by(one.model)
+    assert one.model.extractors[0].fast_joint.network is None
+    for name, features in expected().items():
+        torch.testing.assert_close(made[name], features, rtol=1e-4, atol=1e-5)
+
+
 def test_stories_average_both():
     model = captioner().model.eval()
     story = StoryPixels(pixels(), torch.tensor([0, 0, 1, 1, 1]))
