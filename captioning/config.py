@@ -197,9 +197,10 @@ class ModelConfig(Settings):
     )
     encoder_dropout: float = setting(0.0, "dropout probability on the projected image or the map (default: 0)", "P")
     encoder_non_lin: bool = setting(False, "SELU after projecting the image", fixed=True, of="lstm")
-    attention: Literal["soft", "spatial"] | None = setting(
+    attention: Literal["soft", "spatial", "updown"] | None = setting(
         None,
-        "attend to the -conv map: soft (Xu et al. 2015), spatial (Lu et al. 2017) (default: none; a Transformer does)",
+        "attend to the -conv map: soft (Xu et al. 2015), spatial (Lu et al. 2017), updown, two LSTMs (Anderson et "
+        "al. 2018) (default: none; a Transformer does)",
         fixed=True,
         of="lstm",
     )
@@ -316,12 +317,22 @@ class ModelConfig(Settings):
         self.attended()
         if self.decoder == "transformer":
             self._check_transformer()
+        elif self.attention == "updown":
+            self._check_updown()
         elif self.paragraphs is not None:
             self._check_paragraphs()
         elif self.state_from_features and not self.pooled_size:
             raise UserError("--rnn_hidden_init from_features needs initial features (--features)")
         elif self.skip_start_token and not self.image_size:
             raise UserError("--skip_start_token needs pooled initial features, which are read in place of <start>")
+
+    def _check_updown(self) -> None:
+        if self.paragraphs is not None:
+            raise UserError("--attention updown writes sentences: --hierarchical_model takes soft or spatial")
+        unlike = {"rnn_arch": "LSTM", "num_layers": 1, "rnn_hidden_init": None, "skip_start_token": False}
+        for name, own in {**unlike, "encoder_non_lin": False}.items():
+            if getattr(self, name) != own:
+                raise UserError(f"--{name}: --attention updown has one attention LSTM and one language LSTM")
 
     def _check_transformer(self) -> None:
         if self.paragraphs is not None:

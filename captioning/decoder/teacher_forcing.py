@@ -34,7 +34,7 @@ def mixed_read(decoder, memory, tokens: Tensor, packing, mode: str, p: float, co
     Returns logits (M, V) in packed order, attention weights (M, R) or None, and the last layer's states (M, H).
     """
     state = decoder.start(memory)
-    first = memory.first.unsqueeze(1) if decoder.skip_start else None
+    first = memory.first.unsqueeze(1) if getattr(decoder, "skip_start", False) else None
     truth = decoder.embed_words(tokens[packing.order], first).unbind(1)  # T tensors (N, E)
     outputs, attention, hidden, previous = [], [], [], None
     for t, n in enumerate(packing.active):

@@ -138,6 +138,7 @@ MODELS = {
     "soft": {"attention": "soft"},
     "soft_gru": {"attention": "soft", "rnn_arch": "GRU"},
     "spatial": {"attention": "spatial"},
+    "updown": {"attention": "updown"},
     "pooled": {},
     "transformer": {"decoder": "transformer", "num_layers": 2, "region_layers": 1, "heads": 2},
 }
@@ -210,8 +211,9 @@ def test_paragraphs_need_as_many_regions_for_all():
     [
         ["--attention", "soft", "--embed_size", 16, "--features", "fc/", "--persist_features", "att/"],
         ["--decoder", "transformer", "--num_layers", 1, "--features", "fc/,att.lmdb"],
+        ["--attention", "updown", "--embed_size", 16, "--features", "att.lmdb", "--teacher_forcing", "sampled"],
     ],
-    ids=["soft", "transformer"],
+    ids=["soft", "transformer", "updown"],
 )
 def test_training_and_captioning(root, script, tmp_path, flags):
     common = ["--dataset_config_file", root / "datasets.conf", "--cpu", "--num_workers", 0]
@@ -228,8 +230,6 @@ def test_training_and_captioning(root, script, tmp_path, flags):
     assert done.status == 2 and "different numbers of regions" in done.err and done.err.count("\n") == 1
     captioner = load_captioner(model, photos=False)
     vectors, regions = (x.numpy() for x in inputs_of([4, 5]))
-    if flags[0] == "--attention":
-        captions = caption_features(captioner, vectors, regions)
-    else:
-        captions = caption_features(captioner, [vectors, regions])
+    given = {"soft": (vectors, regions), "updown": (regions,)}.get(flags[1], ([vectors, regions],))
+    captions = caption_features(captioner, *given)
     assert len(captions) == 2
