@@ -65,6 +65,9 @@ def note(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+FEW_PHOTOS = 4  # so few are captioned sooner than an encoder is made faster
+
+
 class InferRun:
     """One run of this script. settings: the flags of inference.flags, by name.
 
@@ -406,6 +409,8 @@ class InferRun:
             settings = my_share(LoaderSettings(s.batch_size, num_workers=s.num_workers))
             photos = "instead" if s.dataset else "always"
             loader = open_loader(captioner, self.rest, settings, replaced, photos, s.resize)
+            if len(self.rest) <= FEW_PHOTOS:
+                captioner.expect_few()
             if s.verbose:
                 self.describe(captioner, loader.inputs)
         if s.attention_output or s.html_attention:

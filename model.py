@@ -7,6 +7,7 @@
 Shapes: B images, N rows (captions), T time steps, M real tokens, R regions, D feature size, V vocabulary.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -278,6 +279,12 @@ class Captioner:
         """The one that the model's file recommends for beam search."""
         return float(self.info.get("length_penalty", 0.0))
 
+    def expect_few(self) -> None:
+        """A few photos are to be captioned, no more: the first one comes sooner, further ones would come later."""
+        for extractor in self.model.extractors:
+            if isinstance(extractor, ImageEncoder):
+                extractor.expect_few()
+
     def prepare_for_photos(self) -> None:
         """Build the encoders behind feature files that are not there yet, so that photos can be captioned too.
 
@@ -511,12 +518,18 @@ def load_captioner(
     return captioner
 
 
+RANDOM = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_)
+
+
 class NoRandomWeights(TorchFunctionMode):
-    """Within it tensors get no random values: on meta, where they have none, torch would import its compiler for it."""
+    """Within it tensors get no random values: those of a file take their place.
+
+    On meta, where tensors have no values, torch would import its compiler for it.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in (torch.Tensor.normal_, nn.init.normal_):
+        if function in RANDOM:
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
 
@@ -527,7 +540,8 @@ def captioner_of(contents: dict, device, weights: str | None, source: str) -> Ca
     vocabulary = Vocabulary.from_dict(contents["vocabulary"])
     check_decoder(config, len(vocabulary), contents["state"], source)
     # encoders that travel in the file: no need for the pretrained ones
-    model = build_model(config, vocabulary, weights, pretrained=not config.encoders_travel)
+    with NoRandomWeights() if config.encoders_travel else contextlib.nullcontext():
+        model = build_model(config, vocabulary, weights, pretrained=not config.encoders_travel)
     model.load_trained_state(contents["state"], source)
     model.finetune(0)
     info = {name: value for name, value in contents.items() if name not in ("config", "vocabulary", "state")}

@@ -125,8 +125,8 @@ def answer(status: int, content: dict, headers: dict | None = None) -> Response:
 
 
 async def refuse(request: Request, error: Refused) -> Response:
-    """Of a body that did not come to its end nothing more is read."""
-    closes = {"Connection": "close"} if error.status in (400, 408) else {}
+    """Of a body that did not come to its end, or would have none, nothing more is read."""
+    closes = {"Connection": "close"} if error.status in (400, 408, 413) else {}
     return answer(error.status, {"error": error.reason}, closes)
 
 

@@ -103,6 +103,10 @@ def check_exportable(captioner: Captioner) -> None:
     if config.paragraphs is not None:
         raise UserError("--model: it writes paragraphs; only models of single sentences can be exported")
     for spec, extractor in zip(config.specs, captioner.model.extractors):
+        if spec.varying:
+            raise UserError(
+                f"--model: it reads {spec.name}, as many regions as an image has, which no photo encoder makes"
+            )
         if not isinstance(extractor, ImageEncoder):
             raise UserError(f"--model: it reads {spec.name}, features of ten crops, and only whole images are exported")
 

@@ -22,6 +22,7 @@ from captioning.decoder.search import Search
 from captioning.fast.threads import MOST, use_cores
 from model import Caption, Captioner
 
+SHARED = 4  # photos that are not shared among threads: one by one they take twice the time
 FULL = 512  # photos that may wait: with more a client would have no answer for a long time
 
 
@@ -104,9 +105,9 @@ class PhotoQueue:
             self.changed.wait_for(lambda: self.jobs or self.closed)
             if self.idle < len(self.threads):  # others work, so that more photos are likely to come
                 self.changed.wait_for(lambda: len(self.jobs) >= self.max_batch or self.closed, self.max_wait)
-            share = min(self.max_batch, math.ceil(len(self.jobs) / self.idle))
+            share = max(SHARED, math.ceil(len(self.jobs) / self.idle))
             self.idle -= 1
-            return [self.jobs.popleft() for _ in range(share)]
+            return [self.jobs.popleft() for _ in range(min(share, self.max_batch, len(self.jobs)))]
 
     def _caption(self, pixels: list[Tensor]) -> list[list[Caption]]:
         stacked = torch.stack(pixels).to(self.captioner.device)

@@ -166,7 +166,8 @@ class RunFolder:
         position = contents["training"]
         begun = position["epoch"] - (0 if position["batch"] else 1)
         now, kept = model_settings(captioner.config) | self.settings, position.get("settings")
-        was = model_settings(ModelConfig.from_dict(contents["config"])) | (kept or {})
+        was = model_settings(ModelConfig.from_dict(contents["config"]))  # of an epN.model `kept` has all flags as typed
+        was |= {name: value for name, value in (kept or {}).items() if name in self.settings}
         counters = position["trainer"] or {}
         found = changes(was, now, begun, bool(counters.get("self_critical")))
         words, own = Vocabulary.from_dict(contents["vocabulary"]), captioner.vocabulary

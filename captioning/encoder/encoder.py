@@ -124,6 +124,10 @@ class ImageEncoder(nn.Module):
                 digest.update(values.numpy().astype("<f4", copy=False))
         return digest.hexdigest()
 
+    def expect_few(self) -> None:
+        """A few images are to come: their network is not made faster first, which would take longer than they do."""
+        self.fast.wanted = self.fast_joint.wanted = False
+
     def forget(self) -> None:
         """The weights have changed, or what of them trains: the fast copies are made anew."""
         self.fast.forget()

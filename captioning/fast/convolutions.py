@@ -15,11 +15,13 @@ class FastNetwork:
     """What runs in place of an encoder's network: a copy, faster on the machine and for the images at hand.
 
     It is made when it is first asked for, and again for images of another size. Several threads may ask. `network` is
-    the latest copy, None before. A copy of this object, and a pickled one, starts without it.
+    the latest copy, None before. A copy of this object, and a pickled one, starts without it. Making it takes as long
+    as some photos do: where there are no more than these, `wanted` is False, and the network itself runs.
     """
 
     def __init__(self):
         self.network: nn.Module | None = None
+        self.wanted = True
         self.made_for: tuple | None = None  # the size of the images, None for any
         self.making = threading.Lock()
 
@@ -27,7 +29,7 @@ class FastNetwork:
         """`network` (eval mode) for normalised images (B, 3, H, W): with folded batch norms, on a CPU also with fused
         convolutions. With the switch off it is the network itself.
         """
-        if not switch.enabled:
+        if not (switch.enabled and self.wanted):
             return network
         fuses = images.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         fuses = fuses and not torch.compiler.is_compiling()

@@ -241,8 +241,7 @@ def test_training_and_captioning_from_a_zip(zipped, script):
     assert done.status == 0, done.err
     assert "COCO_val_000000000013.jpg: " in done.out
     done = script("infer.py", *model, zipped / "images/val.zip", *run)
-    assert done.status == 2
-    assert "val.zip is a zip file: give it with --image_dir" in done.err
+    assert done.status == 0 and done.out.count("COCO_val_") == 6, done.err
     assert (zipped / "gallery.html").read_text().count("data:image/webp;base64") == 6
 
 
