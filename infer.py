@@ -45,7 +45,7 @@ from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
 from captioning.datasets.names import short_names
 from captioning.errors import first_few, script_name, shown, warn
-from captioning.files import check_writable, require_file, require_model_file
+from captioning.files import check_writable, is_plain, require_file, require_model_file
 from captioning.images.listing import PassedOver
 from captioning.text.cleaning import id_text, printable
 from captioning.text.function_words import content_words
@@ -173,9 +173,12 @@ class InferRun:
         if s.resume and s.attention_output:
             raise UserError("--attention_output cannot be resumed: leave out --resume")
         outputs = {"--output_file": path, "--html": s.html, "--attention_output": s.attention_output}
+        taken: dict[str, str] = {}  # a file -> the flag that names it
         for option, name in outputs.items():
             if name:
                 check_writable(option, name)
+                if (other := taken.setdefault(os.path.realpath(name), option)) != option and is_plain(name):
+                    raise UserError(f"{other} and {option} name the same file, {name}: give two")
         if s.scoring:
             from captioning.scoring.metrics import parse_metrics
 

@@ -50,7 +50,12 @@ def read_results(path: str) -> dict[str, list[str]]:
 
 
 def _json_entries(path: str) -> list:
-    content = read_json(path, "results")
+    try:
+        content = read_json(path, "results")
+    except UserError as error:
+        if format_of(path) == "txt" and os.path.isfile(path):
+            raise UserError(f"{error}; captions in text are not read back: write json, jsonl or csv") from error
+        raise
     if not isinstance(content, list):
         raise UserError(f'results: {path} must be a list of {{"image_id": ..., "caption": ...}}')
     return content

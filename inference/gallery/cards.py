@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from captioning.errors import shown
 from captioning.images.zip_file import split_path
+from captioning.text.cleaning import printable
 from inference.gallery.comparison import Comparison, Ranges, differing
 from inference.results import Result
 
@@ -155,7 +156,7 @@ def names_of(result: Result) -> list[str]:
     """
     name = str(result.image_id)
     name = os.path.basename(name) if os.path.isabs(name) or name.startswith("..") else name
-    file = os.path.basename(result.path) if result.path else ""
+    file = printable(os.path.basename(result.path)) if result.path else ""
     return [name] if not file or os.path.basename(name) == file else [name, file]
 
 

@@ -105,6 +105,7 @@ def test_names_show_no_folders_of_others():
     assert names_of(Result("../me/a.jpg", [], "../me/a.jpg")) == ["a.jpg"]
     assert names_of(Result("sub/a.jpg", [], "photos/sub/a.jpg")) == ["sub/a.jpg"]
     assert names_of(Result(42, [], "/coco/COCO_42.jpg")) == ["42", "COCO_42.jpg"]
+    assert names_of(Result("in/\\udcff.jpg", [], "in/\udcff.jpg")) == ["in/\\udcff.jpg"]  # a byte that is no text
     assert names_of(Result(42, [])) == ["42"]
 
 

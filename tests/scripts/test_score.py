@@ -86,6 +86,9 @@ def test_score_refuses(script, files, tmp_path):
     (tmp_path / "results.json").write_text("[{")
     done = script("score.py", tmp_path / "results.json", "--ground_truth", tmp_path / "truth.json")
     assert done.status == 2 and "not valid JSON" in done.err
+    (tmp_path / "results.txt").write_text("1 A dog runs.\n")
+    done = script("score.py", tmp_path / "results.txt", "--ground_truth", tmp_path / "truth.json")
+    assert done.status == 2 and "captions in text are not read back: write json, jsonl or csv" in done.err
     (tmp_path / "truth.json").write_text("[]")
     done = script("score.py", tmp_path / "results.json", "--ground_truth", tmp_path / "truth.json")
     assert done.status == 2 and "no COCO caption file" in done.err
