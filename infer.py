@@ -173,7 +173,7 @@ class InferRun:
         if s.resume and s.attention_output:
             raise UserError("--attention_output cannot be resumed: leave out --resume")
         outputs = {"--output_file": path, "--html": s.html, "--attention_output": s.attention_output}
-        taken: dict[str, str] = {}  # a file -> the flag that names it
+        taken = {os.path.realpath(name): "--compare" for name in s.compare or ()}  # a file -> the flag that names it
         for option, name in outputs.items():
             if name:
                 check_writable(option, name)

@@ -697,6 +697,7 @@ def test_gallery_of_a_dataset_beside_other_captions(world, infer_dataset, tmp_pa
             ["{photo}", "--output_file", "{root}/x/same.json", "--html", "{root}/x/../x/same.json"],
             "--output_file and --html name the same file",
         ),
+        (["{photo}", "--compare", "same.json", "--html", "./same.json"], "--compare and --html name the same file"),
         (["{photo}", "--resume"], "--resume goes on with a results file: name one with --output_file"),
         (["{photo}", "--beam_size", "0"], "--beam_size"),
         (["{photo}", "--beam_size", "2", "--n_best", "3"], "--n_best"),
