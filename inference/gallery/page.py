@@ -194,7 +194,7 @@ def _keys(results: list[Result], gallery: Gallery) -> dict[str, list]:
         "confidence": [_rounded(confidence(result)) for result in results],
         "score": [_rounded(gallery.scores.get(name)) for name in ids],
         "name": [ranks[name] for name in names],
-        "length": [len(result.captions[0][0]) for result in results],
+        "length": [len(result.captions[0][0]) or None for result in results],  # None: no caption
         "references": [int(bool(result.references)) for result in results],
     }
     if other := gallery.other:

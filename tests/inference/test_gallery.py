@@ -160,6 +160,13 @@ def test_what_is_sorted_by(tmp_path):
     }  # fmt: skip
 
 
+def test_a_photo_without_a_caption_has_no_length_to_sort_by(tmp_path):
+    results = photos(tmp_path, 2)
+    results[0].captions = [("", -9.0)]
+    write_gallery(tmp_path / "g.html", results, Gallery("t", "a"))
+    assert data_of((tmp_path / "g.html").read_text())["keys"]["length"] == [None, 10]
+
+
 def test_maps_of_words_stand_in_the_card(tmp_path):
     maps = {"1": WordMaps(["caption", "1", ".", "<end>"], (1, 2), bytes(range(8)))}
     write_gallery(tmp_path / "g.html", photos(tmp_path, 2), Gallery("t", "a", maps=maps))

@@ -132,6 +132,7 @@ def test_what_a_card_looks_like(open_page):
     assert gallery.run("getComputedStyle(document.querySelectorAll('.caption')[2]).direction") == "rtl"
     assert gallery.run("getComputedStyle(document.querySelector('h1')).fontWeight") == "600"  # the style applies
     assert gallery.run("document.querySelector('a.photo').getAttribute('href')") == "in/p1.png"
+    assert gallery.run("least.offsetTop === most.offsetTop")  # the bounds of confidence stand in one line
 
 
 def test_maps_by_mouse_and_by_keys(open_page, browser):
