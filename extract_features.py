@@ -242,16 +242,18 @@ class ExtractRun:
         return writer
 
     def print_next(self, encoder) -> None:
-        """Print the line that trains on the file, where the images have a dataset."""
+        """Print the line that trains on the files, where the images have a dataset."""
         flags = self.flags
         if flags.dataset is None:
             return
         images = ["--images", flags.images] if flags.images else []
         data = ["--dataset", flags.dataset, *images, *config_words(flags.dataset_config_file)]
-        own = self.dataset.features_path
-        name = self.path.name if own and self.path.parent == Path(own) else str(self.path)
-        attention = ["--attention", "soft"] if len(encoder.shape) == 3 else []
-        print_next(["train.py", *data, "--features", own_place(self.dataset.parts, name), *attention])
+        own, names = self.dataset.features_path, []
+        for path in self.paths:
+            name = path.name if own and path.parent == Path(own) else str(path)
+            names.append(own_place(self.dataset.parts, name))
+        attention = ["--attention", "soft"] if any(len(shape) == 3 for shape in encoder.shapes) else []
+        print_next(["train.py", *data, "--features", ",".join(names), *attention])
 
     @contextlib.contextmanager
     def saying_how_to_go_on(self):
