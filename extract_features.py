@@ -242,7 +242,7 @@ class ExtractRun:
         return writer
 
     def print_next(self, encoder) -> None:
-        """Print the line that trains on the file, where the images have a dataset."""
+        """Print the line that trains on the files, where the images have a dataset."""
         flags = self.flags
         if flags.dataset is None:
             return

@@ -102,6 +102,10 @@ def check_exportable(captioner: Captioner) -> None:
     config = captioner.config
     if config.paragraphs is not None:
         raise UserError("--model: it writes paragraphs; only models of single sentences can be exported")
+    if config.attention == "updown":
+        raise UserError(
+            "--model: it has --attention updown, which is not exported; soft, spatial and a Transformer are"
+        )
     for spec, extractor in zip(config.specs, captioner.model.extractors):
         if spec.varying:
             raise UserError(

@@ -1,5 +1,7 @@
 """The two LSTMs of Anderson et al. 2018 against a write-up in numpy, and whole sentences against `step`."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from captioning.decoder.updown import UpDownDecoder
 from captioning.errors import UserError
 from captioning.fast.steps import fast_decoder
 from captioning.rows import Packing
+from serving.graphs import check_exportable
 
 KINDS = {
     "map": {},
@@ -107,6 +110,12 @@ def test_every_weight_gets_a_gradient():
     logits, _ = decoder(decoder.prepare(**inputs_of("everything")), captions(), packing, ROW_IMAGE)
     logits.square().sum().backward()
     assert all(p.grad.abs().max() > 0 for p in decoder.parameters())
+
+
+def test_it_is_not_exported():
+    captioner = SimpleNamespace(config=config_of(attention="updown"))
+    with pytest.raises(UserError, match="--attention updown, which is not exported"):
+        check_exportable(captioner)
 
 
 @pytest.mark.parametrize("setting", [{"rnn_arch": "GRU"}, {"num_layers": 2}, {"skip_start_token": True}])

@@ -111,7 +111,7 @@ def test_the_example_writes_the_same_captions(exported, example, tmp_path, beams
         wanted = captioner.caption(memory, Search(beams, length_penalty=penalty))[0][0]
         assert found == wanted.tokens
         texts.add(example.as_text([info["words"][word] for word in found]))
-    assert len(texts) > 1
+    assert len(texts) > 1 or not captioner.config.attention  # untrained models without it may say the same of all
 
 
 def test_tensors_have_names(exported):
