@@ -383,7 +383,8 @@ class InferRun:
                       if (text := other.caption(one)) is not None]  # fmt: skip
             other.scores = scores_of_images(known_captions(beside), score(beside, metrics))[1]
         about = f"Captioned by {model}" if len(self.compared) < 2 else "Two results files side by side"
-        title = f"{len(self.results):,} images of {self.source('a list')}"
+        place, count = self.source(""), len(self.results)
+        title = f"{count:,} image{'s' * (count != 1)}" + (f" of {place}" if place else "")
         write_gallery(s.html, self.results, Gallery(title, about, table, name, of_images, self.maps, other))
 
     def write_earlier(self) -> None:

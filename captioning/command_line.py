@@ -91,7 +91,10 @@ class Parser(argparse.ArgumentParser):
         self._refuse_unknown_flags(words)
         found, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            self.error(f"unexpected argument {unknown[0]} (--help shows what is expected)")
+            remedy = "--help shows what is expected"
+            if unknown[0].startswith("-") and os.path.lexists(unknown[0]):
+                remedy = f"the file of this name is written ./{unknown[0]}"
+            self.error(f"unexpected argument {unknown[0]} ({remedy})")
         typed = vars(found)
         if self.file_flag and typed.get(self.file_flag):
             typed = self.from_file(typed[self.file_flag]) | typed

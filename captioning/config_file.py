@@ -3,6 +3,7 @@
 {"batch_size": 64, "attention": "soft", "load_model": ["a.model", "b.model"]}
 """
 
+from collections import Counter
 from pathlib import Path
 
 from captioning.errors import UserError, one_line
@@ -22,12 +23,19 @@ def read_settings(path: str, option: str) -> dict[str, object]:
         import yaml
     except ImportError as error:
         raise UserError(f"{option} {path}: YAML needs the package PyYAML: pip install pyyaml; or give JSON") from error
+    content = read_bytes(path, option)
     try:
-        table = yaml.safe_load(read_bytes(path, option))
+        table = yaml.safe_load(content)
+        _refuse_repeats(yaml.compose(content, yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{option}: {path} is not valid YAML: {one_line(error)}") from error
     for name in expect(table, dict, f"{option}: {path}"):
         expect(name, str, f"{option}: {path}", "a name")
     return table
+
+
+def _refuse_repeats(root) -> None:
+    """Raises ValueError where the table `root`, a node of PyYAML, has a name twice; PyYAML takes the last value."""
+    names = [name.value for name, _ in root.value] if root is not None and root.id == "mapping" else []
+    if repeated := [name for name, count in Counter(map(str, names)).items() if count > 1]:
+        raise ValueError(f"it has the name {repeated[0]!r} twice")

@@ -27,7 +27,7 @@ def named_images(arguments: Sequence[str], recursive: bool, passed: PassedOver) 
     found: dict[str, str] = {}
     for argument in arguments:
         for path in _images_of(argument, recursive, passed):
-            found.setdefault(os.path.normpath(path), path)
+            found.setdefault(os.path.abspath(path), path)
     if arguments and not found:
         line = passed.line()
         raise UserError(f"no images in {first_few(arguments)}" + (f" ({line})" if line else ""))

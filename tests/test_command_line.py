@@ -39,6 +39,15 @@ def test_defaults_are_filled_in_and_what_was_typed_is_known():
     assert (args.files, args.force, args.typed_flags) == ([], False, {})
 
 
+def test_a_file_whose_name_begins_with_a_dash(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-top.jpg").touch()
+    with pytest.raises(SystemExit):
+        make().parse_args(["-top.jpg"])
+    assert "unexpected argument -top.jpg (the file of this name is written ./-top.jpg)" in capsys.readouterr().err
+    assert make().parse_args(["./-top.jpg"]).files == ["./-top.jpg"]
+
+
 def test_one_parser_parses_twice():
     parser = make()
     assert parser.parse_args(["--rate", "2"]).rate == 2

@@ -183,7 +183,9 @@ def require_tensorboard():
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError(f"--tensorboard needs the package tensorboard ({error}): pip install tensorboard") from error
+        raise UserError(
+            f"--logger tensorboard needs the package tensorboard ({error}): pip install tensorboard"
+        ) from error
     return SummaryWriter
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -35,6 +36,16 @@ def infer(world, script, tmp_path, monkeypatch):
 
 def ids(out: str) -> list[str]:
     return [line.partition(": ")[0] for line in out.splitlines()]
+
+
+def test_the_title_of_a_gallery_says_where_its_images_are_from(infer):
+    def title(*arguments) -> str:
+        assert infer(*arguments, "--html", "g.html").status == 0
+        return Path("g.html").read_text(encoding="utf-8").partition("<title>")[2].partition("</title>")[0]
+
+    assert title("holiday") == "2 images of holiday"
+    assert title("holiday/a.jpg") == "1 image"
+    assert title("holiday/a.jpg", "photos.zip") == "2 images"
 
 
 def test_folders_zips_patterns_and_files(infer):

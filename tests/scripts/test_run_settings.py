@@ -126,6 +126,7 @@ def test_files_of_settings_that_cannot_be_read(settings, script, content, told):
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("a: &a [*a]", "unknown setting 'a'"),
         ("seed: 2020-01-01", "not a value that it takes"),
+        ("seed: 1\nepochs: 2\nseed: 3", "is not valid YAML: it has the name 'seed' twice"),
     ],
 )
 def test_yaml_that_cannot_be_read(settings, script, content, told):

@@ -56,7 +56,17 @@ def test_a_port_that_is_taken_is_one_line(script):
     assert (done.status, done.err.count("\n")) == (2, 1) and "--port 0 takes one that is free" in done.err
 
 
-def test_a_missing_package_is_one_line(script, monkeypatch):
-    monkeypatch.setattr("serving.packages.find_spec", lambda name: None)
+def find_nothing(name: str) -> None:
+    """What find_spec says of a package that is not there."""
+
+
+def hide(name: str):
+    """What find_spec does where an import hook hides a package."""
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.mark.parametrize("find_spec", [find_nothing, hide])
+def test_a_missing_package_is_one_line(script, monkeypatch, find_spec):
+    monkeypatch.setattr("serving.packages.find_spec", find_spec)
     done = script("serve.py")
     assert done.status == 2 and "pip install starlette uvicorn python-multipart" in done.err

@@ -116,6 +116,12 @@ def test_a_server_that_is_lost_does_not_end_the_run(tmp_path, monkeypatch, capsy
     assert told == f"warning: --logger {name} failed and is left out from now on: the server is gone\n"
 
 
+def test_a_missing_tensorboard_is_named_by_its_flag(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="^--logger tensorboard needs the package tensorboard"):
+        require_packages(["tensorboard"])
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_package_that_is_missing_or_does_not_start(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
