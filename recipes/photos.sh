@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The bundled model, from images to scores. It begins with the model of recipes/flickr8k.sh, whose encoder and decoder know
-# Flickr8k. It gets more words, and two more features at every word: EfficientNet-Lite2's mean map and its classes. Then it
-# learns everyday photos too: cross-entropy, self-critical training, the mean of several epochs. Run it again after an
-# interruption: it goes on where it was.
+# A captioner of everyday photos, from images to scores. It begins with the model of recipes/flickr8k.sh, whose encoder
+# and decoder know Flickr8k. It gets more words, and two more features at every word: EfficientNet-Lite2's mean map and
+# its classes. Then it learns everyday photos too: cross-entropy, self-critical training, the mean of several epochs. Run
+# it again after an interruption: it goes on where it was.
 #
 #     IMAGES=/data/Flickr8k_Dataset SPLIT=dataset_flickr8k.json EVERYDAY=/data/everyday bash recipes/photos.sh
 #
@@ -80,10 +80,10 @@ train "${data[@]}" --mix 0.5,3 --validate everyday:dev --validation_beam_size 3 
 # 2. Self-critical training.
 train "${data[@]}" --mix 1,2 --validate flickr8k:val --model_name sc --load_model "$WORK/models/xe/ep2.model" \
     --self_critical_from_epoch 0 --optimizer adam --weight_decay 0 --ema 0.99 --lr_scheduler cosine --learning_rate 6e-5 \
-    --num_batches 150 --num_epochs 6
+    --num_batches 150 --num_epochs 5
 
 # 3. The mean of epochs in one small file, how sure its captions are, and its scores.
-run ./average_models.py "$WORK"/models/sc/ep{4,5,6}.model --half --length_penalty 0.8 \
+run ./average_models.py "$WORK"/models/sc/ep{3,4,5}.model --half --length_penalty 0.8 \
     --calibrate flickr8k:val+everyday:dev "${config[@]}" --force --output "$WORK/photos.model"
 for dev in flickr8k:val everyday:dev; do
     run ./infer.py --model "$WORK/photos.model" --dataset $dev "${config[@]}" --scoring bleu,cider,rouge,meteor \

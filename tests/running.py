@@ -23,8 +23,10 @@ class Result:
 
 def run_here(script: str, *arguments) -> Result:
     """Run `script` ("train.py") with `arguments` in this process, which spares the import of torch each time."""
-    from captioning.errors import run
+    from captioning.errors import note_once, run, warn_once
 
+    for once in (note_once, warn_once):  # a process of its own would not have said anything yet
+        once.cache_clear()
     module = importlib.import_module(script.removesuffix(".py"))
     out, err = io.StringIO(), io.StringIO()
     old_argv, sys.argv = sys.argv, [script, *map(str, arguments)]

@@ -22,7 +22,12 @@ README = blocks("README.md")
 def clone(tmp_path_factory):
     """The toolkit in a folder of its own, beside a COCO of a few pictures and a cache with ResNet-152's weights."""
     root = tmp_path_factory.mktemp("walkthrough")
-    folders = [file for name in ("captioning", "training", "inference") for file in ROOT.glob(f"{name}/**/*.py")]
+    folders = [
+        file
+        for name in ("captioning", "training", "inference")
+        for file in ROOT.glob(f"{name}/**/*.*")
+        if file.suffix != ".pyc"
+    ]
     data = [ROOT / "datasets/datasets.conf", ROOT / "models/flickr8k.model"]
     for file in [*ROOT.glob("*.py"), *folders, *data]:
         target = root / "clone" / file.relative_to(ROOT)
