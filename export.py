@@ -27,7 +27,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 def parse_args(argv=None) -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/flickr8k.model)")
+    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/photos.model)")
     add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
     add("--output_dir", metavar="DIR", required=True, help="folder for encoder.onnx, step.onnx and captioner.json")
     add("--int8", action="store_true", help="write weights and activations in 8 bits (default: float32)")

@@ -28,7 +28,7 @@ GRACE = 20  # seconds that requests have to end when the server does
 def parse_args(argv=None) -> Namespace:
     parser = Parser(__doc__)
     add = parser.group("model")
-    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/flickr8k.model)")
+    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/photos.model)")
     add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: cuda or mps where there is one)")
     add("--cpu", action="store_true", help="the same as --device cpu")

@@ -27,7 +27,7 @@ def parse_args(argv=None) -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("images", nargs="+", metavar="PHOTO", help="photos to caption")
-    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/flickr8k.model)")
+    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/photos.model)")
     add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
     add("--output", metavar="FILE", help=".png, .svg, .pdf (a page a photo) or folder (default: PHOTO_attention.png)")
     add("--beam_size", default=3, metavar="K", help="beams; 1 is greedy")

@@ -7,7 +7,7 @@ from captioning.command_line import Parser
 from captioning.errors import UserError
 
 MOST_PENALTY = 50  # lengths to this power are still numbers
-BUNDLED = Path(__file__).resolve().parents[1] / "models" / "flickr8k.model"
+BUNDLED = Path(__file__).resolve().parents[1] / "models" / "photos.model"
 
 
 def model_path(typed: str | None) -> Path:
@@ -38,7 +38,7 @@ def add_images(add) -> None:
 
 
 def add_model(add) -> None:
-    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/flickr8k.model)")
+    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/photos.model)")
     add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
     add("--vocab", metavar="FILE", help="vocabulary of the same size to use instead of the model's own")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: cuda or mps where there is one)")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The bundled model, from images to scores: cross-entropy with the encoder's last blocks fine-tuned, then self-critical
+# A model of Flickr8k, from images to scores: cross-entropy with the encoder's last blocks fine-tuned, then self-critical
 # training, then the mean of several models. Run it again after an interruption: it goes on where it was.
 #
 #     IMAGES=/data/Flickr8k_Dataset SPLIT=dataset_flickr8k.json bash recipes/flickr8k.sh

@@ -28,7 +28,7 @@ def clone(tmp_path_factory):
         for file in ROOT.glob(f"{name}/**/*.*")
         if file.suffix != ".pyc"
     ]
-    data = [ROOT / "datasets/datasets.conf", ROOT / "models/flickr8k.model"]
+    data = [ROOT / "datasets/datasets.conf", ROOT / "models/photos.model"]
     for file in [*ROOT.glob("*.py"), *folders, *data]:
         target = root / "clone" / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)

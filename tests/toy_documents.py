@@ -213,8 +213,8 @@ def _models(root: Path) -> None:
             shutil.copy(root / f"models/{made}/best.model", target)
     shutil.copy(root / "models/a/train_stats.json", root / "models/b")
     (root / "models/attentive").mkdir()
-    for name in ("attentive/best", "flickr8k"):
-        shutil.copy(ROOT / "models/flickr8k.model", root / f"models/{name}.model")
+    for name in ("attentive/best", "photos"):
+        shutil.copy(ROOT / "models/photos.model", root / f"models/{name}.model")
     (root / "old").mkdir()
     save(OldModel(features=(["resnet.lmdb"], [])).contents, root / "old/ep4.model")
     shutil.copy(root / "vocab.pkl", root / "old/vocab.pkl")

@@ -1,6 +1,6 @@
 """The HTML gallery of photos and their captions: one page, beyond EMBEDDED photos with a folder of thumbnails.
 
-    write_gallery("holiday.html", results, Gallery("80 images of holiday", "Captioned by flickr8k.model"))
+    write_gallery("holiday.html", results, Gallery("80 images of holiday", "Captioned by photos.model"))
 
 The page has the cards of its first photos as HTML, which any browser shows. Its script sorts, filters and turns pages;
 it makes the cards of later pages from texts that the page holds. Nothing is loaded but thumbnails, so that the page

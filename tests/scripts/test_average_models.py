@@ -117,14 +117,14 @@ def test_a_length_penalty_in_the_file_is_infers_default(models, tmp_path):
 def test_another_image_size(tmp_path, models):
     """A model from pixels then sees larger images, as with infer.py --resize; one from feature files cannot."""
     size = ["--image_size", 160, "--half", "--output", tmp_path / "large.model"]
-    bundled = ROOT / "models" / "flickr8k.model"
+    bundled = ROOT / "models" / "photos.model"
     assert run_here("average_models.py", bundled, *size).status == 0
     captioner = load_captioner(tmp_path / "large.model")
     assert (captioner.size, captioner.transform.size, captioner.config.specs[0].shape) == (160, 160, (1280, 5, 5))
     pixels = torch.randint(0, 256, (1, 3, 160, 160), dtype=torch.uint8)
-    memory = captioner.encode(pixels, [None])
+    memory = captioner.encode(pixels, [None] * 3)
     assert memory.values.shape[1] == 25
-    expected = load_captioner(bundled).encode(pixels, [None])
+    expected = load_captioner(bundled).encode(pixels, [None] * 3)
     assert torch.allclose(memory.values, expected.values)
     done = run_here("average_models.py", models[0], "--image_size", 160, "--output", tmp_path / "x.model")
     assert done.status == 2 and "map.lmdb" in done.err
