@@ -88,7 +88,7 @@ def test_photos_and_attention(world, tmp_path):
     """A broken photo is named once; attention of all images comes into one file, in their order."""
     photos = tmp_path / "photos"
     photos.mkdir()
-    for path in sorted((world / "images/val").iterdir())[:5]:
+    for path in sorted((world / "images/val").glob("*.jpg"))[:5]:
         (photos / path.name).write_bytes(path.read_bytes())
     (photos / "COCO_val_000000000026.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
     flags = ["--image_dir", photos, "--cpu", "--batch_size", 1]
