@@ -227,6 +227,9 @@ class InferRun:
                 path = self.file.path
                 raise UserError(f"--resume: {path} has image {result.image_id!r}, which is not among those to caption")
             result.image_id, result.path, result.references = self.style.id_of(item), item.path, item.captions
+            if self.style.min_confidence is None and result.unsure:
+                advice = "give the same, or begin anew with --force"
+                raise UserError(f"--resume: {self.file.path} was begun with --min_confidence: {advice}")
             if self.style.min_confidence is not None:
                 withhold_earlier(result, self.style.min_confidence, self.file.path)
         done = {id_text(result.image_id) for result in self.file.earlier}

@@ -328,11 +328,18 @@ class Captioner:
         return fast_decoder(self.model.sentence_decoder)
 
     @torch.inference_mode()
-    def caption(self, memory: ImageMemory, search: Search, decoder=None) -> list[list[Caption]]:
-        """Captions of the B images of `memory`, `search.n_best` each, best first. decoder: of `ready_decoder`.
+    def caption(
+        self, images: ImageMemory | Sequence, search: Search | None = None, decoder=None
+    ) -> list[list[Caption]]:
+        """Captions of B images, `search.n_best` each, best first.
 
-        Raises UserError where training left weights that are no finite numbers.
+        images: what `encode` gave, or a list of photos as `caption_photos` takes them. search: None for that of
+        `infer.py`. decoder: of `ready_decoder`. Raises UserError for a photo that cannot be read, and where training
+        left weights that are no finite numbers.
         """
+        if isinstance(images, list | tuple):
+            return self.caption_photos(images, search)
+        memory, search = images, search or self.default_search()
         self.model.eval()
         decoder = decoder or self.ready_decoder()
         if self.config.paragraphs is not None:

@@ -407,7 +407,7 @@ def _take_json_caption(entry: dict, place: str, words: bool, result: Result) -> 
     text = member(entry, "text" if words else "caption", str, place)
     log_prob = float(member(entry, "log_prob", float, place)) if "log_prob" in entry else math.nan
     result.captions.append((text, log_prob))
-    result.unsure = result.captions[0][0] == ""
+    result.unsure = entry.get("unsure") is True
     result.shown += [member(entry, "caption", str, place)] if words else []
     _take_figures(result, entry, place)
 

@@ -112,7 +112,7 @@ class RunFolder:
 
     def write_config(self) -> None:
         with atomic_write(self.path / "config.json") as file:
-            json.dump(self.flags, file, indent=2)
+            file.write(json.dumps(self.flags, indent=2) + "\n")
 
     # ---- going on ----
 

@@ -28,4 +28,7 @@ def is_readable_name(name: str) -> bool:
 @functools.cache
 def heif_is_there() -> bool:
     """Whether the package for HEIC images is installed."""
-    return importlib.util.find_spec("pillow_heif") is not None
+    try:
+        return importlib.util.find_spec("pillow_heif") is not None
+    except (ImportError, ValueError):  # an import hook hides it
+        return False

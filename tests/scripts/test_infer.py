@@ -331,6 +331,7 @@ def test_photos_from_python_are_captioned_as_by_the_script(world, odd_photos, we
     assert any("exif" in image.info for image in images)  # they are the caller's, and stay as they were
     several = captioner.caption_photos([str(odd_photos[0])], Search(beam_size=3, n_best=2))
     assert len(several[0]) == 2 and captioner.caption_photos([]) == []
+    assert captioner.caption([*odd_photos, *images]) == captioner.caption_photos([*odd_photos, *images])
 
 
 def test_the_models_length_penalty_and_what_cannot_be_read(world, odd_photos, tmp_path):
@@ -379,6 +380,15 @@ def test_confidences_in_every_format_that_has_room(world, calibrated, infer_data
     photo = world / "images" / NAMES[0]
     done = infer_here(world / calibrated, photo, "--with_scores")
     assert re.fullmatch(r".*  \(log-probability -\d+\.\d\d, confidence 0\.\d\d\)\n", done.out), done.out
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_results_that_are_held_to_a_confidence_are_not_added_to_without(calibrated, infer_dataset, tmp_path, form):
+    out = tmp_path / f"o.{form}"
+    flags = ("--output_file", out, "--with_scores")
+    assert infer_dataset("c:bare", *flags, "--min_confidence", 0.99, weights=calibrated).status == 0
+    done = infer_dataset("c:bare", *flags, "--resume", weights=calibrated)
+    assert done.status == 2 and "was begun with --min_confidence: give the same" in done.err
 
 
 def infer_here(model, *arguments):
