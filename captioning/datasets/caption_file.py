@@ -36,8 +36,9 @@ class CaptionFile(CaptionDataset):
         super().__init__(params)
         if not self.caption_path and params.extra.get("captions_path"):
             self.caption_path = params.path(params.extra["captions_path"])
-        layout = read_layout(self.require_caption_path(), f"--dataset {self.name}")
-        photos, self.about_splits = photos_of_split(layout, params.subset, self.name)
+        source = f"{params.option} {self.name}"
+        layout = read_layout(self.require_caption_path(), source)
+        photos, self.about_splits = photos_of_split(layout, params.subset, source)
         photos.sort(key=lambda photo: photo.name)
         self.finder = PhotoFinder([photo.name for photo in photos], layout, self.image_dir)
         self.image_dir = self.finder.folders[0]
@@ -60,7 +61,7 @@ class CaptionFile(CaptionDataset):
         if not self.finder.found:
             looked = first_few(self.finder.looked_in)
             what = f"none of its {len(self.items)} images is in {looked}"
-            raise UserError(f"--dataset {self.name}: {what}: say where they are with --images DIR")
+            raise UserError(f"{self.params.option} {self.name}: {what}: say where they are with --images DIR")
 
 
 def cleaned(photos: Iterable[Photo], source: str) -> Iterator[tuple[Photo, list[str]]]:
@@ -86,10 +87,11 @@ def suitable_threshold(dataset: CaptionDataset, tell: bool = True) -> int:
     return threshold
 
 
-def photos_of_split(layout: Layout, split: str | None, name: str) -> tuple[list[Photo], str]:
+def photos_of_split(layout: Layout, split: str | None, source: str) -> tuple[list[Photo], str]:
     """The images of a split of `layout`, all where it is None, and a few words on its splits.
 
-    name: of the dataset, for errors. Raises UserError where the layout has no such split, and where it has no image.
+    source: the flag and the name of the dataset, for errors. Raises UserError where the layout has no such split, and
+    where it has no image.
     """
     splits = layout.splits()
     told = ", ".join(f"{one} {count:,}" for one, count in splits.items())
@@ -98,7 +100,7 @@ def photos_of_split(layout: Layout, split: str | None, name: str) -> tuple[list[
         return merged(layout.photos.values()), f"all splits together ({told})" if splits else ""
     if splits:
         if wanted not in splits:
-            raise UserError(f"--dataset {name}: {layout.path} has no split {split!r}; it has {told}")
+            raise UserError(f"{source}: {layout.path} has no split {split!r}; it has {told}")
         photos = [photo for photo in layout.photos.values() if photo.split == wanted]
         words = f"split {wanted} of {told}"
         if wanted == "train" and "restval" in splits:
@@ -106,11 +108,11 @@ def photos_of_split(layout: Layout, split: str | None, name: str) -> tuple[list[
         return merged(photos), words
     if wanted not in SHARES:
         hint = "train, val and test are made by a hash of the names"
-        raise UserError(f"--dataset {name}: {layout.path} has no splits, so there is no {split!r}; {hint}")
+        raise UserError(f"{source}: {layout.path} has no splits, so there is no {split!r}; {hint}")
     photos = [photo for photo in layout.photos.values() if split_of(photo.name) == wanted]
     if not photos:
         few = f"none of its {len(layout.photos)} images falls to {wanted} by the hash of its name"
-        raise UserError(f"--dataset {name}: {few}: train with --val_fraction instead")
+        raise UserError(f"{source}: {few}: train with --val_fraction instead")
     return merged(photos), f"{wanted} by a hash of the names ({SHARES[wanted]:.0%})"
 
 

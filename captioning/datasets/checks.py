@@ -79,7 +79,11 @@ def _by_row(params: DatasetParams, findings: Findings) -> Iterator[CheckedPhoto]
         findings.add("unusable entries", place, "", text)
     note_once(f"{params.name}: {'; '.join([layout.kind, *layout.notes])}")
     whole = not params.subset and layout.splits()
-    photos = list(layout.photos.values()) if whole else photos_of_split(layout, params.subset, params.name)[0]
+    photos = (
+        list(layout.photos.values())
+        if whole
+        else photos_of_split(layout, params.subset, f"{params.option} {params.name}")[0]
+    )
     finder = PhotoFinder([photo.name for photo in photos], layout, params.image_dir)
     for photo in photos:
         yield CheckedPhoto(photo, finder.path(photo.name), photo.split if whole else params.name)

@@ -39,6 +39,7 @@ class DatasetParams:
     subset: str | None = None
     extra: dict[str, str] = field(default_factory=dict)
     config_path: str | None = None
+    option: str = "--dataset"  # the flag that named it, for errors
     bases: tuple[Path, ...] = ()  # folders where relative paths may begin, the first that has the path counts
 
     def path(self, value: str) -> str:
@@ -90,7 +91,8 @@ def get_datasets(
         place = None if name.partition(":")[0] in known else as_path(name)
         if place is None:
             _refuse(name, known, path, config_file, option)
-        found.append(DatasetParams(name, OF_PATHS, image_dir=images, caption_path=place[0], subset=place[1]))
+        where = {"image_dir": images, "caption_path": place[0], "subset": place[1]}
+        found.append(DatasetParams(name, OF_PATHS, **where, option=option))
         of_paths += 1
     if images and not of_paths and option != "--validate":
         raise UserError(f"--images {images}: {option} {spec} is a section of {path}, which says where its images are")

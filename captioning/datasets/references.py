@@ -21,7 +21,7 @@ def read_references(path, option: str = "--ground_truth") -> dict[str, list[str]
     pairs = _of_json(place, option) if place.lower().endswith(".json") and split is None else None
     if pairs is None:
         layout = read_layout(place, option)
-        photos = photos_of_split(layout, split, str(path))[0]
+        photos = photos_of_split(layout, split, f"{option} {path}")[0]
         pairs = [(photo.image_id, texts) for photo, texts in cleaned(photos, layout.path)]
     if not any(texts for _, texts in pairs):
         raise UserError(f"{option}: {path} has no captions")

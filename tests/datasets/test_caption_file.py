@@ -263,3 +263,10 @@ def test_images_in_a_zip_file_and_none_at_all(tmp_path):
         open_dataset(str(tmp_path / "c.csv")).require_images()
     with pytest.raises(UserError, match="--images: no such folder: gone"):
         open_dataset(str(tmp_path / "c.csv"), images="gone")
+
+
+@pytest.mark.parametrize("option", ["--dataset", "--captions", "--validate"])
+def test_errors_name_the_flag_that_was_typed(tmp_path, option):
+    (tmp_path / "notes.py").write_text("import this\n")
+    with pytest.raises(UserError, match=f"^{option} .*notes.py: "):
+        open_dataset(str(tmp_path / "notes.py"), option=option)
