@@ -22,7 +22,7 @@ GZIP = 1  # of these
 LARGEST_CHUNK = 2**27  # bytes
 MOST_GZIP = 1032  # times: how much larger than its gzip form anything can be
 SPARE = 2**16  # bytes that filters may add to a chunk
-MOST_SECONDS = 30  # to read the texts of a file, most of them for starting Python
+MOST_SECONDS = 15  # to read the texts of a file, most of them for starting Python
 READ_TEXTS = """import h5py, sys
 with h5py.File(sys.argv[1], "r") as file:
     for owner in file, file["data"]:
