@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Iterable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from captioning import signals
@@ -216,6 +217,14 @@ if in_script():
     use_utf8()
     signals.leave_at_once()
     sys.excepthook = show_fault
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be found, without importing it."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # an import hook hides it, or sys.modules has None in its place
+        return False
 
 
 def warn(message: str) -> None:

@@ -23,7 +23,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -383,52 +383,54 @@ def _read_jsonl(text: str, unfinished: bool, words: bool) -> list[Result]:
     lines = text.split("\n")
     if unfinished:
         lines.pop()  # it is empty, or was cut off
-    return [_result(parse_json(line), f"line {number}", words) for number, line in enumerate(lines, 1) if line]
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line]
+    return [_result(parse_json(line), f"line {number}", words, _take_jsonl_caption) for number, line in numbered]
 
 
 def _read_json(text: str, unfinished: bool, words: bool) -> list[Result]:
     """The results in a finished json file, whose words are texts."""
-    results = []
-    for number, entry in enumerate(expect(parse_json(text), list, "the file", "the results"), 1):
-        place = f"entry {number}"
-        several = expect(member(entry, "n_best", list, place) if "n_best" in entry else [entry], list, place, "n_best")
-        results.append(Result(member(entry, "image_id", (int, str), place), []))
-        for one in several:
-            if ("text" in expect(one, dict, place, "n_best")) != words:
-                raise ValueError(f"{place} has {'no ' if words else ''}words: same flags as before?")
-            _take_json_caption(one, place, words, results[-1])
-        if not several:
-            raise ValueError(f"{place} has no caption")
-    return results
+    entries = expect(parse_json(text), list, "the file", "the results")
+    return [_result(entry, f"entry {n}", words, _take_json_caption) for n, entry in enumerate(entries, 1)]
 
 
-def _take_json_caption(entry: dict, place: str, words: bool, result: Result) -> None:
-    """Add a caption of a json file to `result`."""
-    text = member(entry, "text" if words else "caption", str, place)
-    log_prob = float(member(entry, "log_prob", float, place)) if "log_prob" in entry else math.nan
-    result.captions.append((text, log_prob))
-    result.unsure = entry.get("unsure") is True
-    result.shown += [member(entry, "caption", str, place)] if words else []
-    _take_figures(result, entry, place)
+def _result(entry, place: str, words: bool, take: Callable) -> Result:
+    """The result in an object of a json or jsonl file.
 
-
-def _result(entry, place: str, words: bool) -> Result:
-    """The result in an object of a jsonl file."""
+    take(result, object of a caption, place, place within, words) adds one of its captions, with its words if `words`.
+    """
     result = Result(member(entry, "image_id", (int, str), place), [])
     several = expect(entry.get("n_best", [entry]), list, place, "n_best")
     for number, one in enumerate(several):
-        within = f"n_best[{number}]" if "n_best" in entry else ""
-        text = member(one, "caption", str, place, within)
-        result.captions.append((text, float(member(one, "log_prob", float, place, within))))
-        _take_figures(result, one, place, within)
-        if ("words" in one) != words:
-            raise ValueError(f"{place} has {'no ' if words else ''}words: same flags as before?")
-        if words:
-            steps = member(one, "words", list, place, within)
-            result.words.append([_step(step, place, f"words[{n}]") for n, step in enumerate(steps)])
+        take(result, one, place, f"n_best[{number}]" if "n_best" in entry else "", words)
     if not several:
         raise ValueError(f"{place} has no caption")
     return result
+
+
+def _take_json_caption(result: Result, entry, place: str, within: str, words: bool) -> None:
+    shown = member(entry, "caption", str, place, within)
+    _check_words("text" in entry, words, place)
+    log_prob = float(member(entry, "log_prob", float, place, within)) if "log_prob" in entry else math.nan
+    result.captions.append((member(entry, "text", str, place, within) if words else shown, log_prob))
+    result.unsure = entry.get("unsure") is True
+    result.shown += [shown] if words else []
+    _take_figures(result, entry, place, within)
+
+
+def _take_jsonl_caption(result: Result, entry, place: str, within: str, words: bool) -> None:
+    text = member(entry, "caption", str, place, within)
+    result.captions.append((text, float(member(entry, "log_prob", float, place, within))))
+    _take_figures(result, entry, place, within)
+    _check_words("words" in entry, words, place)
+    if words:
+        steps = member(entry, "words", list, place, within)
+        result.words.append([_step(step, place, f"words[{n}]") for n, step in enumerate(steps)])
+
+
+def _check_words(there: bool, words: bool, place: str) -> None:
+    """Raises ValueError where a caption has words and should not, or the reverse."""
+    if there != words:
+        raise ValueError(f"{place} has {'no ' if words else ''}words: same flags as before?")
 
 
 def _take_figures(result: Result, entry: Mapping, place: str, within: str = "") -> None:

@@ -4,7 +4,8 @@ Whether a file that ends so is an image is for `captioning.images.image_file` to
 """
 
 import functools
-import importlib.util
+
+from captioning.errors import is_installed
 
 HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
 HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
@@ -28,7 +29,4 @@ def is_readable_name(name: str) -> bool:
 @functools.cache
 def heif_is_there() -> bool:
     """Whether the package for HEIC images is installed."""
-    try:
-        return importlib.util.find_spec("pillow_heif") is not None
-    except (ImportError, ValueError):  # an import hook hides it
-        return False
+    return is_installed("pillow_heif")

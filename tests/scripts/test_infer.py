@@ -526,6 +526,7 @@ def test_resuming_keeps_rows_of_features_without_keys(infer_dataset, tmp_path):
         ("o.jsonl", '{"image_id": 999, "caption": "A dog.", "log_prob": -1.0}\n'),
         ("o.jsonl", "hello\n"),
         ("o.json", "hello"),
+        ("o.json", "[3]"),
         ("o.json", '[{"image_id": 10, "caption": 3}]'),
         ("o.json", '[{"image_id": 10, "n_best": []}]'),
         ("o.json", '[{"image_id": 10, "caption": "a=0.5", "text": "a"}]'),

@@ -67,6 +67,6 @@ def hide(name: str):
 
 @pytest.mark.parametrize("find_spec", [find_nothing, hide])
 def test_a_missing_package_is_one_line(script, monkeypatch, find_spec):
-    monkeypatch.setattr("serving.packages.find_spec", find_spec)
+    monkeypatch.setattr("captioning.errors.find_spec", find_spec)
     done = script("serve.py")
     assert done.status == 2 and "pip install starlette uvicorn python-multipart" in done.err
