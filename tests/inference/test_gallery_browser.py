@@ -188,4 +188,4 @@ def test_two_results_files_side_by_side(open_page):
     gallery.set("#filter", "differ")
     gallery.set("#sort", "difference -1")
     assert gallery.shown()[:4] == [3, 10, 11, 12]  # the Arabic one, and those without a caption B
-    assert "no caption" in gallery.run("document.querySelectorAll('.both')[1].innerText")
+    assert "no caption" in gallery.run("document.querySelectorAll('.both')[1].textContent")

@@ -181,7 +181,7 @@ def test_what_cannot_be_exported_is_one_line(script, tmp_path):
 
 
 def test_a_missing_package_is_one_line(script, tmp_path, monkeypatch):
-    monkeypatch.setattr("serving.packages.find_spec", lambda name: None)
+    monkeypatch.setattr("captioning.errors.find_spec", lambda name: None)
     done = script("export.py", "--output_dir", tmp_path)
     assert done.status == 2
     assert "pip install onnx onnxscript onnxruntime" in done.err
