@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "training": "model data_loader vocabulary captioning",
     "inference": "model data_loader vocabulary captioning",
     "serving": "model vocabulary captioning",
-    "model": "vocabulary captioning",
+    "model": "captioner",
+    "captioner": "vocabulary captioning",
     "data_loader": "vocabulary captioning",
     "vocabulary": "captioning",
     "captioning.batches": "captioning.datasets captioning.features captioning.images captioning.text captioning.config",
@@ -39,9 +40,10 @@ MOST_FILES = {"": 19, "captioning": 19, "training": 19, "inference": 17}
 HEAVY = {"starlette", "uvicorn", "onnx", "onnxruntime"}
 HEAVY |= {"torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "nltk", "lmdb", "pycocotools", "pycocoevalcap"}
 WHOLES = {"model", "data_loader", "vocabulary"}
+FOLDERS = ("captioning", "captioner", "training", "inference", "serving")
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for pattern in ("*.py", "captioning/**/*.py", "training/**/*.py", "inference/**/*.py", "serving/*.py")
+    for pattern in ("*.py", *(f"{folder}/**/*.py" for folder in FOLDERS))
     for path in sorted(ROOT.glob(pattern))
     if path.name != "__init__.py"
 }
