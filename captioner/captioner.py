@@ -215,11 +215,27 @@ class Captioner:
         attended = [None] * len(captions) if weights is None else [x.float().cpu() for x in packing.by_row(weights)]
         return list(zip(attended, log_probs))
 
-    def default_search(self) -> Search:
-        """How infer.py writes where no flag says how: with three beams; with a model of DeepCaption as that did."""
-        if self.info.get("made_by") == "DeepCaption":
+    @property
+    def of_deepcaption(self) -> bool:
+        """Whether DeepCaption trained the model."""
+        return self.info.get("made_by") == "DeepCaption"
+
+    def default_search(
+        self,
+        deepcaption: bool = True,
+        beam_size: int | None = None,
+        n_best: int = 1,
+        length_penalty: float | None = None,
+    ) -> Search:
+        """How infer.py and serve.py write: with three beams, or `n_best` where that is more.
+
+        deepcaption: whether a model of DeepCaption writes as that did, greedily and with <unk>; the rest then counts
+        for other models only. length_penalty: None for that of the model's file.
+        """
+        if deepcaption and self.of_deepcaption:
             return Search(allow_unk=True)
-        return Search(BEAMS, length_penalty=self.length_penalty)
+        penalty = self.length_penalty if length_penalty is None else length_penalty
+        return Search(beam_size or max(BEAMS, n_best), length_penalty=penalty, n_best=n_best)
 
     def caption_photos(
         self, photos: Sequence, search: Search | None = None, batch_size: int = 32

@@ -110,6 +110,7 @@ def test_no_folder_holds_too_many_files():
 
 NEED_NO_TORCH = {"vocabulary", "captioning.errors", "captioning.files", "captioning.config", "captioning.command_line"}
 NEED_NO_TORCH |= {"captioning.batches.sampler", "training.flags", "inference.flags", "training.settings"}
+NEED_NO_TORCH |= {"inference.run.images", "inference.run.outputs", "inference.run.report"}
 NEED_NO_TORCH |= {
     name for name in FILES if part(name) in ("captioning.datasets", "captioning.text", "captioning.images")
 }
