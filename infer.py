@@ -40,7 +40,9 @@ from captioning.files import require_file, require_model_file
 from captioning.text.cleaning import id_text
 from inference.caption_files import read_results
 from inference.lemmas import LemmaRules
-from inference.results import PartFile, Result, ResultsFile, Style, format_of
+from inference.results.files import PartFile, ResultsFile
+from inference.results.formats import format_of
+from inference.results.result import Result, Style
 from inference.run.images import ImageFlags, check_feature_files, check_names, with_items
 from inference.run.outputs import OutputFlags, compared_results, take_earlier
 from inference.run.report import GalleryPlan, print_captions, report_scores

@@ -19,9 +19,7 @@ from captioning.files import atomic_write, check_writable, remove_leftovers
 from captioning.images.description import require_package, with_description
 from captioning.images.kinds import EXTENSIONS
 from captioning.images.zip_file import read_member, split_path
-from inference.results import Result
-
-EXISTING = ("skip", "overwrite", "append")
+from inference.results.result import Result
 
 
 class _Output:

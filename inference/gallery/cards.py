@@ -13,7 +13,7 @@ from captioning.errors import shown
 from captioning.images.zip_file import split_path
 from captioning.text.cleaning import printable
 from inference.gallery.comparison import Comparison, Ranges, differing
-from inference.results import Result
+from inference.results.result import Result
 
 NOT_SURE = 0.3  # confidence below which a caption is shown as doubtful
 ABSENT = '<p class="absent">no caption</p>'  # the model was not sure enough of any

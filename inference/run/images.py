@@ -20,7 +20,7 @@ from captioning.errors import UserError, first_few, note, script_name
 from captioning.images.listing import PassedOver
 from inference.image_arguments import holds_images, named_images
 from inference.image_outputs import outside
-from inference.results import Style
+from inference.results.result import Style
 
 
 @dataclass(frozen=True)

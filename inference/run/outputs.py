@@ -21,7 +21,9 @@ from captioning.files import check_writable, is_plain
 from captioning.text.cleaning import id_text
 from inference.flags import BUNDLED
 from inference.image_outputs import Copies, Sidecars
-from inference.results import PartFile, Result, ResultsFile, Style, format_of
+from inference.results.files import PartFile, ResultsFile
+from inference.results.formats import format_of
+from inference.results.result import Result, Style
 
 
 @dataclass(frozen=True)

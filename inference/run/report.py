@@ -11,7 +11,7 @@ from captioning.text.cleaning import printable
 from inference.gallery.cards import WordMaps
 from inference.gallery.comparison import Comparison
 from inference.gallery.page import Gallery, write_gallery
-from inference.results import NOT_SURE, Result, shown_texts
+from inference.results.result import NOT_SURE, Result, shown_texts
 
 
 def print_captions(item: ImageItem, result: Result, scores: bool = False) -> None:

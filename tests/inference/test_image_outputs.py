@@ -12,7 +12,7 @@ from PIL import Image
 from captioning.datasets.base import ImageItem
 from captioning.errors import UserError
 from inference.image_outputs import Copies, Sidecars, outside
-from inference.results import Result
+from inference.results.result import Result
 
 
 def items_of(*paths) -> list[ImageItem]:
