@@ -28,6 +28,7 @@ from captioning.batches.captions import CaptionIds
 from captioning.batches.inputs import Input
 from captioning.batches.pixels import PhotoLoader, StoryPixels, stacked, with_files
 from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler, LoaderSettings
+from captioning.batches.shard_sampler import ShardBatchSampler, shard_numbers
 from captioning.cores import own_cores
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
@@ -177,7 +178,10 @@ class Loader:
         captions = None if vocabulary is None else CaptionIds(items, vocabulary, settings.max_sentences)
         self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
         counts = [0 if captions is None else len(item.captions) for item in items]
-        if training:
+        if training and transform is not None and any(part.in_shards for part in dataset.parts):
+            shards = shard_numbers(item.path for item in items)
+            self.sampler = ShardBatchSampler(counts, settings, [item.part for item in items], shards)
+        elif training:
             self.sampler = GroupedBatchSampler(counts, settings, [item.part for item in items])
         else:
             self.sampler = ImageBatchSampler(counts, settings)

@@ -188,6 +188,7 @@ class TrainRun:
             seed=self.training.seed,
             num_workers=self.data.num_workers,
             max_sentences=paragraphs and paragraphs.max_sentences,
+            shuffle_buffer=self.data.shuffle_buffer,
             mix=self.data.times,
             rank=rank,
             world_size=world,

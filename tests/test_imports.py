@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "vocabulary": "captioning",
     "captioning.batches": "captioning.datasets captioning.features captioning.images captioning.text captioning.config",
     "captioning.features": "captioning.config",
-    "captioning.datasets": "captioning.features captioning.images captioning.tables captioning.text",
+    "captioning.datasets": "captioning.features captioning.images captioning.tables captioning.text captioning.cores "
+    "captioning.processes captioning.progress",
     "captioning.command_line": "captioning.config_file captioning.cores",
     "captioning.devices": "captioning.cores",
     "captioning.progress": "captioning.cores",
