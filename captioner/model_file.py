@@ -61,7 +61,7 @@ RANDOM = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.
 
 
 class NoRandomWeights(TorchFunctionMode):
-    """Within it tensors get no random values: those of a file take their place.
+    """A block in which tensors get no random values, because those of a file take their place.
 
     On meta, where tensors have no values, torch would import its compiler for it.
     """

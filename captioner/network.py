@@ -14,7 +14,7 @@ from captioning.config import ModelConfig
 from captioning.decoder.batch_norm import BatchNorm
 from captioning.decoder.paragraph import HierarchicalDecoder
 from captioning.decoder.sentence import SentenceDecoder
-from captioning.decoder.teacher_forcing import mixed_read, two_pass_read
+from captioning.decoder.teacher_forcing import Forcing, mixed_read, two_pass_read
 from captioning.decoder.transformer import TransformerDecoder
 from captioning.decoder.updown import UpDownDecoder
 from captioning.encoder import joint
@@ -77,7 +77,7 @@ class CaptionModel(nn.Module):
         captions: Tensor,
         lengths: Tensor,
         row_image: Tensor,
-        forcing: tuple[str, float, torch.Generator] | None = None,
+        forcing: Forcing | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Logits of every next word under teacher forcing.
 
@@ -88,8 +88,10 @@ class CaptionModel(nn.Module):
         """
         return self.decode(self.encode(pixels, inputs), captions, lengths, row_image, forcing)
 
-    def decode(self, memory: ImageMemory, captions: Tensor, lengths: Tensor, row_image: Tensor, forcing=None):
-        """`forward` from what `encode` gave."""
+    def decode(
+        self, memory: ImageMemory, captions: Tensor, lengths: Tensor, row_image: Tensor, forcing: Forcing | None = None
+    ):
+        """What `forward` returns, from what `encode` gave."""
         packing = Packing.of(lengths - 1, captions.device)
         if forcing is None:
             logits, weights = self.decoder(memory, captions, packing, row_image)
@@ -97,7 +99,7 @@ class CaptionModel(nn.Module):
             logits, weights = two_pass_read(self.decoder, memory, captions[:, :-1], packing, row_image, forcing)
         else:
             rows = memory.select(row_image[packing.order])
-            logits, weights, _ = mixed_read(self.decoder, rows, captions[:, :-1], packing, *forcing)
+            logits, weights, _ = mixed_read(self.decoder, rows, captions[:, :-1], packing, forcing)
         return logits, packing.targets(captions), weights, packing.row
 
     def read_sentences(self, memory: ImageMemory, sentences: list[list[int]], row_image: Tensor):

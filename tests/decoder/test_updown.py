@@ -80,7 +80,7 @@ def test_step_and_whole_sentences_agree(kind):
         logits, weights = decoder(memory, captions(), packing, ROW_IMAGE)
         each, attended = loop(decoder, memory, captions(), STEPS, ROW_IMAGE)
         forced, _, _ = mixed_read(
-            decoder, memory.select(ROW_IMAGE[packing.order]), captions(), packing, "sampled", 1.0, torch.Generator()
+            decoder, memory.select(ROW_IMAGE[packing.order]), captions(), packing, ("sampled", 1.0, torch.Generator())
         )
         assert fast_decoder(decoder) is decoder
     torch.testing.assert_close(logits, packed(each, packing), rtol=0, atol=1e-5)
