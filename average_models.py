@@ -71,7 +71,8 @@ def calibration(average, args) -> dict:
     """What of log-probabilities makes confidences, by captions of --calibrate, as infer.py writes them by default."""
     from captioning.devices import choose_device
     from captioning.scoring.calibration import LEAST_IMAGES
-    from training.validation import Validation, validation_loader
+    from training.validation.data import validation_loader
+    from training.validation.measuring import Validation
 
     captioner = average.captioner(choose_device(args.device, args.cpu), args.encoder_weights, args.half)
     search = captioner.default_search()
@@ -101,7 +102,7 @@ def soup(paths: list[str], captioner, loader, beam_size: int):
     """
     from captioning.decoder.search import Search
     from training.averages import check_alike, greedy_soup, read_model
-    from training.validation import Validation
+    from training.validation.measuring import Validation
 
     validation, first = Validation(("cider",), Search(beam_size=beam_size)), read_model(paths[0])
 
@@ -130,7 +131,7 @@ def main(args) -> int:
     from captioning.devices import choose_device
     from model import load_captioner
     from training.averages import Average
-    from training.validation import validation_loader
+    from training.validation.data import validation_loader
 
     if args.greedy:
         device = choose_device(args.device, args.cpu)

@@ -147,6 +147,7 @@ class InferRun:
     # ---- captioning ----
 
     def run(self) -> int:
+        """Caption the images that are left; write and tell what was asked for. Gives the exit status."""
         if self.alone and not self.rest.items:
             with self.file or contextlib.nullcontext():
                 pass

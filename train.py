@@ -89,7 +89,9 @@ from training.settings import (
     lasting_settings,
 )
 from training.trainer import Progress, Trainer
-from training.validation import Validation, criterion_of, open_images, validate_models, validation_loader
+from training.validation.data import open_images, validation_loader
+from training.validation.measuring import Validation, criterion_of
+from training.validation.validate_only import validate_models
 from vocabulary import MOST_UNKNOWN
 
 

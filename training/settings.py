@@ -347,7 +347,7 @@ def changes(was: dict, now: dict, begun: int, self_critical: bool) -> dict[str, 
 
 
 def data_checksum(items: Sequence, sources: Iterable) -> str:
-    """Eight digits that tell other images, captions or feature records: of all `items`, and of a few records.
+    """Eight digits that differ for other images, captions or feature records: of all `items`, and of a few records.
 
     items: ImageItems; sources: FeatureFiles.
     """
@@ -361,5 +361,5 @@ def data_checksum(items: Sequence, sources: Iterable) -> str:
 
 
 def file_checksum(path) -> str:
-    """Eight digits that tell files of other content."""
+    """Eight digits that differ for files of other content."""
     return sha256_of(path)[:8]

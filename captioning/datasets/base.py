@@ -38,7 +38,7 @@ def image_key(item: ImageItem) -> tuple:
 
 
 def shared_ids(dataset: "CaptionDataset") -> list[int | str]:
-    """The ids, compared as texts, that are in several parts of a joined dataset: results cannot tell these images."""
+    """The ids, compared as texts, that are in several parts of a joined dataset, and so name several images."""
     parts: dict[str, int] = {}
     shared: dict[str, int | str] = {}
     for item in dataset.items:
@@ -106,7 +106,7 @@ class CaptionDataset:
             part.require_own_images()
 
     def require_own_images(self) -> None:
-        """The same for this dataset alone, not for those that it joins."""
+        """Raises UserError as `require_images` does, for this dataset alone, not for those that it joins."""
         if any(item.path is None for item in self.items):
             raise UserError(f"--dataset {self.name}: set image_dir in {self.params.config_path}: pixels are needed")
         if self.image_dir is not None and not os.path.isdir(self.image_dir) and not is_zip(self.image_dir):

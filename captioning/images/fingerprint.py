@@ -28,8 +28,11 @@ ENTRIES = 2**23  # of the table of distances that is held at a time
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """error: why the image cannot be read, "" where it can. digest: of the bytes; bits: BITS bits, packed; colours:
-    8 x 8 x 3 bytes."""
+    """What tells whether two images show the same.
+
+    error: why the image cannot be read, "" where it can. digest: of the bytes; bits: BITS bits, packed; colours:
+    8 x 8 x 3 bytes.
+    """
 
     error: str = ""
     digest: bytes = b""

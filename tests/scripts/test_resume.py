@@ -22,7 +22,8 @@ from captioning.errors import UserError
 from captioning.locks import FileLock
 from training.losses import CrossEntropy
 from training.trainer import Trainer
-from training.validation import Validation, add_row
+from training.validation.measuring import Validation
+from training.validation.validate_only import add_row
 
 POOLED = ["--features", "pooled.npy", "--validation_scoring", "bleu"]
 MANY = [*POOLED, "--validate", "toy:val", "--num_epochs", 3, "--lr_scheduler", "--ema", 0.9, "--early_stopping", 2]
