@@ -22,7 +22,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from captioning.command_line import Parser
+from captioning.command_line import Parser, add_device
 from captioning.datasets.config import CONFIG_HELP, get_datasets
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_file, require_model_file
@@ -49,8 +49,7 @@ def parse_args(argv=None) -> Namespace:
     add("--beam_size", default=1, metavar="K", help="--greedy: beams of the captions; 1 is greedy")
     add("--num_workers", type=int, metavar="N", help="processes that load images (default: all cores)")
     add("--encoder_weights", metavar="FILE", help="local file of the encoder's weights (default: download)")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    add("--cpu", action="store_true", help="the same as --device cpu")
+    add_device(add)
     args = parser.parse_args(argv)
     if args.greedy and not args.dataset:
         parser.error("--greedy needs --dataset, whose captions the models are tried on")
