@@ -297,8 +297,15 @@ class InferRun:
             note(f"{unsure} of {len(self.results)} images have no caption: the model was not sure enough of any")
         lines, scores = report_scores(self.metrics, self.results) if self.metrics and self.results else ([], None)
         if self.settings.html:
-            plan = GalleryPlan(self.model, self.images.source(""), lines, scores, self.maps)
-            plan.files, plan.captions = self.settings.compare or (), self.compared
+            plan = GalleryPlan(
+                model=self.model,
+                place=self.images.source(""),
+                table=lines,
+                scores=scores,
+                maps=self.maps,
+                files=self.settings.compare or (),
+                captions=self.compared,
+            )
             plan.write(self.settings.html, self.results, self.metrics)
             note(f"{self.settings.html}: gallery of {len(self.results)} images")
         if bad:
