@@ -43,6 +43,7 @@ from captioning.cores import first_speaks, process_count, process_number
 from captioning.datasets.base import CaptionDataset, ImageItem, image_key, shared_ids
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
+from captioning.datasets.items import Items
 from captioning.datasets.names import short_names
 from captioning.errors import first_few, script_name, shown, warn
 from captioning.files import check_writable, is_plain, require_file, require_model_file
@@ -149,7 +150,7 @@ class InferRun:
         else:
             dataset = open_dataset(s.dataset, s.dataset_config_file, s.dataset_images)
         self.check_names(dataset)
-        if s.scoring and not any(item.captions for item in dataset.items):
+        if s.scoring and not dataset.num_captions:
             raise UserError("--scoring needs captions to compare with: give a --dataset that has them")
         return dataset
 
@@ -236,7 +237,7 @@ class InferRun:
         if not done:
             return self.dataset
         note(f"{len(done)} of {len(self.dataset)} images are captioned already")
-        return self.without([item for item in self.dataset.items if id_text(self.style.id_of(item)) not in done])
+        return self.without(self.dataset.items.where(lambda item: id_text(self.style.id_of(item)) not in done))
 
     def take_compared(self) -> None:
         """Take the captions of the first file of --compare for the results. No image is left to caption."""
@@ -247,7 +248,7 @@ class InferRun:
                 self.results.append(Result(self.style.id_of(item), captions, item.path, item.captions))
         if not self.results:
             raise UserError(f"--compare: {s.compare[0]} has no caption of any of the {len(self.dataset)} images")
-        self.rest = self.without([])
+        self.rest = self.without(self.dataset.items[:0])
 
     def open_outputs(self) -> list[Sidecars | Copies]:
         """What is written for each image. Raises UserError where it cannot be."""
@@ -264,12 +265,12 @@ class InferRun:
         """Leave out the images that have all their sidecars and copies."""
         if not self.outputs:
             return
-        left = [item for item in self.rest.items if not all(output.is_done(item) for output in self.outputs)]
+        left = self.rest.items.where(lambda item: not all(output.is_done(item) for output in self.outputs))
         if done := len(self.rest) - len(left):
             note(f"{done} of {len(self.rest)} images have their files already (--existing overwrite writes them anew)")
             self.rest = self.without(left)
 
-    def without(self, left: list[ImageItem]) -> CaptionDataset:
+    def without(self, left: Items) -> CaptionDataset:
         """The dataset with the items `left` only."""
         rest = copy.copy(self.dataset)  # its parts stay whole: rows of a feature file may follow their order
         rest.items = left
@@ -310,12 +311,12 @@ class InferRun:
         def begin() -> list[int]:
             if self.file:
                 stack.enter_context(self.file)
-            left = {id(item) for item in self.rest.items}
-            return [number for number, item in enumerate(self.dataset.items) if id(item) in left]
+            left = set(map(image_key, self.rest.items))
+            return [number for number, item in enumerate(self.dataset.items) if image_key(item) in left]
 
         left = from_main(begin)
         if not self.first:
-            self.rest = self.without([self.dataset.items[number] for number in left])
+            self.rest = self.without(self.dataset.items.chosen(left))
             if self.file:
                 stack.enter_context(self.file)
 
