@@ -29,6 +29,7 @@ from captioning.batches.ids_file import caption_ids
 from captioning.batches.inputs import Input
 from captioning.batches.pixels import PhotoLoader, StoryPixels, stacked, with_files
 from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler, LoaderSettings
+from captioning.batches.shard_sampler import ShardBatchSampler, shard_numbers
 from captioning.cores import own_cores
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
@@ -179,7 +180,10 @@ class Loader:
         captions = None if vocabulary is None else caption_ids(items, vocabulary, settings, own_cores())
         self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
         counts = [0] * len(items) if captions is None else items.caption_counts()
-        if training:
+        if training and transform is not None and any(part.in_shards for part in dataset.parts):
+            shards = shard_numbers(items.paths())
+            self.sampler = ShardBatchSampler(counts, settings, items.parts(), shards)
+        elif training:
             self.sampler = GroupedBatchSampler(counts, settings, items.parts())
         else:
             self.sampler = ImageBatchSampler(counts, settings)

@@ -199,6 +199,7 @@ class TrainRun:
             num_workers=self.data.num_workers,
             max_sentences=paragraphs and paragraphs.max_sentences,
             ids_folder=self.data.ids_folder,
+            shuffle_buffer=self.data.shuffle_buffer,
             mix=self.data.times,
             rank=rank,
             world_size=world,

@@ -30,6 +30,7 @@ from pathlib import Path
 from captioning.datasets.base import ImageItem
 from captioning.errors import LINE_ENDS, UserError
 from captioning.files import atomic_write, expect, is_plain, member, naming_file, open_through, parse_json, read_bytes
+from captioning.images.tar_file import plain_path
 from captioning.locks import FileLock
 from captioning.tables import csv_lines, plain_cell
 from captioning.text.cleaning import id_text, printable
@@ -68,7 +69,7 @@ class Style:
 
     def id_of(self, item: ImageItem) -> int | str:
         """How results name an image: by its id, or by its path (its key where no image_dir tells the path)."""
-        return printable((item.path or item.key) if self.paths else item.image_id)
+        return printable(plain_path(item.path or item.key) if self.paths else item.image_id)
 
 
 @dataclass

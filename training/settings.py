@@ -53,6 +53,9 @@ class DataSettings(Settings):
         "TIMES",
         type=several_times,
     )
+    shuffle_buffer: int = setting(
+        5000, "WebDataset: images of the shards being read, out of which the next one is drawn", "N"
+    )
     num_batches: int = setting(0, "end each epoch, and each validation, after N batches (default: never)")
     no_augment: bool = setting(False, "train on whole images, without random crops and mirror images")
     cache_features: str | None = setting(None, "folder that keeps the frozen encoder's output (default: none)", "DIR")

@@ -13,6 +13,7 @@ from torch import Tensor
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.items import Items, packed
 from captioning.errors import UserError, first_few, warn
+from captioning.images.archives import archive_of, member_exists
 from captioning.images.image_file import image_error, image_exists, open_image
 
 # A region may reach this share of its size beyond its image (people drew them); more, and it is another image's.
@@ -112,16 +113,18 @@ def cut(image, item: ImageItem):
 
 def file_exists(path: str, listed: dict[str, set[str]]) -> bool:
     """Whether there is an image file `path`. listed: folder -> names in it, for each folder that was asked for."""
+    if archive_of(path):
+        return member_exists(path)
     folder, name = os.path.split(path)
     if folder not in listed:
         listed[folder] = set()
-        with contextlib.suppress(OSError):  # no folder, but a zip file, or one that cannot be listed
+        with contextlib.suppress(OSError):  # a folder that cannot be listed
             listed[folder].update(os.listdir(folder or "."))
-    return name in listed[folder] or image_exists(path)  # the second in a zip, or where letter case does not matter
+    return name in listed[folder] or image_exists(path)  # the second where letter case does not matter
 
 
 def with_files(dataset: CaptionDataset, items: Iterable[ImageItem]) -> tuple[Items, list[str]]:
-    """The items whose image file exists, and a message for each file that does not.
+    """The items whose image file exists, and a message for each file that does not, and for damage to tar shards.
 
     A story goes on with the photos that are there. Raises UserError where the folder of images, or every file, is
     missing.
@@ -147,6 +150,7 @@ def with_files(dataset: CaptionDataset, items: Iterable[ImageItem]) -> tuple[Ite
             raise UserError(f"--dataset {dataset.name}: none of its {len(items)} image files is there: {names}")
         total = sum(len(item.photos or (item,)) for item in items)
         warn(f"--dataset {dataset.name}: {len(absent)} of {total} image files are missing and left out: {names}")
+    bad += [line for part in dataset.parts for line in part.damaged]
     if cut_short:
         return Items(cut_short.get(number) or items[number] for number in present), bad
     return items.chosen(present) if absent else items, bad

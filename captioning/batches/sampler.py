@@ -21,6 +21,7 @@ class LoaderSettings:
     max_sentences: captions are paragraphs, a row is a sentence, and so many are kept of each; batch_size still counts
     captions. None: a row is a caption.
     ids_folder: where the word ids of many captions are kept for the next run; None: nowhere.
+    shuffle_buffer: images of tar shards out of which the next one is drawn, in training.
     mix: how often each part of the dataset comes in an epoch of training, such as (1, 3); (): each once.
     rank, world_size: which process of torchrun this is, of how many; each makes its share of the batches.
     """
@@ -31,6 +32,7 @@ class LoaderSettings:
     num_workers: int | None = None
     max_sentences: int | None = None
     ids_folder: str | None = None
+    shuffle_buffer: int = 5000
     mix: tuple[float, ...] = ()
     rank: int = 0
     world_size: int = 1
@@ -78,14 +80,18 @@ class GroupedBatchSampler:
 
     def __iter__(self) -> Iterator[list[Group]]:
         items, captions, bounds = self._groups()
+        for groups in self._batches(items):
+            yield [(int(items[g]), captions[bounds[g] : bounds[g + 1]].tolist()) for g in groups]
+
+    def _batches(self, items: np.ndarray) -> Iterator[np.ndarray]:
+        """The numbers of the groups of each batch from `start_batch` on. items: that of each group (G,)."""
         order = self._random(1).permutation(self.num_groups)
         if self.mix:
             order = self._mixed(items)[order]
         for step in range(self.start_batch, len(self)):
             number = (self.rank + step * self.world_size) % self.num_batches
             last = number == self.num_batches - 1
-            groups = order[number * self.images : None if last else (number + 1) * self.images]
-            yield [(int(items[g]), captions[bounds[g] : bounds[g + 1]].tolist()) for g in groups]
+            yield order[number * self.images : None if last else (number + 1) * self.images]
 
     def _groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Item of each group (G,), all captions in the order of groups, and where each group begins in it (G + 1,)."""

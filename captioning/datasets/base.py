@@ -35,10 +35,12 @@ class CaptionDataset:
     name: as in `--dataset`; items: the images, any iterable of them when they are set; image_dir, caption_path,
     features_path: where things lie, if known; parts: the datasets that this one joins, or itself; labels: label ->
     record number in feature files that do not name their records (PicSOM's), else None; keys_are_rows: whether keys are
-    numbers of rows in feature files without names.
+    numbers of rows in feature files without names; in_shards: whether the images lie in tar shards; damaged: a line for
+    all that could not be read of these.
     """
 
     keys_are_rows = False
+    in_shards = False
 
     def __init__(self, params: DatasetParams):
         self.name = params.name
@@ -49,6 +51,7 @@ class CaptionDataset:
         self.items = Items()
         self.parts: list[CaptionDataset] = [self]
         self.labels: dict[str, int] | None = None
+        self.damaged: list[str] = []
 
     @property
     def items(self) -> Items:

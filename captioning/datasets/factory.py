@@ -9,6 +9,7 @@ from captioning.datasets.config import DatasetParams, get_datasets
 from captioning.datasets.folder import GenericDataset
 from captioning.datasets.items import joined
 from captioning.datasets.picsom import PicSOMDataset
+from captioning.datasets.shards import WebDataset
 from captioning.datasets.video import MSRVTTDataset, TRECVID2018Dataset
 from captioning.datasets.vist import VistDataset
 from captioning.datasets.visual_genome import VisualGenomeIM2PDataset, VisualGenomeRegionsDataset
@@ -26,6 +27,7 @@ DATASET_CLASSES = {
         VisualGenomeRegionsDataset,
         VistDataset,
         CaptionFile,
+        WebDataset,
     )
 }
 

@@ -219,6 +219,9 @@ class Items(Sequence[ImageItem]):
     def image_ids(self) -> list[int | str]:
         return list(map(self._table.image_id, self.rows))
 
+    def paths(self) -> list[str | None]:
+        return list(map(self._table.path, self.rows))
+
     def parts(self) -> list[int]:
         return list(map(self._table.parts.__getitem__, self.rows))
 
