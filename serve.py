@@ -69,6 +69,7 @@ if __name__ == "__main__":
 import contextlib
 import logging
 import socket
+from dataclasses import replace
 
 from captioning.errors import shown
 
@@ -110,17 +111,9 @@ def open_captioner(args):
 
 def search_of(args, captioner):
     """The Search of infer.py with the same flags. Models of DeepCaption search as that did, unless a flag says how."""
-    from captioning.decoder.search import BEAMS, Search
-
     asked = args.beam_size or args.n_best > 1 or args.length_penalty
-    old = captioner.info.get("made_by") == "DeepCaption" and not asked
-    return Search(
-        beam_size=1 if old else args.beam_size or max(BEAMS, args.n_best),
-        max_length=args.max_seq_length,
-        length_penalty=captioner.length_penalty if args.length_penalty is None else args.length_penalty,
-        n_best=args.n_best,
-        allow_unk=old,
-    )
+    search = captioner.default_search(not asked, args.beam_size, args.n_best, args.length_penalty)
+    return replace(search, max_length=args.max_seq_length)
 
 
 def serve(args, listener: socket.socket) -> None:

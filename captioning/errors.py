@@ -237,6 +237,11 @@ def warn_once(message: str) -> None:
     warn(message)
 
 
+def note(message: str) -> None:
+    """Print what a person should know; standard output may be a file."""
+    print(message, file=sys.stderr)
+
+
 @cache
 def note_once(message: str) -> None:
     """Print what a person should know, but need not mend, unless this process has printed it before."""
