@@ -35,6 +35,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from captioning.cores import first_speaks, process_count, process_number
+from captioning.datasets.base import image_key
 from captioning.errors import note, script_name, shown
 from captioning.files import require_file, require_model_file
 from captioning.text.cleaning import id_text
@@ -108,7 +109,7 @@ class InferRun:
         """The CaptionDataset of the images to caption."""
         dataset = self.images.open()
         check_names(dataset, self.style)
-        if self.settings.scoring and not any(item.captions for item in dataset.items):
+        if self.settings.scoring and not dataset.num_captions:
             raise UserError("--scoring needs captions to compare with: give a --dataset that has them")
         return dataset
 
@@ -133,7 +134,7 @@ class InferRun:
         """Leave out the images that have all their sidecars and copies."""
         if not self.outputs:
             return
-        left = [item for item in self.rest.items if not all(output.is_done(item) for output in self.outputs)]
+        left = self.rest.items.where(lambda item: not all(output.is_done(item) for output in self.outputs))
         if done := len(self.rest) - len(left):
             note(f"{done} of {len(self.rest)} images have their files already (--existing overwrite writes them anew)")
             self.rest = with_items(self.dataset, left)
@@ -173,12 +174,12 @@ class InferRun:
         def begin() -> list[int]:
             if self.file:
                 stack.enter_context(self.file)
-            left = {id(item) for item in self.rest.items}
-            return [number for number, item in enumerate(self.dataset.items) if id(item) in left]
+            left = set(map(image_key, self.rest.items))
+            return [number for number, item in enumerate(self.dataset.items) if image_key(item) in left]
 
         left = from_main(begin)
         if not self.first:
-            self.rest = with_items(self.dataset, [self.dataset.items[number] for number in left])
+            self.rest = with_items(self.dataset, self.dataset.items.chosen(left))
             if self.file:
                 stack.enter_context(self.file)
 

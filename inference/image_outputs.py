@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from captioning.datasets.base import ImageItem, image_key
+from captioning.datasets.items import Items
 from captioning.errors import LINE_ENDS, UserError, warn
 from captioning.files import atomic_write, check_writable, remove_leftovers
 from captioning.images.archives import archive_of, read_member
@@ -197,12 +198,12 @@ class Copies(_Output):
         return f"{what}: {self.counts['written']}"
 
 
-def outside(items: Sequence[ImageItem], folder: str) -> list[ImageItem]:
+def outside(items: Items, folder: str) -> Items:
     """The items whose files do not lie in `folder`, where copies of an earlier run may be; all, where none is left."""
     top = os.path.realpath(folder)
     folders = {os.path.dirname(item.path) for item in items if item.path}
     within = {path for path in folders if f"{os.path.realpath(path)}{os.sep}".startswith(f"{top}{os.sep}")}
-    return [item for item in items if not item.path or os.path.dirname(item.path) not in within] or list(items)
+    return items.where(lambda item: not item.path or os.path.dirname(item.path) not in within) or items
 
 
 def _bytes_of(path: str) -> bytes:

@@ -4,6 +4,7 @@ Every default of a flag stands here or in captioning/config.py.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
@@ -77,6 +78,11 @@ class DataSettings(Settings):
     def vocabulary_file(self) -> str | None:
         """The file that --vocab names; None where the words come from the training captions."""
         return None if self.vocab in ("AUTO", "REGEN") else self.vocab
+
+    @property
+    def ids_folder(self) -> str:
+        """Where the word ids of many captions are kept: beside the vocabulary."""
+        return os.path.dirname(self.vocabulary_file) or "." if self.vocabulary_file else self.vocab_root
 
     @property
     def validates(self) -> bool:
@@ -230,7 +236,7 @@ class RunSettings(Settings):
         None, "settings from this file: JSON or YAML, such as the config.json of a run; flags go before it", "FILE"
     )
     log_step: int = setting(10, "steps between updates of the loss shown", "STEPS")
-    verbose: bool = setting(False, "also print the model and its parameters")
+    verbose: bool = setting(False, "also print the model, and what takes the time of the start")
     show_tokens: bool = setting(False, "print the tokens of the first captions")
     deterministic: bool = setting(False, "only deterministic algorithms (slower on a GPU)")
     compile: bool = setting(False, "compile the encoder with torch.compile, on a GPU (default: no)")

@@ -272,11 +272,17 @@ def _validation_loader(captioner: Captioner, data: DataSettings, cached: dict | 
     config, (rank, count) = captioner.config, process()
     images = readable(open_images(data, validation=True), cached or {})
     if data.num_batches:
-        captioned = [item for item in images.items if item.captions]
-        images = copied(images, captioned[: data.num_batches * BATCH_SIZE])
+        images = copied(images, images.items.captioned()[: data.num_batches * BATCH_SIZE])
     inputs = plan_inputs(config, images, sources=cached)
     most = config.paragraphs and config.paragraphs.max_sentences
-    settings = LoaderSettings(BATCH_SIZE, num_workers=data.num_workers, max_sentences=most, rank=rank, world_size=count)
+    settings = LoaderSettings(
+        BATCH_SIZE,
+        num_workers=data.num_workers,
+        max_sentences=most,
+        ids_folder=data.ids_folder,
+        rank=rank,
+        world_size=count,
+    )
     loader = get_eval_loader(images, inputs, settings, captioner.transform, captioner.vocabulary)
     if (share := loader.unknown_share) > MOST_UNKNOWN:
         what = f"--validate {data.validate}" if data.validate else "--val_fraction"

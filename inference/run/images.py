@@ -7,7 +7,7 @@ rest = with_items(dataset, dataset.items[10:])
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def check_names(dataset: CaptionDataset, style: Style) -> None:
         raise UserError(f"--dataset {dataset.name}: {what}; {advice}")
 
 
-def with_items(dataset: CaptionDataset, items: list[ImageItem]) -> CaptionDataset:
+def with_items(dataset: CaptionDataset, items: Iterable[ImageItem]) -> CaptionDataset:
     """A copy of the dataset that has these items of it only."""
     rest = copy.copy(dataset)  # its parts stay whole: rows of a feature file may follow their order
     rest.items = items

@@ -16,6 +16,7 @@ from pathlib import Path
 from captioning.config import Settings
 from captioning.cores import process_count, process_number
 from captioning.datasets.base import CaptionDataset, ImageItem
+from captioning.datasets.items import Items
 from captioning.errors import UserError
 from captioning.files import check_writable, is_plain
 from captioning.text.cleaning import id_text
@@ -103,7 +104,7 @@ class OutputFlags(Settings):
         return outputs
 
 
-def take_earlier(file: ResultsFile | PartFile, dataset: CaptionDataset, style: Style) -> list[ImageItem]:
+def take_earlier(file: ResultsFile | PartFile, dataset: CaptionDataset, style: Style) -> Items:
     """The images that the results file does not have yet. Its results get what the dataset knows of their images.
 
     Raises UserError where the file has another image, or was written with another --min_confidence.
@@ -121,7 +122,7 @@ def take_earlier(file: ResultsFile | PartFile, dataset: CaptionDataset, style: S
             advice = "give the same, or begin anew with --force"
             raise UserError(f"--resume: {file.path} was begun with --min_confidence: {advice}")
     done = {id_text(result.image_id) for result in file.earlier}
-    return [item for item in dataset.items if id_text(style.id_of(item)) not in done]
+    return dataset.items.where(lambda item: id_text(style.id_of(item)) not in done)
 
 
 def withhold_earlier(result: Result, least: float, path) -> None:
