@@ -4,8 +4,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 
-from captioning.datasets.base import CaptionCleaner, CaptionDataset, ImageItem
+from captioning.datasets.base import CaptionCleaner, CaptionDataset
 from captioning.datasets.config import DatasetParams
+from captioning.datasets.items import ImageItem, Items
 from captioning.datasets.shard_index import Shard, read_shards, require_package
 from captioning.errors import UserError, first_few, warn
 from captioning.images.tar_file import member_path
@@ -69,9 +70,9 @@ class WebDataset(CaptionDataset):
             advice = "a name counts up to its first dot"
             warn(f"--dataset {self.name}: {len(bare)} samples without a picture left out ({advice}): {first_few(bare)}")
 
-    def read_items(self, shards: list[Shard], source: str) -> list[ImageItem]:
+    def read_items(self, shards: list[Shard], source: str) -> Items:
         """The samples as items, each with an id and a key of its own."""
-        cleaner, ids, keys, items = CaptionCleaner(source), Counter(), Counter(), []
+        cleaner, ids, keys, items = CaptionCleaner(source), Counter(), Counter(), Items()
         for shard in shards:
             stem = os.path.splitext(os.path.basename(shard.path))[0]
             for sample in shard.samples:
