@@ -1,8 +1,10 @@
 """Tar shards, as the package webdataset writes and reads them: pictures with their captions in a few large files."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 from captioning.datasets.base import CaptionCleaner, CaptionDataset
 from captioning.datasets.config import DatasetParams
@@ -12,7 +14,8 @@ from captioning.errors import UserError, first_few, warn
 from captioning.images.tar_file import member_path
 from captioning.text.cleaning import id_text
 
-MOST_SHARDS = 1_000_000
+MOST_SHARDS = 100_000
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)")
 MOST_WARNINGS = 10  # lines about what is damaged
 
 
@@ -50,7 +53,7 @@ class WebDataset(CaptionDataset):
         if "://" in urls or urls.startswith("pipe:"):
             raise UserError(f"{where}: only files can be read: copy the shards to a disk")
         try:
-            names = [name for pattern in urls.split("::") for name in limited(braceexpand(pattern.strip()), where)]
+            names = [name for pattern in urls.split("::") for name in expanded(braceexpand, pattern.strip(), where)]
         except (UnbalancedBracesError, ValueError) as error:
             raise error if isinstance(error, UserError) else UserError(f"{where}: {error}") from error
         if wrong := [name for name in names if not name.lower().endswith(".tar")]:
@@ -97,11 +100,11 @@ def distinct(value: int | str, seen: Counter, stem: str) -> int | str:
     return name if seen[id_text(name)] == 1 else f"{name}/{seen[id_text(name)]}"
 
 
-def limited(names: Iterable[str], where: str) -> list[str]:
-    """The names. Raises UserError where they have no end."""
-    found = []
-    for name in names:
-        found.append(name)
-        if len(found) > MOST_SHARDS:
-            raise UserError(f"{where}: more than {MOST_SHARDS:,} shards")
+def expanded(expand: Callable[[str], Iterable[str]], pattern: str, where: str) -> list[str]:
+    """The names that a pattern stands for. Raises UserError where they are too many."""
+    # the package would put all numbers of a range into memory
+    ranges = (abs(int(last) - int(first)) for first, last in RANGE.findall(pattern))
+    found = [] if any(width > MOST_SHARDS for width in ranges) else list(islice(expand(pattern), MOST_SHARDS + 1))
+    if not 0 < len(found) <= MOST_SHARDS:
+        raise UserError(f"{where}: more than {MOST_SHARDS:,} shards")
     return found

@@ -244,7 +244,8 @@ def test_mistakes_of_the_section(tmp_path, opened, monkeypatch):
         "packed.tar": "packed.tar is no tar file: .*gunzip",
         "empty.tar": "empty.tar is no tar file: empty file",
         "none.tar": "there are no pictures in none.tar",
-        "s-{0..99999999}.tar": "more than 1,000,000 shards",
+        "s-{0..99999999}.tar": "more than 100,000 shards",
+        "s-{0..999}{0..999}.tar": "more than 100,000 shards",
     }
     for urls, message in mistakes.items():
         with pytest.raises(UserError, match=message) as caught:
