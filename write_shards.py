@@ -214,7 +214,7 @@ def items_done(shards: Sequence[Path], items: Sequence[ImageItem]) -> int:
 def require_single_images(dataset: CaptionDataset) -> None:
     """Raises UserError where shards cannot hold the dataset."""
     dataset.require_images()
-    if any(item.photos for item in dataset.items):
+    if dataset.items.have_photos:
         raise UserError(f"--dataset {dataset.name}: a sample of a shard is one image, not a story of several")
     if shared := shared_ids(dataset):
         twice = first_few(shared)

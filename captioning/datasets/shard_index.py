@@ -188,21 +188,18 @@ def members_of(tar: tarfile.TarFile, file, damaged: list[str]) -> Iterator[Membe
 
 
 def is_damage(file, begin: int, end: int) -> bool:
-    """Whether the bytes between two members are other than zero, and no header that is for all members."""
+    """Whether the bytes between two members are other than zero. A header that is for all members is none."""
     file.seek(begin)
-    block = file.read(min(BLOCK, end - begin))
-    try:
-        if tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").type == tarfile.XGLTYPE:
-            return False
-    except tarfile.HeaderError:
-        pass
     while begin < end:
+        block = file.read(min(BLOCK, end - begin))
         if any(block):
-            return True
+            try:
+                return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").type != tarfile.XGLTYPE
+            except tarfile.HeaderError:
+                return True
+        if not block:  # the file ends here
+            break
         begin += len(block)
-        block = file.read(min(2**20, end - begin))
-        if not block:
-            return False
     return False
 
 

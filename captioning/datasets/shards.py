@@ -1,17 +1,21 @@
 """Tar shards, as the package webdataset writes and reads them: pictures with their captions in a few large files."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import islice
 
-from captioning.datasets.base import CaptionCleaner, CaptionDataset, ImageItem
+from captioning.datasets.base import CaptionCleaner, CaptionDataset
 from captioning.datasets.config import DatasetParams
+from captioning.datasets.items import ImageItem, Items
 from captioning.datasets.shard_index import Shard, read_shards, require_package
 from captioning.errors import UserError, first_few, warn
 from captioning.images.tar_file import member_path
 from captioning.text.cleaning import id_text
 
-MOST_SHARDS = 1_000_000
+MOST_SHARDS = 100_000
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)")
 MOST_WARNINGS = 10  # lines about what is damaged
 
 
@@ -49,7 +53,7 @@ class WebDataset(CaptionDataset):
         if "://" in urls or urls.startswith("pipe:"):
             raise UserError(f"{where}: only files can be read: copy the shards to a disk")
         try:
-            names = [name for pattern in urls.split("::") for name in limited(braceexpand(pattern.strip()), where)]
+            names = [name for pattern in urls.split("::") for name in expanded(braceexpand, pattern.strip(), where)]
         except (UnbalancedBracesError, ValueError) as error:
             raise error if isinstance(error, UserError) else UserError(f"{where}: {error}") from error
         if wrong := [name for name in names if not name.lower().endswith(".tar")]:
@@ -69,9 +73,9 @@ class WebDataset(CaptionDataset):
             advice = "a name counts up to its first dot"
             warn(f"--dataset {self.name}: {len(bare)} samples without a picture left out ({advice}): {first_few(bare)}")
 
-    def read_items(self, shards: list[Shard], source: str) -> list[ImageItem]:
+    def read_items(self, shards: list[Shard], source: str) -> Items:
         """The samples as items, each with an id and a key of its own."""
-        cleaner, ids, keys, items = CaptionCleaner(source), Counter(), Counter(), []
+        cleaner, ids, keys, items = CaptionCleaner(source), Counter(), Counter(), Items()
         for shard in shards:
             stem = os.path.splitext(os.path.basename(shard.path))[0]
             for sample in shard.samples:
@@ -96,11 +100,11 @@ def distinct(value: int | str, seen: Counter, stem: str) -> int | str:
     return name if seen[id_text(name)] == 1 else f"{name}/{seen[id_text(name)]}"
 
 
-def limited(names: Iterable[str], where: str) -> list[str]:
-    """The names. Raises UserError where they have no end."""
-    found = []
-    for name in names:
-        found.append(name)
-        if len(found) > MOST_SHARDS:
-            raise UserError(f"{where}: more than {MOST_SHARDS:,} shards")
+def expanded(expand: Callable[[str], Iterable[str]], pattern: str, where: str) -> list[str]:
+    """The names that a pattern stands for. Raises UserError where they are too many."""
+    # the package would put all numbers of a range into memory
+    ranges = (abs(int(last) - int(first)) for first, last in RANGE.findall(pattern))
+    found = [] if any(width > MOST_SHARDS for width in ranges) else list(islice(expand(pattern), MOST_SHARDS + 1))
+    if not 0 < len(found) <= MOST_SHARDS:
+        raise UserError(f"{where}: more than {MOST_SHARDS:,} shards")
     return found
