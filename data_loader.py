@@ -156,9 +156,9 @@ class _Batches:
 class Loader:
     """Iterates over the Batches of one epoch, from the position set; each iteration repeats it.
 
-    items: the images it uses; unknown_share: of the words of their captions that are <unk>; inputs: where a model's
-    inputs come from; bad_items: a message for every image that was dropped, missing files included; each is printed
-    once.
+    items: the images it uses; shards: the number of each item's tar shard (N,) where the order of training follows
+    them, else None; unknown_share: of the words of their captions that are <unk>; inputs: where a model's inputs come
+    from; bad_items: a message for every image that was dropped, missing files included; each is printed once.
     A batch that lost all of its images is passed over; in training with several processes a stand-in takes its place.
     Raises UserError while iterating where a feature file turns out to be damaged.
     """
@@ -180,9 +180,10 @@ class Loader:
         captions = None if vocabulary is None else caption_ids(items, vocabulary, settings, own_cores())
         self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
         counts = [0] * len(items) if captions is None else items.caption_counts()
-        if training and transform is not None and any(part.in_shards for part in dataset.parts):
-            shards = shard_numbers(items.paths())
-            self.sampler = ShardBatchSampler(counts, settings, items.parts(), shards)
+        sharded = training and transform is not None and any(part.in_shards for part in dataset.parts)
+        self.shards = shard_numbers(items.paths()) if sharded else None
+        if sharded:
+            self.sampler = ShardBatchSampler(counts, settings, items.parts(), self.shards)
         elif training:
             self.sampler = GroupedBatchSampler(counts, settings, items.parts())
         else:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from captioning.cores import own_cores
 from captioning.datasets.base import ID, is_a
 from captioning.errors import UserError, is_installed, note_once
-from captioning.files import atomic_write, parse_json
+from captioning.files import atomic_write, parse_json, remove_leftovers
 from captioning.images.kinds import EXTENSIONS
 from captioning.images.zip_file import leads_out
 from captioning.processes import in_processes
@@ -64,6 +64,8 @@ def read_shards(paths: Sequence[str]) -> list[Shard]:
     found = {path: kept_index(path) for path in dict.fromkeys(paths)}
     lacking = [path for path, shard in found.items() if shard is None]
     if lacking:
+        for folder in {os.path.dirname(path) for path in lacking}:
+            remove_leftovers(folder or os.curdir)  # of indexes that were not finished
         samples_of([])  # imports webdataset once, before the processes begin
         with (
             in_processes(index_shard, lacking, own_cores()) as shards,
@@ -152,6 +154,8 @@ def read_shard(path: str) -> Shard:
         raise UserError(f"cannot read shard {path}: {error.strerror or error}") from error
     for members in samples:
         add_sample(shard, members)
+    if not samples and not shard.damaged:
+        shard.damaged.append("there is nothing in it")
     return shard
 
 
@@ -178,12 +182,12 @@ def members_of(tar: tarfile.TarFile, file, damaged: list[str]) -> Iterator[Membe
             else:
                 damaged.append(f"it is cut off in {info.name}")
                 return
-    except tarfile.ReadError as error:
+        broken = end + BLOCK > size or is_damage(file, end, size)
+    except tarfile.ReadError:
         if end == 0:
             raise
-        damaged.append(f"damaged at byte {end:,}: the rest is lost ({error})")
-        return
-    if end + BLOCK > size or is_damage(file, end, size):
+        broken = True
+    if broken:
         damaged.append(f"it is cut off, or damaged, at byte {end:,}")
 
 
