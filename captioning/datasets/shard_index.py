@@ -30,7 +30,7 @@ FORM = 1  # of the index: another number is made anew
 BLOCK = tarfile.BLOCKSIZE
 TEXTS = ("txt", "json")
 LONGEST_TEXT = 2**20  # bytes of a .txt or .json
-CAPTION_KEYS = ("captions", "caption", "text")  # of a .json, the first that is there counts
+CAPTION_KEYS = ("captions", "caption", "text")  # of a .json, the first that is there and not null counts
 PACKAGE = "webdataset"
 
 
@@ -120,8 +120,9 @@ def stamp_of(path: str) -> dict[str, int]:
 
 def is_sound(sample: Sample) -> bool:
     """Whether the values of a sample are of the kinds that they must be."""
-    texts = is_a(sample.image_id, ID) and isinstance(sample.key, str) and isinstance(sample.name, str)
-    return texts and type(sample.offset) is type(sample.size) is int and is_texts(sample.captions)
+    names = is_a(sample.image_id, ID) and isinstance(sample.key, str) and isinstance(sample.name, str)
+    place = type(sample.offset) is type(sample.size) is int
+    return names and place and is_texts(sample.captions) and not leads_out(sample.name)
 
 
 def is_texts(value) -> bool:
@@ -267,7 +268,7 @@ def read_text(sample: Sample, ending: str, content: bytes) -> Sample:
         return sample._replace(captions=[line for line in text.splitlines() if line.strip()])
     value = parse_json(text)
     table = value if isinstance(value, dict) else {"captions": value}
-    captions = next((table[name] for name in CAPTION_KEYS if name in table), sample.captions)
+    captions = next((table[name] for name in CAPTION_KEYS if table.get(name) is not None), [])
     captions = [captions] if isinstance(captions, str) else captions
     if not is_texts(captions):
         raise ValueError("its captions are neither a text nor a list of texts")

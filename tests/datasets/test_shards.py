@@ -51,6 +51,7 @@ def test_what_a_sample_says(tmp_path, opened):
             "list.png": picture(3),
             "list.json": as_json(["a", "b"]),
             "bare.png": picture(4),
+            "bare.json": as_json({"caption": None, "width": 3}),
             "only.txt": b"no picture",
             "mask.seg.png": picture(5),
             "._list.png": b"of a Mac",
@@ -211,7 +212,13 @@ def test_the_index_is_used_until_the_shard_changes(tmp_path, opened, monkeypatch
     sound = index.read_text()
     content = json.loads(sound)
     wrong = [sound[:50], "[]", "[" * 10_000, json.dumps(content | {"form": 0}), json.dumps(content | {"bare": [1]})]
-    for row in (["000000"], [1.5, "k", "n", 0, 1, []], ["i", "k", "n", "0", 1, []], ["i", "k", "n", 0, 1, "text"]):
+    for row in (
+        ["000000"],
+        [1.5, "k", "n", 0, 1, []],
+        ["i", "k", "n", "0", 1, []],
+        ["i", "k", "n", 0, 1, "text"],
+        ["i", "k", "../n", 0, 1, []],
+    ):
         wrong.append(json.dumps(content | {"samples": [row]}))
     for text in wrong:
         read.clear()
