@@ -14,6 +14,7 @@ Shapes: B images in the batch, N captions (rows), T time steps, D feature size, 
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -245,6 +246,7 @@ class Loader:
 def begin_worker(parent: int, number: int) -> None:
     """What the `number`-th process of a Loader in process `parent` does first."""
     serve(parent)
+    gc.freeze()  # the garbage collector writes to each object it looks at: a page that was shared is copied then
 
 
 def _ahead(batches: Iterator) -> Iterator:
