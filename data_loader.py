@@ -178,7 +178,8 @@ class Loader:
         for source in opened(inputs):  # of all items now: training must not die of a missing record in the night
             source.check(items)
         self.items, self.inputs = items, list(inputs)
-        captions = None if vocabulary is None else caption_ids(items, vocabulary, settings, own_cores())
+        processes = 1 if settings.num_workers == 0 else own_cores()
+        captions = None if vocabulary is None else caption_ids(items, vocabulary, settings, processes)
         self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
         counts = [0] * len(items) if captions is None else items.caption_counts()
         if training and transform is not None and any(part.in_shards for part in dataset.parts):
