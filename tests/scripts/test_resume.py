@@ -314,6 +314,14 @@ def test_settings_that_no_number_depends_on_may_change(train, stopped, data, tmp
     free += ["--lr_step_size", 5, "--features", tmp_path / "moved" / "features" / "pooled.npy"]
     done = train(*stopped, *free, "--self_critical_from_epoch", 4, "--resume")
     assert done.status == 0, done.err
+    parts = (
+        "Python and its packages",
+        "images and captions",
+        "vocabulary and model",
+        "feature files",
+        "the first step",
+    )
+    assert all(re.search(rf"^start: +\d+\.\d s {part}$", done.out, re.MULTILINE) for part in parts)  # --verbose
     assert stats(train.folder / "run") == stats(train.folder / "whole")
     last = [checkpoint.load(train.folder / name / "ep3.model")["state"] for name in ("run", "whole")]
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[1])
