@@ -49,7 +49,7 @@ def start_processes(device: torch.device) -> torch.device:
 def meeting_place() -> tuple[torch.distributed.Store, int, int]:
     """Where the processes of a run find each other, this one's number, and how many there are.
 
-    `torchrun --max-restarts` keeps one store for all attempts, with the addresses of processes that have ended: each
+    `torchrun --max_restarts` keeps one store for all attempts, with the addresses of processes that have ended: each
     attempt has names of its own in it. Where a store is made for each attempt there is nothing to keep apart, and
     machines may have counted different numbers of restarts.
     """

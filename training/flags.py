@@ -193,7 +193,7 @@ def contradictions(args) -> dict[str, object]:
         "--activation_checkpointing needs an encoder that is trained: --finetune_encoder": (
             args.activation_checkpointing and not args.finetune_encoder
         ),
-        "--compile and --activation_checkpointing exclude each other: a compiled encoder decides by itself what it keeps": (
+        "--compile and --activation_checkpointing exclude each other: what is compiled chooses what it keeps": (
             args.compile and args.activation_checkpointing
         ),
         "--cache_features needs a frozen encoder: leave out --finetune_encoder": cached and args.finetune_encoder,

@@ -451,7 +451,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(ranks, tmp_path):
 def test_torchrun_restarts_a_run_that_lost_a_process(ranks, tmp_path):
     """The processes of the second attempt find each other, and go on with what the first one saved."""
     assert ranks(2, "goes on", "--model_name", "whole").returncode == 0
-    done = ranks(2, "is lost", "--resume", "--model_name", "cut", options=("--max-restarts", 1))
+    done = ranks(2, "is lost", "--resume", "--model_name", "cut", options=("--max_restarts", 1))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("another process has ended") == 1 and "resumed at epoch 2, batch 0" in done.stdout
     assert differences(tmp_path / "cut", tmp_path / "whole") == ""
