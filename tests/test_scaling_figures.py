@@ -12,10 +12,8 @@ SUMS = [text for text in re.findall(r"`([^`\n]+)`", PAGE) if " = " in text and r
 THOUSANDS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 UNITS = {f"{prefix}{unit}": factor for prefix, factor in THOUSANDS.items() for unit in ("B", "B/s", "FLOP", "FLOP/s")}
 UNITS |= {"ms": 1e-3, "us": 1e-6, "s": 1, "min": 60, "h": 3600, "Gbit/s": 1e9 / 8, "%": 0.01, "B": 1}
-# words that only say what is counted
-UNITS |= dict.fromkeys(
-    "images captions images/s captions/s cores epochs launches steps GPUs times weights pairs".split(), 1
-)
+WORDS = "images captions images/s captions/s cores epochs launches steps GPUs times weights pairs"
+UNITS |= dict.fromkeys(WORDS.split(), 1)  # they only say what is counted
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
