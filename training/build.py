@@ -266,6 +266,13 @@ def start_word_decoder(decoder: HierarchicalDecoder, flat: nn.Module, source) ->
     decoder.word_decoder.load_state_dict(state)
 
 
+def checkpoint_activations(captioner: Captioner) -> None:
+    """Have the encoders that train compute their activations twice in place of keeping them."""
+    for encoder in captioner.model.extractors:
+        if isinstance(encoder, ImageEncoder):
+            encoder.checkpoints_activations = not encoder.frozen
+
+
 def compile_encoders(captioner: Captioner) -> None:
     """Compile the encoders with torch.compile and try them on blank pixels. Raises UserError where that fails.
 
