@@ -14,6 +14,7 @@ Shapes: B images in the batch, N captions (rows), T time steps, D feature size, 
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -177,7 +178,8 @@ class Loader:
         for source in opened(inputs):  # of all items now: training must not die of a missing record in the night
             source.check(items)
         self.items, self.inputs = items, list(inputs)
-        captions = None if vocabulary is None else caption_ids(items, vocabulary, settings, own_cores())
+        processes = 1 if settings.num_workers == 0 else own_cores()
+        captions = None if vocabulary is None else caption_ids(items, vocabulary, settings, processes)
         self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
         counts = [0] * len(items) if captions is None else items.caption_counts()
         sharded = training and transform is not None and any(part.in_shards for part in dataset.parts)
@@ -246,6 +248,7 @@ class Loader:
 def begin_worker(parent: int, number: int) -> None:
     """What the `number`-th process of a Loader in process `parent` does first."""
     serve(parent)
+    gc.freeze()  # the garbage collector writes to each object it looks at: a page that was shared is copied then
 
 
 def _ahead(batches: Iterator) -> Iterator:

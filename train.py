@@ -69,7 +69,7 @@ from captioning.scoring.document_frequencies import CachedWords, kept_words
 from captioning.scoring.metrics import parse_metrics
 from captioning.signals import Interrupted, Stop, interrupting
 from data_loader import Loader, LoaderSettings, get_loader
-from training.build import CaptionerBuilder, compile_encoders
+from training.build import CaptionerBuilder, checkpoint_activations, compile_encoders
 from training.cider_reward import CiderReward
 from training.distillation import Distillation, Teachers
 from training.feature_cache import cache_features, readable
@@ -335,6 +335,8 @@ class TrainRun:
                 print(f"training:   {self.trainer.method}, which suits a Transformer")
             if s.verbose:
                 print(self.captioner.model)
+        if s.activation_checkpointing:
+            checkpoint_activations(self.captioner)
         if s.compile:
             compile_encoders(self.captioner)
         with Stop() as self.stop:

@@ -30,16 +30,34 @@ def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
     return device
 
 
+# The others wait while the first one scores captions, which can take longer than torch's ten minutes.
+PATIENCE = timedelta(hours=3)
+
+
 def start_processes(device: torch.device) -> torch.device:
     """Join the other processes where torchrun started this one; otherwise nothing."""
     if process_count() > 1 and not torch.distributed.is_initialized():
         end_with_parent(signal.SIGTERM, os.getppid())  # torchrun leaves its processes behind where it is killed
-        # the others wait while the first one scores captions, which can take longer than the default of ten minutes
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, timeout=timedelta(hours=3))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # counts are exchanged over the CPU
+        store, rank, count = meeting_place()
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
         if device.type == "cuda":
             torch.cuda.set_device(device)
     return device
+
+
+def meeting_place() -> tuple[torch.distributed.Store, int, int]:
+    """Where the processes of a run find each other, this one's number, and how many there are.
+
+    `torchrun --max_restarts` keeps one store for all attempts, with the addresses of processes that have ended: each
+    attempt has names of its own in it. Where a store is made for each attempt there is nothing to keep apart, and
+    machines may have counted different numbers of restarts.
+    """
+    store, rank, count = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+    if os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = torch.distributed.PrefixStore(f"attempt_{attempt}", store)
+    return store, rank, count
 
 
 def from_main(work):
@@ -79,11 +97,9 @@ def to_main(value) -> list:
 
 def largest(value: int) -> int:
     """The largest `value` of all processes, in each of them. All must call it."""
-    if not torch.distributed.is_initialized():
-        return value
-    gpu = torch.distributed.get_backend() == "nccl"
-    found = torch.tensor(value, device="cuda" if gpu else "cpu")
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    found = torch.tensor(value)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
     return int(found)
 
 
@@ -111,7 +127,7 @@ def partners_may_fail():
         if process_count() == 1 or not lost:
             raise
         rank = os.environ.get("RANK")
-        raise UserError(f"process {rank}: another process has ended; its message says why") from error
+        raise UserError(f"process {rank}: another process has ended; its message, if it left one, says why") from error
 
 
 def process() -> tuple[int, int]:

@@ -72,7 +72,7 @@ def atomic_write(path, mode: str = "w", flush: bool = True):
 
 @contextlib.contextmanager
 def naming_file(path):
-    """What goes wrong with writing within it becomes one line that names `path`; a reader that went away does not."""
+    """Within it an error of writing becomes a UserError that names `path`, but BrokenPipeError stays."""
     try:
         yield
     except BrokenPipeError:
@@ -203,7 +203,7 @@ def require_plain_file(path, what: str) -> None:
 
 @contextlib.contextmanager
 def _reading(path, what: str) -> Iterator[None]:
-    """Errors of reading `path` become one line; `what` names its role. Raises UserError for what is no plain file."""
+    """Within it an error of reading `path` becomes a UserError, as for what is no plain file. `what` names its role."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UserError(f"{what}: {path} is {'a folder' if os.path.isdir(path) else 'not a plain file'}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 
 from captioning.errors import UserError
 from captioning.signals import serve
@@ -38,16 +38,15 @@ def in_chunks(work: Callable[[list], object], things: Iterable, count: int, size
     chunks = iter(lambda: list(islice(things, size)), [])
     first = list(islice(chunks, 2))
     if count <= 1 or len(first) < 2:
-        yield from ((len(chunk), work(chunk)) for several in (first, chunks) for chunk in several)
+        yield from ((len(chunk), work(chunk)) for chunk in chain(first, chunks))
         return
     with _pool(count) as pool:
         pending: deque = deque()
-        for several in (first, chunks):
-            for chunk in several:
-                pending.append((len(chunk), pool.submit(work, chunk)))
-                if len(pending) > 2 * count:
-                    number, result = pending.popleft()
-                    yield number, result.result()
+        for chunk in chain(first, chunks):
+            pending.append((len(chunk), pool.submit(work, chunk)))
+            if len(pending) > 2 * count:
+                number, result = pending.popleft()
+                yield number, result.result()
         yield from ((number, result.result()) for number, result in pending)
 
 

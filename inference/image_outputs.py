@@ -11,10 +11,10 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from captioning.datasets.base import ImageItem, image_key
-from captioning.datasets.items import Items
+from captioning.datasets.items import Items, packed
 from captioning.errors import LINE_ENDS, UserError, warn
 from captioning.files import atomic_write, check_writable, remove_leftovers
 from captioning.images.archives import archive_of, read_member
@@ -196,9 +196,9 @@ class Copies(_Output):
         return f"{what}: {self.counts['written']}"
 
 
-def outside(items: Items, folder: str) -> Items:
+def outside(items: Iterable[ImageItem], folder: str) -> Items:
     """The items whose files do not lie in `folder`, where copies of an earlier run may be; all, where none is left."""
-    top = os.path.realpath(folder)
+    items, top = packed(items), os.path.realpath(folder)
     folders = {os.path.dirname(item.path) for item in items if item.path}
     within = {path for path in folders if f"{os.path.realpath(path)}{os.sep}".startswith(f"{top}{os.sep}")}
     return items.where(lambda item: not item.path or os.path.dirname(item.path) not in within) or items

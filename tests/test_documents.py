@@ -112,7 +112,19 @@ def run(words: list[str], place: str) -> None:
 
 FOLDERS = "captioning|training|inference|serving|tests|benchmarks|recipes|datasets"
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "parse_args" in path.read_text(encoding="utf-8"))
-OF_OTHERS = {"data", "form", "build", "tag", "publish", "volume", "help", "help_all", "nproc_per_node", "logdir"}
+OF_OTHERS = {
+    "data",
+    "form",
+    "build",
+    "tag",
+    "publish",
+    "volume",
+    "help",
+    "help_all",
+    "nproc_per_node",
+    "max_restarts",
+    "logdir",
+}
 OF_OLDER_VERSIONS = {"threshold", "show_stats", "vocab_path", "class_filter"}  # DeepCaption's, with their names today
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from captioning.batches.pixels import StoryPixels
-from captioning.devices import summed
+from captioning.devices import largest, summed
 from captioning.errors import UserError
 from model import Captioner
 from training.losses import Mean, Objective, StepLoss
@@ -51,14 +51,18 @@ def _part(batch, first: int, last: int):
 def backward(objective: Objective, captioner: Captioner, batch, step: int, parts: int) -> StepLoss:
     """Add the gradients of the batch's loss, computed in `parts` parts, to those of the weights; gives the whole loss.
 
-    With several processes the gradients are this process's share, to be summed over all; all must call it.
+    With several processes the gradients are this process's share, to be summed over all; all must call it. They
+    compute equally many parts: one whose batch has fewer images, as where some are broken, repeats its last part, which
+    then weighs nothing. Batch norm would wait for it otherwise.
     """
-    counts = objective.counts(batch)
+    counts, several = objective.counts(batch), split(batch, parts)
+    several += [replace(several[-1], counted=False)] * (largest(len(several)) - len(several))
     whole = summed(torch.tensor(counts if batch.counted else [0] * len(counts), dtype=torch.float64))
     done = []
-    for part in split(batch, parts):
+    for part in several:
+        captioner.model.count_images(part.counted)
         loss = replace(objective(captioner, part, step), captions=len(part.lengths))
-        loss = loss if batch.counted else loss.without_weight()
+        loss = loss if part.counted else loss.without_weight()
         shares = [mean.count / max(1.0, float(whole[min(n, len(counts) - 1)])) for n, mean in enumerate(loss.parts)]
         sum(mean.value * share for mean, share in zip(loss.parts, shares)).backward()
         done.append(replace(loss, parts=[Mean(mean.value.detach(), mean.count) for mean in loss.parts]))
@@ -80,6 +84,6 @@ def joined(losses: Sequence[StepLoss]) -> StepLoss:
 
 
 def mean_of(means: Sequence[Mean]) -> Mean:
-    """The mean over all that several means are of."""
+    """The mean over all the tokens, sentences or rows that several means count."""
     count = sum(mean.count for mean in means)
     return Mean(sum(mean.value * mean.count for mean in means) / max(1, count), count)

@@ -152,7 +152,8 @@ def get_vocabulary(data: DataSettings, dataset: CaptionDataset) -> Vocabulary:
     if data.vocab == "AUTO" and path.exists():
         print(f"vocabulary from {path}, of the same captions (--vocab REGEN makes it anew)")
         return Vocabulary.load(path)
-    counter = count_words(dataset.captions(), tokenizer, num_workers=own_cores())
+    processes = 1 if data.num_workers == 0 else own_cores()
+    counter = count_words(dataset.captions(), tokenizer, num_workers=processes)
     if line := one_token_advice(sum(counter.values()), dataset.num_captions, tokenizer):
         warn(line)
     vocabulary = vocabulary_from_counts(counter, threshold, tokenizer, dataset=data.dataset)
@@ -263,6 +264,13 @@ def start_word_decoder(decoder: HierarchicalDecoder, flat: nn.Module, source) ->
             found = f"{name} is {shapes[0]} in the file, {shapes[1]} in the model; check --persist_features"
             raise UserError(f"--load_model {source} does not fit as word decoder: {found}")
     decoder.word_decoder.load_state_dict(state)
+
+
+def checkpoint_activations(captioner: Captioner) -> None:
+    """Have the encoders that train compute their activations twice in place of keeping them."""
+    for encoder in captioner.model.extractors:
+        if isinstance(encoder, ImageEncoder):
+            encoder.checkpoints_activations = not encoder.frozen
 
 
 def compile_encoders(captioner: Captioner) -> None:

@@ -52,7 +52,7 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "distillation": "distill distill_weight distill_temperature",
     "run": "config model_name model_basename output_root model_path load_model init_model optimizer_reset force_epoch "
     "replace/force resume resume_changed num_epochs save_every keep early_stopping best_by log_step verbose seed "
-    "deterministic amp compile tensorboard logger profiler cpu device",
+    "deterministic amp compile activation_checkpointing tensorboard logger profiler cpu device",
 }
 
 # what a value must be -> whether it is, and the flags that must be so where they have a value
@@ -189,6 +189,12 @@ def contradictions(args) -> dict[str, object]:
         "--grad_clip and --grad_clip_norm exclude each other": args.grad_clip and args.grad_clip_norm,
         "--encoder_lr_decay needs an encoder that is trained: --finetune_encoder": (
             args.encoder_lr_decay != 1 and not args.finetune_encoder
+        ),
+        "--activation_checkpointing needs an encoder that is trained: --finetune_encoder": (
+            args.activation_checkpointing and not args.finetune_encoder
+        ),
+        "--compile and --activation_checkpointing exclude each other: what is compiled chooses what it keeps": (
+            args.compile and args.activation_checkpointing
         ),
         "--cache_features needs a frozen encoder: leave out --finetune_encoder": cached and args.finetune_encoder,
         "--cache_features is for training: --validate_only encodes every image once anyway": cached and not trained,

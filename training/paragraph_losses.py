@@ -33,7 +33,10 @@ def paragraph_loss(
 
 @dataclass
 class ParagraphLosses:
-    """total: the objective, divided by the words' number; word: nats per word; stop: nats per sentence."""
+    """The losses of a batch of paragraphs.
+
+    total: the objective, divided by the number of words; word: nats per word; stop: nats per sentence.
+    """
 
     total: Tensor
     word: Tensor

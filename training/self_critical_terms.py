@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captioning.devices import summed
+
 ORDERS = 4
 RELATIVE_DIVERSITY, BLEU, UNIGRAM_REPETITION = 0.1, 0.15, 0.1  # weights, those of DeepCaption
 Tokens = Sequence[int]
@@ -129,10 +131,7 @@ class WordCounts:
 
     def add(self, tokens: Tensor) -> None:
         """Count ids (M,), those of all processes of a run."""
-        new = torch.bincount(tokens, minlength=len(self.counts)).to(self.counts)
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(new)
-        self.counts += new
+        self.counts += summed(torch.bincount(tokens, minlength=len(self.counts)).to(self.counts))
 
     def weights(self) -> Tensor:
         """(V,), with a mean of 1: the most frequent word has 0, one that was never written the most."""

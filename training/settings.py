@@ -239,6 +239,9 @@ class RunSettings(Settings):
     verbose: bool = setting(False, "also print the model, and what takes the time of the start")
     show_tokens: bool = setting(False, "print the tokens of the first captions")
     deterministic: bool = setting(False, "only deterministic algorithms (slower on a GPU)")
+    activation_checkpointing: bool = setting(
+        False, "the encoder's trained blocks compute twice what they would keep: less memory, more time (default: no)"
+    )
     compile: bool = setting(False, "compile the encoder with torch.compile, on a GPU (default: no)")
     tensorboard: bool = setting(False, "the same as --logger tensorboard; both may be given")
     logger: Logger = setting(
@@ -266,7 +269,7 @@ MAY_CHANGE += (
 )
 MAY_CHANGE += "num_epochs early_stopping model_name model_basename output_root model_path optimizer_reset force_epoch "
 MAY_CHANGE += "replace resume resume_changed save_every keep log_step verbose show_tokens tensorboard logger profiler "
-MAY_CHANGE += "device cpu validate_only skip_existing_validations config of_decoder"
+MAY_CHANGE += "device cpu activation_checkpointing validate_only skip_existing_validations config of_decoder"
 # What a command does with a run, rather than how the run goes: neither kept with a run nor read from a file.
 ACTIONS = ("config", "resume", "resume_changed", "replace", "validate_only", "skip_existing_validations")
 PROJECTION = "--regularize_projection above 0"

@@ -5,6 +5,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from captioning.encoder.recomputing import recomputed
 from captioning.errors import UserError
 from captioning.fast import switch
 from captioning.fast.convolutions import FastNetwork
@@ -40,6 +41,7 @@ class ImageEncoder(nn.Module):
         self.shape, self.dim, self.spatial, self.grid = shape, shape[0], len(shape) == 3, shape[1:] or None
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.frozen = True
+        self.checkpoints_activations = False  # True: blocks that train are computed twice instead of being kept
         self.blocks = blocks  # names of the network's parts that unfreeze() counts, first to last
         self._order = order  # names in the state dict, in the order of the network's definition
         self.fast, self.fast_joint = FastNetwork(), FastNetwork()
@@ -54,18 +56,24 @@ class ImageEncoder(nn.Module):
 
     def together(self, joint: nn.Module, pixels: Tensor) -> tuple[Tensor, ...]:
         """The outputs of the network `joint`, which has the layers of this one and reads the same pixels, float32."""
-        return self._run(joint, self.fast_joint, pixels)
+        return self._run(joint, self.fast_joint, pixels, "main.")
 
-    def _run(self, network: nn.Module, fast: FastNetwork, pixels: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of `network`, in chunks of the batch."""
+    def _run(self, network: nn.Module, fast: FastNetwork, pixels: Tensor, place: str = "") -> tuple[Tensor, ...]:
+        """The outputs of `network`, in chunks of the batch; place: as `_output` takes it."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             count = -(-len(pixels) // CHUNK) if switch.enabled and pixels.device.type == "cpu" else 1
             chunks = pixels.tensor_split(max(count, 1))
             parts = []
             for images in map(self._normalise, chunks):
-                output = fast.of(network, images)(images)
+                output = self._output(fast.of(network, images), images, place)
                 parts.append([one.float() for one in (output if isinstance(output, tuple) else (output,))])
             return tuple(several[0] if len(parts) == 1 else torch.cat(several) for several in zip(*parts))
+
+    def _output(self, network: nn.Module, images: Tensor, place: str) -> Tensor | tuple[Tensor, ...]:
+        """network(images); place: what the names of this encoder's blocks begin with in `network`."""
+        if not (self.checkpoints_activations and torch.is_grad_enabled()):
+            return network(images)
+        return recomputed(network, [place + block for block in self.trained_blocks()], images)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.mean.dtype)  # channel by channel: three numbers at a time would be slow
@@ -94,6 +102,12 @@ class ImageEncoder(nn.Module):
             self.network.get_submodule(block).requires_grad_(True)
         self.frozen = False
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+
+    def trained_blocks(self) -> list[str]:
+        """Names of the blocks with weights that train, first to last."""
+        return [
+            name for name in self.blocks if any(p.requires_grad for p in self.network.get_submodule(name).parameters())
+        ]
 
     def depths(self) -> dict[nn.Parameter, int]:
         """Of each weight how many blocks stand between it and the output: 0 in the last block and behind it.

@@ -314,6 +314,14 @@ def test_settings_that_no_number_depends_on_may_change(train, stopped, data, tmp
     free += ["--lr_step_size", 5, "--features", tmp_path / "moved" / "features" / "pooled.npy"]
     done = train(*stopped, *free, "--self_critical_from_epoch", 4, "--resume")
     assert done.status == 0, done.err
+    parts = (
+        "Python and its packages",
+        "images and captions",
+        "vocabulary and model",
+        "feature files",
+        "the first step",
+    )
+    assert all(re.search(rf"^start: +\d+\.\d s {part}$", done.out, re.MULTILINE) for part in parts)  # --verbose
     assert stats(train.folder / "run") == stats(train.folder / "whole")
     last = [checkpoint.load(train.folder / name / "ep3.model")["state"] for name in ("run", "whole")]
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[1])
@@ -405,11 +413,12 @@ import train
 from captioning.errors import run
 from training.trainer import Trainer
 
-stops, real = "--resume" not in sys.argv and sys.argv.pop(1) == "stops", Trainer.train_step
+signals = {"stops": signal.SIGTERM, "is lost": signal.SIGKILL}
+number, real = signals.get(sys.argv.pop(1)), Trainer.train_step
 
 def step(self, batch):
-    if stops and self.step == 4 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGTERM)
+    if number and self.step == 4 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), number)
     return real(self, batch)
 
 Trainer.train_step = step
@@ -417,27 +426,43 @@ sys.exit(run(train.main, train.parse_args()))
 """
 
 
-@pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_after_the_same_step(data, tmp_path):
+@pytest.fixture
+def ranks(data, tmp_path):
+    """Runs RANKS under torchrun: ranks(processes, what happens in step 4, flags of train.py, options of torchrun)."""
     (tmp_path / "ranks.py").write_text(RANKS)
 
-    def ranks(count: int, *arguments):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
-        command += [tmp_path / "ranks.py", ROOT, *arguments, "--dataset", "toy:train", *POOLED, *FAST, "--cpu"]
+    def run(count: int, what: str, *arguments, options=()):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, *options]
+        command += [tmp_path / "ranks.py", ROOT, what, *arguments, "--dataset", "toy:train", *POOLED, *FAST, "--cpu"]
         command += ["--dataset_config_file", data / "datasets.conf", "--model_path", tmp_path, "--num_epochs", 3]
         command += ["--vocab_root", tmp_path / "v"]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=env)
 
+    return run
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_same_step(ranks, tmp_path):
     done = ranks(2, "goes on", "--model_name", "whole")
     assert done.returncode == 0, done.stderr
     assert ranks(2, "stops", "--model_name", "cut").returncode != 0
     position = checkpoint.load(tmp_path / "cut" / "last.model")["training"]
     assert (position["epoch"], position["batch"]) == (2, 2)
-    other = ranks(1, "--resume", "--model_name", "cut")
+    other = ranks(1, "goes on", "--resume", "--model_name", "cut")
     assert other.returncode != 0 and "number of processes was 2, now 1" in other.stderr
-    done = ranks(2, "--resume", "--model_name", "cut")
+    done = ranks(2, "goes on", "--resume", "--model_name", "cut")
     assert done.returncode == 0, done.stderr
+    assert differences(tmp_path / "cut", tmp_path / "whole") == ""
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_that_lost_a_process(ranks, tmp_path):
+    """The processes of the second attempt find each other, and go on with what the first one saved."""
+    assert ranks(2, "goes on", "--model_name", "whole").returncode == 0
+    done = ranks(2, "is lost", "--resume", "--model_name", "cut", options=("--max_restarts", 1))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("another process has ended") == 1 and "resumed at epoch 2, batch 0" in done.stdout
     assert differences(tmp_path / "cut", tmp_path / "whole") == ""
 
 

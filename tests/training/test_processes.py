@@ -29,10 +29,10 @@ def captioner_of(seed: int = 0, decoder: str = "lstm") -> Captioner:
     return Captioner(build_model(config, VOCABULARY), VOCABULARY)
 
 
-def trained(batches, decoder: str = "lstm") -> dict:
-    """Weights, averages and the loss after a step for each of `batches`."""
-    captioner = captioner_of(decoder=decoder)
-    trainer = Trainer(captioner, SETTINGS, CrossEntropy(SETTINGS))
+def trained(batches, decoder: str = "lstm", **changes) -> dict:
+    """Weights, averages and the loss after a step for each of `batches`; changes: of the settings."""
+    captioner, settings = captioner_of(decoder=decoder), replace(SETTINGS, **changes)
+    trainer = Trainer(captioner, settings, CrossEntropy(settings))
     captioner.model.train()
     progress = Progress(captioner.device)
     for batch in batches:
@@ -75,7 +75,7 @@ def test_a_process_whose_partner_ends_says_so_in_one_line(tmp_path, monkeypatch)
 def assert_same(found: dict, wanted: dict) -> None:
     for name, value in wanted.items():
         error = (found[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-12)
-        assert error < (1e-6 if "running" in name else 1e-4), f"{name}: {error}"
+        assert error < (1e-6 if "running" in name else 1e-5), f"{name}: {error}"
 
 
 @pytest.mark.parametrize("first", [IMAGES // 2, 1], ids=["halves", "one_image_and_the_rest"])
@@ -141,3 +141,21 @@ def test_a_process_without_images_takes_part(tmp_path):
 
     for found in in_processes(work, tmp_path):
         assert_same(found, alone)
+
+
+@pytest.mark.parametrize("decoder", ["lstm", "transformer"])
+def test_processes_accumulate_equally_many_parts(tmp_path, decoder):
+    """The second process has one image, as where all others of its batch are broken, so one part in place of four.
+
+    Batch norm exchanges figures in each part: without as many of them a process would wait for ever, or take other
+    figures for these. Without batch norm the step is that of the whole batch.
+    """
+
+    def work() -> dict:
+        bounds = (0, IMAGES - 1) if process()[0] == 0 else (IMAGES - 1, IMAGES)
+        return trained((part_of(batch_of(step), *bounds) for step in range(5)), decoder, accumulate=4)
+
+    first, second = in_processes(work, tmp_path)
+    assert_same(second, first)
+    if decoder == "transformer":
+        assert_same(first, trained((batch_of(step) for step in range(5)), decoder))
