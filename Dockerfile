@@ -17,6 +17,7 @@ RUN pip install torch torchvision ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
     && pip install -r requirements.txt starlette uvicorn python-multipart --constraint requirements-optional.txt
 
 COPY captioning/ captioning/
+COPY captioner/ captioner/
 COPY inference/ inference/
 COPY serving/ serving/
 COPY models/ models/

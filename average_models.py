@@ -22,7 +22,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from captioning.command_line import Parser
+from captioning.command_line import Parser, add_device
 from captioning.datasets.config import CONFIG_HELP, get_datasets
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_file, require_model_file
@@ -49,8 +49,7 @@ def parse_args(argv=None) -> Namespace:
     add("--beam_size", default=1, metavar="K", help="--greedy: beams of the captions; 1 is greedy")
     add("--num_workers", type=int, metavar="N", help="processes that load images (default: all cores)")
     add("--encoder_weights", metavar="FILE", help="local file of the encoder's weights (default: download)")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    add("--cpu", action="store_true", help="the same as --device cpu")
+    add_device(add)
     args = parser.parse_args(argv)
     if args.greedy and not args.dataset:
         parser.error("--greedy needs --dataset, whose captions the models are tried on")
@@ -71,7 +70,8 @@ def calibration(average, args) -> dict:
     """What of log-probabilities makes confidences, by captions of --calibrate, as infer.py writes them by default."""
     from captioning.devices import choose_device
     from captioning.scoring.calibration import LEAST_IMAGES
-    from training.validation import Validation, validation_loader
+    from training.validation.data import validation_loader
+    from training.validation.measuring import Validation
 
     captioner = average.captioner(choose_device(args.device, args.cpu), args.encoder_weights, args.half)
     search = captioner.default_search()
@@ -101,7 +101,7 @@ def soup(paths: list[str], captioner, loader, beam_size: int):
     """
     from captioning.decoder.search import Search
     from training.averages import check_alike, greedy_soup, read_model
-    from training.validation import Validation
+    from training.validation.measuring import Validation
 
     validation, first = Validation(("cider",), Search(beam_size=beam_size)), read_model(paths[0])
 
@@ -130,7 +130,7 @@ def main(args) -> int:
     from captioning.devices import choose_device
     from model import load_captioner
     from training.averages import Average
-    from training.validation import validation_loader
+    from training.validation.data import validation_loader
 
     if args.greedy:
         device = choose_device(args.device, args.cpu)

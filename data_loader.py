@@ -14,6 +14,7 @@ Shapes: B images in the batch, N captions (rows), T time steps, D feature size, 
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,12 +26,15 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from captioning.batches.captions import CaptionIds
+from captioning.batches.ids_file import caption_ids
 from captioning.batches.inputs import Input
 from captioning.batches.pixels import PhotoLoader, StoryPixels, stacked, with_files
 from captioning.batches.sampler import Group, GroupedBatchSampler, ImageBatchSampler, LoaderSettings
+from captioning.batches.shard_sampler import ShardBatchSampler, shard_numbers
 from captioning.cores import own_cores
 from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
+from captioning.datasets.items import Items
 from captioning.errors import WORKER_DIED, UserError, warn
 from captioning.signals import serve
 
@@ -96,7 +100,7 @@ class _Batches:
     A UserError comes back as its message: raised in a worker it would arrive wrapped in the worker's traceback.
     """
 
-    items: list[ImageItem]
+    items: Items
     captions: CaptionIds | None
     inputs: list[Input]
     transform: Callable | None
@@ -164,7 +168,7 @@ class Loader:
         items = dataset.items
         if vocabulary is not None:
             dataset.require_captions("training" if training else "validation")
-            items = [item for item in items if item.captions]
+            items = items.captioned()
         if inputs and not any(one.from_pixels for one in inputs):
             transform = None
         if settings.mix and len(settings.mix) != len(dataset.parts):
@@ -174,11 +178,15 @@ class Loader:
         for source in opened(inputs):  # of all items now: training must not die of a missing record in the night
             source.check(items)
         self.items, self.inputs = items, list(inputs)
-        captions = None if vocabulary is None else CaptionIds(items, vocabulary, settings.max_sentences)
+        processes = 1 if settings.num_workers == 0 else own_cores()
+        captions = None if vocabulary is None else caption_ids(items, vocabulary, settings, processes)
         self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
-        counts = [0 if captions is None else len(item.captions) for item in items]
-        if training:
-            self.sampler = GroupedBatchSampler(counts, settings, [item.part for item in items])
+        counts = [0] * len(items) if captions is None else items.caption_counts()
+        if training and transform is not None and any(part.in_shards for part in dataset.parts):
+            shards = shard_numbers(items.paths())
+            self.sampler = ShardBatchSampler(counts, settings, items.parts(), shards)
+        elif training:
+            self.sampler = GroupedBatchSampler(counts, settings, items.parts())
         else:
             self.sampler = ImageBatchSampler(counts, settings)
         workers = settings.num_workers
@@ -197,7 +205,7 @@ class Loader:
 
     @property
     def num_captions(self) -> int:
-        return sum(len(item.captions) for item in self.items)
+        return self.items.num_captions
 
     def set_position(self, epoch: int, start_batch: int = 0) -> None:
         """Iterate over `epoch` from batch `start_batch` on: the same batches as the tail of the whole epoch."""
@@ -239,6 +247,7 @@ class Loader:
 def begin_worker(parent: int, number: int) -> None:
     """What the `number`-th process of a Loader in process `parent` does first."""
     serve(parent)
+    gc.freeze()  # the garbage collector writes to each object it looks at: a page that was shared is copied then
 
 
 def _ahead(batches: Iterator) -> Iterator:

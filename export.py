@@ -18,7 +18,7 @@ from pathlib import Path
 from captioning.command_line import Parser
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_file, require_model_file
-from inference.flags import model_path
+from inference.flags import add_model_file, model_path
 from serving.packages import require_packages
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -27,8 +27,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 def parse_args(argv=None) -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/photos.model)")
-    add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
+    add_model_file(add)
     add("--output_dir", metavar="DIR", required=True, help="folder for encoder.onnx, step.onnx and captioner.json")
     add("--int8", action="store_true", help="write weights and activations in 8 bits (default: float32)")
     add("--reduce_range", action="store_true", help="--int8: weights of 7 bits, for x86 processors without VNNI, "

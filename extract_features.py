@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from captioning.command_line import Parser
+from captioning.command_line import Parser, add_device
 from captioning.config import LARGEST_IMAGE
 from captioning.errors import UserError, run
 
@@ -59,8 +59,7 @@ def parse_args(argv=None):
     add("--convert", metavar="SOURCE", help="copy a folder of .npz files, or a .tsv of bottom-up features, to an .lmdb")
     add("--resume", action="store_true", help="continue an interrupted run")
     add("--force", action="store_true", help="replace an existing feature file, and what an interrupted run left")
-    add("--cpu", action="store_true", help="do not use a GPU")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    add_device(add)
     args = parser.parse_args(argv)
     if args.convert:
         if not (args.output_file or "").endswith(".lmdb"):

@@ -159,7 +159,8 @@ def table(runs: list[Run], scores: list[str], form: str) -> str:
             values = [found[column] for found in each if column in found]
             if len(values) == len(each):
                 deviation = statistics.stdev(values) if len(values) > 1 else None
-                figures[column] = Figure(statistics.fmean(values), deviation)
+                mean = values[0] if len(set(values)) == 1 else statistics.fmean(values)  # epochs stay whole numbers
+                figures[column] = Figure(mean, deviation)
         ordered = sorted(figures, key=lambda column: column.startswith("last") or column.endswith("_last"))
         rows.append(Row(line.label, len(line.members) if groups else None, {name: figures[name] for name in ordered}))
     return render(rows, form, headings)

@@ -42,7 +42,6 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
-import io
 import os
 import zipfile
 from collections import Counter
@@ -56,8 +55,9 @@ from captioning.cores import core_count
 from captioning.errors import UserError, first_few, run, shown, warn
 from captioning.files import atomic_write, read_lines, remove_leftovers
 from captioning.images import image_file
+from captioning.images.encoding import OVERSAMPLING, encoded
 from captioning.images.image_file import ImageError, image_error, open_image, target_size
-from captioning.images.kinds import HEIF_EXTENSIONS, KNOWN_FORMATS
+from captioning.images.kinds import KNOWN_FORMATS
 from captioning.images.listing import PassedOver, list_images
 from captioning.next_steps import print_next
 from captioning.processes import in_processes
@@ -65,18 +65,8 @@ from captioning.progress import Bar
 from captioning.signals import serve
 from captioning.tables import csv_lines
 
-# A JPEG is decoded at a reduced scale as long as it keeps this many times the result: with three the mean difference
-# from decoding in full is about half a grey level, with one it would be one and a half, on some photos four. Not quite
-# three, so that photos of 4000x3000 and 4032x3024 go to 256 by way of a quarter of their size.
-OVERSAMPLING = 2.9
 # torch resizes in a fifth of Pillow's time and takes two seconds to import: it pays from this many images per process.
 TORCH_FROM = 2000
-
-# Extensions that are not the name of their format.
-OTHER_FORMATS = {".jpg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".tif": "TIFF", ".dib": "DIB", ".apng": "PNG"}
-OTHER_FORMATS |= dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG2000") | dict.fromkeys((".pgm", ".pbm", ".pnm"), "PPM")
-OTHER_FORMATS |= dict.fromkeys(HEIF_EXTENSIONS, "HEIF")
-HAVE_QUALITY = ("JPEG", "WEBP", "AVIF", "HEIF")
 
 
 @dataclass(frozen=True)
@@ -147,22 +137,6 @@ def ends_in_zeros(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-min(16, os.fstat(file.fileno()).st_size), os.SEEK_END)
         return not any(file.read())
-
-
-def encoded(image, source: Path, quality: int) -> bytes:
-    """The file content for `image` in the format that the extension of `source` stands for."""
-    extension = source.suffix.lower()
-    form = OTHER_FORMATS.get(extension, extension[1:].upper())
-    if image.mode == "RGBX" and form != "JPEG":
-        image = image.convert("RGB")
-    if form == "GIF":
-        image = image.quantize(256)  # colours chosen for this image
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, form, **({"quality": quality} if form in HAVE_QUALITY else {}))
-    except Exception as error:  # too long a side for the format, mostly
-        raise image_error(source, f"cannot be written as {form} at {image.width}x{image.height}: {error}") from error
-    return buffer.getvalue()
 
 
 def begin_worker(parent: int, with_torch: bool) -> None:

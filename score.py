@@ -84,17 +84,12 @@ if __name__ == "__main__":
 from pathlib import Path
 
 from captioning.datasets.references import read_references
-from captioning.errors import UserError, run, warn
+from captioning.errors import UserError, note, run, warn
 from captioning.files import atomic_write, check_writable, require_file
 from captioning.progress import Bar
 from inference.caption_files import read_results, read_training_captions, with_references
 
 ENDINGS = {".csv": "csv", ".md": "markdown", ".tex": "latex", ".txt": "text"}
-
-
-def note(message: str) -> None:
-    """For the person, not for the pipe."""
-    print(message, file=sys.stderr)
 
 
 def make_scoring(args, references: dict, training: list[str] | None):

@@ -14,10 +14,10 @@ what it has begun is answered. Needs the packages starlette, uvicorn and python-
 import sys
 from argparse import Namespace
 
-from captioning.command_line import Parser
+from captioning.command_line import Parser, add_device
 from captioning.errors import UserError, run, script_name
 from captioning.files import require_file, require_model_file
-from inference.flags import MOST_PENALTY, model_path
+from inference.flags import MOST_PENALTY, add_model_file, model_path
 from serving.packages import require_packages
 
 PACKAGES = ("starlette", "uvicorn", "python_multipart")
@@ -28,10 +28,8 @@ GRACE = 20  # seconds that requests have to end when the server does
 def parse_args(argv=None) -> Namespace:
     parser = Parser(__doc__)
     add = parser.group("model")
-    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/photos.model)")
-    add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: cuda or mps where there is one)")
-    add("--cpu", action="store_true", help="the same as --device cpu")
+    add_model_file(add)
+    add_device(add)
     add = parser.group("search")
     add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
     add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
@@ -58,8 +56,7 @@ def parse_args(argv=None) -> Namespace:
     parser.at_most(MOST_PENALTY, args, "length_penalty")
     if args.beam_size and args.n_best > args.beam_size:
         parser.error(f"--n_best {args.n_best} needs as many beams, not --beam_size {args.beam_size}")
-    if args.cpu and args.device not in (None, "cpu"):
-        parser.error(f"--cpu and --device {args.device} exclude each other")
+    parser.one_device(args)
     return args
 
 
@@ -69,6 +66,7 @@ if __name__ == "__main__":
 import contextlib
 import logging
 import socket
+from dataclasses import replace
 
 from captioning.errors import shown
 
@@ -110,17 +108,9 @@ def open_captioner(args):
 
 def search_of(args, captioner):
     """The Search of infer.py with the same flags. Models of DeepCaption search as that did, unless a flag says how."""
-    from captioning.decoder.search import BEAMS, Search
-
     asked = args.beam_size or args.n_best > 1 or args.length_penalty
-    old = captioner.info.get("made_by") == "DeepCaption" and not asked
-    return Search(
-        beam_size=1 if old else args.beam_size or max(BEAMS, args.n_best),
-        max_length=args.max_seq_length,
-        length_penalty=captioner.length_penalty if args.length_penalty is None else args.length_penalty,
-        n_best=args.n_best,
-        allow_unk=old,
-    )
+    search = captioner.default_search(not asked, args.beam_size, args.n_best, args.length_penalty)
+    return replace(search, max_length=args.max_seq_length)
 
 
 def serve(args, listener: socket.socket) -> None:

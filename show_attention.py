@@ -15,10 +15,10 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from captioning.command_line import Parser
+from captioning.command_line import Parser, add_device
 from captioning.errors import UserError, run
 from captioning.files import check_writable, require_file, require_model_file
-from inference.flags import MOST_PENALTY, model_path
+from inference.flags import MOST_PENALTY, add_model_file, model_path
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -27,8 +27,7 @@ def parse_args(argv=None) -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("images", nargs="+", metavar="PHOTO", help="photos to caption")
-    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/photos.model)")
-    add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
+    add_model_file(add)
     add("--output", metavar="FILE", help=".png, .svg, .pdf (a page a photo) or folder (default: PHOTO_attention.png)")
     add("--beam_size", default=3, metavar="K", help="beams; 1 is greedy")
     add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
@@ -37,8 +36,7 @@ def parse_args(argv=None) -> Namespace:
     add("--columns", type=int, metavar="N", help="panels in a row (default: as many as give a shape near 3:2)")
     add("--dpi", default=150, metavar="N", help="dots an inch, 2.35 inches a panel")
     add("--no_capitalize", action="store_true", help="write lower-case words, without a capital and a period")
-    add("--cpu", action="store_true", help="do not use a GPU")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    add_device(add)
     args = parser.parse_args(argv)
     parser.at_least(1, args, "beam_size", "max_seq_length", "columns", "dpi")
     parser.at_most(10_000, args, "beam_size", "max_seq_length", "columns")

@@ -19,12 +19,15 @@ train_stats.json, which plot_stats.py draws.
 import math
 import re
 import sys
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from captioning.errors import UserError, run, warn
 from training import flags as train_flags
+
+BEGAN = time.monotonic()  # before the heavy imports, whose time --verbose tells
 
 
 def parse_args(argv=None):
@@ -75,7 +78,7 @@ from training.loggers import require_packages
 from training.losses import CrossEntropy, Objective
 from training.optimizers import self_critical_settings
 from training.paragraph_losses import ParagraphObjective
-from training.report import EpochTimes, describe, epoch_line, report_end, show_tokens
+from training.report import EpochTimes, StartTimes, describe, epoch_line, report_end, show_tokens
 from training.run_folder import RunFolder, run_name
 from training.self_critical import SelfCritical
 from training.settings import (
@@ -89,7 +92,9 @@ from training.settings import (
     lasting_settings,
 )
 from training.trainer import Progress, Trainer
-from training.validation import Validation, criterion_of, open_images, validate_models, validation_loader
+from training.validation.data import open_images, validation_loader
+from training.validation.measuring import Validation, criterion_of
+from training.validation.validate_only import validate_models
 from vocabulary import MOST_UNKNOWN
 
 
@@ -103,13 +108,14 @@ class TrainRun:
     builder: CaptionerBuilder  # makes the captioner
     validation: Validation  # what is measured after an epoch
     flags: dict  # all settings by the names of their flags
-    folder = log = loader = validation_loader = None
+    folder = log = loader = validation_loader = start_times = None
 
     # ---- before the first step ----
 
     def prepare(self) -> None:
         """Open data and model, and take over the state of the run, or of the model, that training goes on from."""
         s = self.settings
+        self.start_times = StartTimes(s.verbose)
         require_packages(s.loggers)  # before a run of that name is replaced
         device = start_processes(choose_device(s.device, s.cpu))
         torch.manual_seed(self.training.seed)
@@ -117,6 +123,7 @@ class TrainRun:
         with first_speaks():
             dataset = open_images(self.data)
         dataset.require_captions()
+        self.start_times.done("images and captions")
         name = s.model_name or run_name(s.model_basename, self.builder.wanted, self.builder.config)
         self.folder = RunFolder(Path(s.output_root) / s.model_path / name, sys.argv, s.keep)
         self.folder.flags, self.folder.best_by = self.flags, self.validation.best_by
@@ -129,10 +136,12 @@ class TrainRun:
             if s.show_tokens:
                 show_tokens(dataset, self.captioner.vocabulary)
         self.captioner.model.to(device)
+        self.start_times.done("vocabulary and model")
         self.training = self.training.for_decoder(self.captioner.config.decoder, self.builder.typed_flags)
         self.folder.history = saved.get("history", []) if saved else command_history(self.captioner.info)
         objective = self.open_data(dataset)
         self.start(saved, objective)
+        self.start_times.done("trainer, and the checksum of the data")
         self.folder.remove_older()  # all that the new run needs is open
 
     def open_data(self, dataset: CaptionDataset) -> Objective:
@@ -148,9 +157,11 @@ class TrainRun:
         data, captioner, config = self.data, self.captioner, self.captioner.config
         inputs = plan_inputs(config, dataset, sources=cached)
         keep_sizes(config, inputs)
+        self.start_times.done("feature files")
         models, weights = self.settings.distill, self.builder.wanted.weights
         teachers = Teachers(models, captioner, inputs, dataset, weights) if models else None
         self.loader = self.open_loader(dataset, inputs + (teachers.inputs if teachers else []))
+        self.start_times.done("word ids of the captions, and a look for each image")
         if (share := self.loader.unknown_share) > MOST_UNKNOWN:
             loaded = self.builder.wanted.load_model
             what = f"lacks {share:.0%} of the words of --dataset {data.dataset}"
@@ -159,6 +170,7 @@ class TrainRun:
             warn(f"{loaded[0]}: its vocabulary {what}")
         if data.validates:
             self.validation_loader = validation_loader(captioner, data, cached)
+            self.start_times.done("validation data")
         if config.paragraphs is not None:
             return ParagraphObjective(self.training)
         return Distillation(self.training, teachers) if teachers else CrossEntropy(self.training)
@@ -188,6 +200,8 @@ class TrainRun:
             seed=self.training.seed,
             num_workers=self.data.num_workers,
             max_sentences=paragraphs and paragraphs.max_sentences,
+            ids_folder=self.data.ids_folder,
+            shuffle_buffer=self.data.shuffle_buffer,
             mix=self.data.times,
             rank=rank,
             world_size=world,
@@ -397,6 +411,9 @@ class TrainRun:
 
         def on_step(progress: Progress, index: int) -> bool:
             nonlocal stopped
+            if self.start_times is not None:
+                self.start_times.done("the first step")
+                self.start_times = None
             bar.move_to(index + 1)
             self.log.step()
             asks = self.trainer.waits_for_nothing or self.trainer.step % 8 == 0
@@ -525,6 +542,7 @@ def main(args) -> int:
     flags = vars(args)
     kinds = DataSettings, ModelSettings, TrainSettings, RunSettings
     data, model, training, settings = (kind.of(flags) for kind in kinds)
+    StartTimes(settings.verbose, BEGAN).done("Python and its packages")
     validation = make_validation(settings, training)
     if settings.validate_only:
         with partners_may_fail(), ended_processes():

@@ -11,11 +11,10 @@ Ids 0..3 are `<pad> <start> <end> <unk>`; then come the words in order of their 
 
 import hashlib
 import json
-import os
 import pickle
+from array import array
 from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -24,7 +23,7 @@ from pathlib import Path
 from captioning.deepcaption.vocabularies import DeepCaptionVocabulary, from_deepcaption, read_pickle
 from captioning.errors import UserError
 from captioning.files import atomic_write, known_ending, read_bytes, read_json, read_lines
-from captioning.signals import serve
+from captioning.processes import in_chunks
 from captioning.text.cleaning import clean_text
 from captioning.text.detokenizers import as_sentence, detokenize
 from captioning.text.tokenizers import load_treebank, tokenize, tokenize_function
@@ -56,20 +55,23 @@ def count_words(
     bar: a captioning.progress.Bar of the captions.
     """
     count = partial(_count, tokenizer=tokenizer, lowercase=lowercase)
+    counter: Counter = Counter()
+    for number, part in _by_chunks(count, captions, tokenizer, num_workers):
+        counter.update(part)
+        if bar is not None:
+            bar.update(number)
+    return counter
+
+
+def _by_chunks(work, captions: Iterable[str], tokenizer: str, num_workers: int) -> Iterator[tuple[int, object]]:
+    """How many captions each chunk of them has, and work(chunk); by several processes where there are many captions."""
     captions = iter(captions)
     first = list(islice(captions, PARALLEL_FROM)) if num_workers > 1 else []
-    captions = chain(first, captions)
     if len(first) < PARALLEL_FROM:
-        return count(captions if bar is None else bar.over(captions))
-    if tokenizer == "treebank":
+        num_workers = 1
+    elif tokenizer == "treebank":
         load_treebank()  # once here instead of once in each forked worker
-    counter: Counter = Counter()
-    with ProcessPoolExecutor(num_workers, initializer=serve, initargs=(os.getpid(),)) as pool:
-        for part in pool.map(count, iter(lambda: list(islice(captions, CHUNK)), [])):
-            counter.update(part)
-            if bar is not None:
-                bar.update(CHUNK)
-    return counter
+    return in_chunks(work, chain(first, captions), num_workers, CHUNK)
 
 
 def _count(captions: Iterable[str], tokenizer: str, lowercase: bool) -> Counter:
@@ -181,6 +183,22 @@ class Vocabulary:
         """Ids of the tokens of `text`, UNK for words not in the vocabulary; no <start>, no <end>."""
         ids = self._ids
         return [ids.get(word, UNK) for word in self.tokenize(text)]
+
+    def encode_all(self, texts: Iterable[str], num_workers: int = 1) -> Iterator[tuple[array, array]]:
+        """The ids of `texts`, one after the other, and how many each has: arrays "i" and "q" for chunk after chunk.
+
+        They are the same whatever `num_workers` (processes) is.
+        """
+        chunks = _by_chunks(self._encode_chunk, texts, self.tokenizer, num_workers)
+        return (made for _, made in chunks)
+
+    def _encode_chunk(self, texts: list[str]) -> tuple[array, array]:
+        ids, lengths = array("i"), array("q")
+        for text in texts:
+            own = self.encode(text)
+            ids.extend(own)
+            lengths.append(len(own))
+        return ids, lengths
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Words of `ids` (ints or a tensor) up to <end>, without <pad> and <start>.

@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from bench_memory import MB, proportional, tree
 
 from captioning.cores import core_count
 from captioning.fast.linear import product
-
-MB = 2**20
 
 
 def synchronize(device: torch.device) -> None:
@@ -102,41 +101,12 @@ class Probe:
 # ---- memory ----
 
 
-def resident(pid: int | str = "self", of: str = "VmHWM") -> int:
-    """Bytes that a process has had resident at most (VmHWM) or has now (VmRSS); 0 where the system does not tell."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(f"{of}:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
 def forget_peak(device: torch.device) -> None:
     """From now on the peak of this process counts anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):  # Linux only
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def tree(pid: int) -> list[int]:
-    """A process and all that came from it."""
-    found, todo = [], [pid]
-    while todo:
-        found.append(one := todo.pop())
-        with contextlib.suppress(OSError, ValueError):
-            for task in Path(f"/proc/{one}/task").iterdir():
-                todo += [int(child) for child in (task / "children").read_text().split()]
-    return found
-
-
-def proportional(pid: int) -> int:
-    """Bytes of a process, a page shared by n processes counting 1/n: sums over processes count each page once."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 # ---- scripts ----

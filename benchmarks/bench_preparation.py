@@ -22,8 +22,8 @@ from captioning.cores import core_count
 
 def resize(bench: Bench, width: int, height: int, count: int, row: Row) -> Row:
     """resize.py to 256x256 with all cores. The limit: decoding and encoding the JPEGs, on all cores, and no more."""
+    from captioning.images.encoding import OVERSAMPLING
     from captioning.images.image_file import open_image, resize_square
-    from resize import OVERSAMPLING
 
     section = f"{width}x{height}"
     source, targets = bench.folder / "images" / section, bench.folder / f"resized_{section}"

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from bench_machine import Probe, forget_peak, resident, run_script, synchronize
+from bench_machine import Probe, forget_peak, run_script, synchronize
+from bench_memory import resident
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,7 +6,8 @@ import time
 import torch
 from bench_data import captions, words, write_captions, write_config, write_features, write_pictures
 from bench_limits import CAPTION, IMAGE, TOKEN, Sizes, convolutions_of, decoder_terms, encoder_terms, operations
-from bench_machine import forget_peak, proportional, synchronize, tree
+from bench_machine import forget_peak, synchronize
+from bench_memory import proportional, tree
 from bench_models import MAP, POOLED, from_file, from_pixels, random_encoder
 from bench_rows import Bench, Row, of_products, peak_of_this_process
 

@@ -147,6 +147,11 @@ class Parser(argparse.ArgumentParser):
             if value is not None and value < least:
                 self.error(f"--{name} {value}: must be at least {least}")
 
+    def one_device(self, args: argparse.Namespace) -> None:
+        """End the script where --cpu and --device name two devices."""
+        if args.cpu and args.device not in (None, "cpu"):
+            self.error(f"--cpu and --device {args.device} exclude each other")
+
     def _refuse_processes(self) -> None:
         """End the script, which each process would run from beginning to end. The first process says so."""
         if process_number() > 0:
@@ -193,6 +198,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """Print `message` as one line of bounded length and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message_line(self.place + message)}\n")
+
+
+def add_device(add: Callable[..., argparse.Action]) -> None:
+    """Add --device and --cpu, which `devices.choose_device` takes. add: as `Parser.group` gives it."""
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: cuda or mps where there is one)")
+    add("--cpu", action="store_true", help="the same as --device cpu")
 
 
 class HelpAll(argparse.Action):

@@ -21,7 +21,7 @@ def process_count() -> int:
 
 
 def process_number() -> int:
-    """Which of them this one is, from 0 on."""
+    """The number of this process among those that torchrun started, from 0 on; 0 without torchrun."""
     return _number("RANK", 0)
 
 

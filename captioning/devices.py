@@ -108,7 +108,7 @@ def end_processes() -> None:
 
 @contextlib.contextmanager
 def ended_processes():
-    """At its end the process parts from the others."""
+    """A block after which the process leaves the group that `start_processes` made."""
     try:
         yield
     finally:

@@ -106,7 +106,7 @@ def safe_streams():
 
 @contextlib.contextmanager
 def telling_once():
-    """Within it a thread prints nothing of an error that a person can mend: whoever wants its work is told as well."""
+    """A block in which threads print no error that a person can mend: whoever waits for their work gets the same."""
     hook = threading.excepthook
     threading.excepthook = lambda lost: None if lost.exc_value and user_message(lost.exc_value) else hook(lost)
     try:
@@ -116,7 +116,7 @@ def telling_once():
 
 
 def let_go(stream) -> None:
-    """Drop what a stream cannot be rid of: Python would complain of it when it ends, and change the exit status."""
+    """Throw away what is left in a stream that cannot be written: Python would fail at its end, with another status."""
     try:
         stream.flush()
     except (OSError, ValueError):
@@ -235,6 +235,11 @@ def warn(message: str) -> None:
 def warn_once(message: str) -> None:
     """Print the warning, unless this process has printed it before."""
     warn(message)
+
+
+def note(message: str) -> None:
+    """Print what a person should know; standard output may be a file."""
+    print(message, file=sys.stderr)
 
 
 @cache

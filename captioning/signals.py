@@ -25,7 +25,7 @@ PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal came. number: which."""
+    """A signal came that ends the work. number: that of the signal."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -53,7 +53,7 @@ def answered(number: int) -> bool:
 
 @contextlib.contextmanager
 def interrupting():
-    """Within it a signal raises Interrupted, also where that comes to nothing, in an object's __del__: then again."""
+    """Within it a signal raises Interrupted, and does so again where that was lost in an object's __del__."""
     came = -SAME_SIGNAL_SECONDS
     hook = sys.unraisablehook
 

@@ -4,8 +4,6 @@ references = read_references("captions_val2014.json")      # {"42": ["A dog runs
 captions = with_references("results.json", read_results("results.json"), references)
 """
 
-import csv
-import io
 import os
 import sys
 from collections.abc import Mapping
@@ -14,10 +12,9 @@ from captioning.datasets.base import ID, TEXT, check_entry, checked_entries
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.references import read_references
 from captioning.errors import UserError, warn
-from captioning.files import parse_json, read_bytes, read_json, read_lines
-from captioning.tables import plain_cell
+from captioning.files import read_json
 from captioning.text.cleaning import clean_text, id_text
-from inference.results import format_of
+from inference.results.formats import csv_rows, format_of, jsonl_entries, read_text
 
 
 def read_results(path: str) -> dict[str, list[str]]:
@@ -62,37 +59,32 @@ def _json_entries(path: str) -> list:
 
 
 def _jsonl_entries(path: str) -> list:
-    entries = []
-    for number, line in enumerate(read_lines(path, "results"), 1):
-        try:
-            entries += [parse_json(line)] if line.strip() else []
-        except ValueError as error:
-            raise UserError(f"results: {path}, line {number} is not valid JSON: {error}") from error
-    return entries
+    text = read_text(path, "results")
+    try:
+        return [entry for _, entry in jsonl_entries(text)]
+    except ValueError as error:
+        raise UserError(f"results: {path}, {error}") from error
 
 
 def _csv_entries(path: str) -> list[dict]:
     """The rows of an image, one after the other, as one entry with `n_best`."""
+    text = read_text(path, "results")
     try:
-        text = read_bytes(path, "results").decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"results: {path} is not UTF-8 text (byte {error.start})") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        head, rows, _ = csv_rows(text)
+    except ValueError as error:
+        raise UserError(f"results: {path}, {error}") from error
+    if not {"image_id", "caption"} <= set(head):
+        raise UserError(f"results: {path}: its first row must name the columns image_id and caption")
     entries: list[dict] = []
-    try:
-        if not {"image_id", "caption"} <= set(reader.fieldnames or ()):
-            raise UserError(f"results: {path}: its first row must name the columns image_id and caption")
-        for row in reader:
-            if row["caption"] is None:
-                raise UserError(f"results: {path}, line {reader.line_num} has no caption")
-            image_id, caption = plain_cell(row["image_id"]), plain_cell(row["caption"])
-            if row.get("rank") in (None, "1"):
-                entries.append({"image_id": image_id, "caption": caption, "n_best": []})
-            if not entries or entries[-1]["image_id"] != image_id:
-                raise UserError(f"results: {path}, line {reader.line_num}: rank 1 of the image is missing")
-            entries[-1]["n_best"].append({"caption": caption})
-    except csv.Error as error:
-        raise UserError(f"results: {path}, line {reader.line_num}: {error}") from error
+    for place, row in rows:
+        cells = dict(zip(head, row))
+        if not {"image_id", "caption"} <= set(cells):
+            raise UserError(f"results: {path}, {place} has no caption")
+        if cells.get("rank") in (None, "1"):
+            entries.append({"image_id": cells["image_id"], "caption": cells["caption"], "n_best": []})
+        if not entries or entries[-1]["image_id"] != cells["image_id"]:
+            raise UserError(f"results: {path}, {place}: rank 1 of the image is missing")
+        entries[-1]["n_best"].append({"caption": cells["caption"]})
     return entries
 
 

@@ -21,7 +21,7 @@ from captioning.errors import UserError, one_line
 from captioning.text.detokenizers import as_sentence, detokenize
 from data_loader import Loader, LoaderSettings, get_eval_loader
 from inference.attention_maps import AttentionLog
-from inference.results import Result, Style
+from inference.results.result import Result, Style
 from inference.sharing import seeded
 from inference.words import word_probabilities
 from model import Caption, Captioner, caption_loader

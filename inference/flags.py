@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from captioning.command_line import Parser
+from captioning.command_line import Parser, add_device
 from captioning.errors import UserError
 
 MOST_PENALTY = 50  # lengths to this power are still numbers
@@ -15,6 +15,12 @@ def model_path(typed: str | None) -> Path:
     if not typed and not BUNDLED.exists():
         raise UserError("--model: give a model file, such as models/NAME/best.model; there is no bundled model here")
     return Path(typed or BUNDLED)
+
+
+def add_model_file(add) -> None:
+    """Add --model and --weights, for scripts that caption photos with a model."""
+    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/photos.model)")
+    add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
 
 
 def add_images(add) -> None:
@@ -38,11 +44,9 @@ def add_images(add) -> None:
 
 
 def add_model(add) -> None:
-    add("--model", metavar="FILE", help="model file of train.py (default: the bundled model, models/photos.model)")
-    add("--weights", metavar="FILE", help="local file of the encoder's weights (default: package, cache or download)")
+    add_model_file(add)
     add("--vocab", metavar="FILE", help="vocabulary of the same size to use instead of the model's own")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: cuda or mps where there is one)")
-    add("--cpu", action="store_true", help="the same as --device cpu")
+    add_device(add)
     add("--amp", choices=("off", "bf16"), default="off", help="mixed precision")
 
 
@@ -184,8 +188,7 @@ def parse_args(doc: str, argv=None) -> Namespace:
         parser.error(f"--min_words {args.min_words} is more than the {most} words of --max_words or --max_seq_length")
     if args.may_repeat and not args.no_repeat_words:
         parser.error("--may_repeat is for --no_repeat_words")
-    if args.cpu and args.device not in (None, "cpu"):
-        parser.error(f"--cpu and --device {args.device} exclude each other")
+    parser.one_device(args)
     check_beside(parser, args)
     if args.resume and args.force:
         parser.error("--resume goes on with an interrupted run, --force begins anew: give one of them")

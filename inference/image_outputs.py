@@ -11,17 +11,17 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from captioning.datasets.base import ImageItem, image_key
+from captioning.datasets.items import Items, packed
 from captioning.errors import LINE_ENDS, UserError, warn
 from captioning.files import atomic_write, check_writable, remove_leftovers
+from captioning.images.archives import archive_of, read_member
 from captioning.images.description import require_package, with_description
 from captioning.images.kinds import EXTENSIONS
-from captioning.images.zip_file import read_member, split_path
-from inference.results import Result
-
-EXISTING = ("skip", "overwrite", "append")
+from captioning.images.tar_file import plain_path
+from inference.results.result import Result
 
 
 class _Output:
@@ -114,8 +114,8 @@ class Sidecars(_Output):
 
     def _places(self, items: Sequence[ImageItem]) -> dict[tuple, str]:
         for item in items:
-            if inside := split_path(item.path):
-                raise UserError(f"--sidecar: nothing is written into zip files: unpack {inside[0]} first")
+            if archive := archive_of(item.path):
+                raise UserError(f"--sidecar: nothing is written into zip or tar files: unpack {archive} first")
         return {image_key(item): f"{os.path.splitext(item.path)[0]}.{self.ending}" for item in items}
 
     def _content(self, item: ImageItem, result: Result, path: str) -> bytes:
@@ -149,13 +149,14 @@ class Copies(_Output):
     def _places(self, items: Sequence[ImageItem]) -> dict[tuple, str]:
         if not self.folder:
             for item in items:
-                if inside := split_path(item.path):
-                    raise UserError(f"{self.option}: nothing is written into zip files: unpack {inside[0]} first")
+                if archive := archive_of(item.path):
+                    raise UserError(f"{self.option}: nothing is written into zip or tar files: unpack {archive} first")
             return {image_key(item): item.path for item in items}
         return self._places_of_copies(items)
 
     def _places_of_copies(self, items: Sequence[ImageItem]) -> dict[tuple, str]:
-        folders = {path: os.path.abspath(path) for path in {os.path.dirname(item.path) for item in items}}
+        paths = {image_key(item): plain_path(item.path) for item in items}
+        folders = {path: os.path.abspath(path) for path in set(map(os.path.dirname, paths.values()))}
         try:
             common = os.path.commonpath(folders.values())
         except ValueError:  # on Windows
@@ -166,10 +167,10 @@ class Copies(_Output):
             remedy = "name another folder, or give --write_metadata_in_place"
             raise UserError(f"{self.option} {self.folder}: the images themselves are there: {remedy}")
         places = {}
-        for item in items:
-            folder, name = os.path.split(item.path)
+        for key, path in paths.items():
+            folder, name = os.path.split(path)
             below = os.path.relpath(folders[folder], common)
-            places[image_key(item)] = os.path.normpath(os.path.join(self.folder, below, name))
+            places[key] = os.path.normpath(os.path.join(self.folder, below, name))
         return places
 
     def _content(self, item: ImageItem, result: Result, path: str) -> bytes | None:
@@ -184,7 +185,7 @@ class Copies(_Output):
         path, before = self.paths[image_key(item)], self.counts["written"]
         mode = stat.S_IMODE(os.stat(item.path).st_mode) if not self.folder and os.path.exists(item.path) else 0
         super().write(item, result)
-        if self.counts["written"] == before or split_path(item.path):
+        if self.counts["written"] == before or archive_of(item.path):
             return
         with contextlib.suppress(OSError):  # a file system without permissions
             shutil.copystat(item.path, path) if self.folder else os.chmod(path, mode)
@@ -195,17 +196,17 @@ class Copies(_Output):
         return f"{what}: {self.counts['written']}"
 
 
-def outside(items: Sequence[ImageItem], folder: str) -> list[ImageItem]:
+def outside(items: Iterable[ImageItem], folder: str) -> Items:
     """The items whose files do not lie in `folder`, where copies of an earlier run may be; all, where none is left."""
-    top = os.path.realpath(folder)
+    items, top = packed(items), os.path.realpath(folder)
     folders = {os.path.dirname(item.path) for item in items if item.path}
     within = {path for path in folders if f"{os.path.realpath(path)}{os.sep}".startswith(f"{top}{os.sep}")}
-    return [item for item in items if not item.path or os.path.dirname(item.path) not in within] or list(items)
+    return items.where(lambda item: not item.path or os.path.dirname(item.path) not in within) or items
 
 
 def _bytes_of(path: str) -> bytes:
-    """The content of an image file or of a member of a zip file. Raises OSError or ValueError."""
-    if split_path(path):
+    """The content of an image file or of a member of a zip or tar file. Raises OSError or ValueError."""
+    if archive_of(path):
         return read_member(path)
     with open(path, "rb") as file:
         return file.read()

@@ -20,7 +20,7 @@ from captioning.errors import UserError
 from captioning.text.cleaning import id_text
 from data_loader import LoaderSettings
 from inference.attention_maps import AttentionLog
-from inference.results import Result
+from inference.results.result import Result
 
 
 @dataclass

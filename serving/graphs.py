@@ -36,7 +36,10 @@ TRACED = 3  # images and rows of the examples: not 1, which is traced as a const
 
 @dataclass
 class Graphs:
-    """encoder: pixels -> state and memory; step: token, state and memory -> log_probs, next state, attention."""
+    """A captioner as two graphs.
+
+    encoder: pixels -> state and memory; step: token, state and memory -> log_probs, next state, attention.
+    """
 
     encoder: object  # onnx.ModelProto
     step: object

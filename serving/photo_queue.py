@@ -27,7 +27,7 @@ FULL = 512  # photos that may wait: with more a client would have no answer for 
 
 
 class Busy(Exception):
-    """As many photos wait as may."""
+    """A photo is refused, because as many wait as may wait."""
 
 
 @dataclass
@@ -39,8 +39,11 @@ class Job:
 
 
 class PhotoQueue:
-    """max_batch: most photos of a batch; max_wait: seconds that the first of a batch waits for others
-    while other batches are worked on."""
+    """Captions photos that come one at a time, several in a batch.
+
+    max_batch: most photos of a batch; max_wait: seconds that the first of a batch waits for others while other batches
+    are worked on.
+    """
 
     def __init__(self, captioner: Captioner, search: Search, max_batch: int = 16, max_wait: float = 0.02):
         self.captioner, self.search, self.max_batch, self.max_wait = captioner, search, max_batch, max_wait

@@ -41,7 +41,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a request: bytes of its body, photos, pixels of each photo, and seconds until its body is complete."""
+    """The limits of a request: bytes of its body, photos, pixels of each photo, seconds until its body is complete."""
 
     bytes: int
     photos: int

@@ -201,3 +201,16 @@ def test_every_row_has_its_function():
     bench = importlib.import_module("bench")
     for name, (module, *_) in bench.ROWS.items():
         assert callable(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.slow
+def test_the_start_with_many_captions_is_measured(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks/bench_start.py", "--captions", "600", "--images", "120"]
+    command += ["--steps", "300", "--json", tmp_path / "start.json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "start.json").read_text())
+    assert figures["first_start_seconds"] >= sum(figures["first_start_parts"].values()) - 0.5
+    assert list(figures["second_start_parts"])[-1] == "the first step"
+    assert {"100", "200"} & set(figures["bytes_after_steps"])
+    assert "memory, after steps 100 to" in done.stdout

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from array import array
 from collections import Counter
 from pathlib import Path
 
@@ -38,6 +39,10 @@ class WordIds:
     def encode(self, text):
         self.calls += 1
         return [WORDS.index(word) if word in WORDS else 3 for word in text.lower().split()]
+
+    def encode_all(self, texts, num_workers=1):
+        for ids in map(self.encode, texts):
+            yield array("i", ids), array("q", [len(ids)])
 
 
 def shades(image, seed):

@@ -17,6 +17,7 @@ PARSED_ONLY = {
     "--watch": "it does not end",
     "--ext_persist_features": "no model of the toy data reads such features",
     "benchmarks/bench.py": "it has tests of its own",
+    "benchmarks/bench_shards.py": "it has tests of its own",
     "./serve.py": "it does not end",
     "./export.py": "it has tests of its own",
     "--write_metadata": "its package is optional",

@@ -15,12 +15,14 @@ MAY_IMPORT = {
     "training": "model data_loader vocabulary captioning",
     "inference": "model data_loader vocabulary captioning",
     "serving": "model vocabulary captioning",
-    "model": "vocabulary captioning",
+    "model": "captioner",
+    "captioner": "vocabulary captioning",
     "data_loader": "vocabulary captioning",
     "vocabulary": "captioning",
     "captioning.batches": "captioning.datasets captioning.features captioning.images captioning.text captioning.config",
     "captioning.features": "captioning.config",
-    "captioning.datasets": "captioning.features captioning.images captioning.tables captioning.text",
+    "captioning.datasets": "captioning.features captioning.images captioning.tables captioning.text captioning.cores "
+    "captioning.processes captioning.progress",
     "captioning.command_line": "captioning.config_file captioning.cores",
     "captioning.devices": "captioning.cores",
     "captioning.progress": "captioning.cores",
@@ -39,9 +41,10 @@ MOST_FILES = {"": 19, "captioning": 19, "training": 19, "inference": 17}
 HEAVY = {"starlette", "uvicorn", "onnx", "onnxruntime"}
 HEAVY |= {"torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "nltk", "lmdb", "pycocotools", "pycocoevalcap"}
 WHOLES = {"model", "data_loader", "vocabulary"}
+FOLDERS = ("captioning", "captioner", "training", "inference", "serving")
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for pattern in ("*.py", "captioning/**/*.py", "training/**/*.py", "inference/**/*.py", "serving/*.py")
+    for pattern in ("*.py", *(f"{folder}/**/*.py" for folder in FOLDERS))
     for path in sorted(ROOT.glob(pattern))
     if path.name != "__init__.py"
 }
@@ -108,6 +111,7 @@ def test_no_folder_holds_too_many_files():
 
 NEED_NO_TORCH = {"vocabulary", "captioning.errors", "captioning.files", "captioning.config", "captioning.command_line"}
 NEED_NO_TORCH |= {"captioning.batches.sampler", "training.flags", "inference.flags", "training.settings"}
+NEED_NO_TORCH |= {"inference.run.images", "inference.run.outputs", "inference.run.report"}
 NEED_NO_TORCH |= {
     name for name in FILES if part(name) in ("captioning.datasets", "captioning.text", "captioning.images")
 }

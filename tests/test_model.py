@@ -16,6 +16,7 @@ from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.provenance import internal_spec
 from captioning.errors import UserError
 from captioning.text.tokens import END, PAD, START
+from inference.run.search import SearchFlags
 from model import Captioner, CaptionModel, as_regions, build_model, caption_loader, load_captioner, save_captioner
 from training.losses import caption_cross_entropy, token_cross_entropy
 from vocabulary import build_vocabulary
@@ -314,6 +315,22 @@ def test_the_loop_over_batches():
     assert same is batch and none is None and len(memory) == 3
     expected = captioner.encode(pixels, [None, record(POOLED), record(MAP)])
     assert captions == captioner.caption(expected, Search())
+
+
+def test_how_captions_are_searched_for_where_no_flag_says_it():
+    captioner = make([POOLED])
+    captioner.info["length_penalty"] = 0.7
+    assert captioner.default_search() == Search(3, length_penalty=0.7)
+    assert captioner.default_search(n_best=5) == Search(5, length_penalty=0.7, n_best=5)
+    assert captioner.default_search(beam_size=2, length_penalty=0.0) == Search(2)
+    captioner.info = {"made_by": "DeepCaption"}
+    assert captioner.default_search() == Search(1, allow_unk=True)
+    assert captioner.default_search(deepcaption=False) == Search(3)
+    assert SearchFlags().search(captioner).beam_size == 1 and SearchFlags().search(captioner).allow_unk
+    asked = SearchFlags(n_best=4, max_seq_length=9, min_words=2).search(captioner)
+    assert (asked.beam_size, asked.n_best, asked.max_length, asked.min_length, asked.allow_unk) == (4, 4, 9, 2, False)
+    drawn = SearchFlags(sample=True, n_best=4, seed=7)
+    assert drawn.search(captioner).beam_size == 1 and drawn.sampling_seed == 7
 
 
 def test_one_image_in_every_mode_and_shape():

@@ -64,7 +64,7 @@ from captioning.errors import UserError, run
 from captioning.files import atomic_write, remove_leftovers
 from captioning.locks import FileLock
 for path in sorted(Path().glob("*.py")) + sorted(Path().glob("[cist]*/**/*.py")):
-    if path.parts[0] in ("captioning", "training", "inference", "serving") or len(path.parts) == 1:
+    if path.parts[0] in ("captioning", "captioner", "training", "inference", "serving") or len(path.parts) == 1:
         name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
         if name == "serving.int8":  # it does nothing but call a package, and that takes long to import
             continue

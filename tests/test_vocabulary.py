@@ -79,6 +79,18 @@ def test_workers_do_not_change_the_count(monkeypatch):
     assert alone["and"] == alone["."] == 120
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_many_captions_are_encoded_as_one_after_the_other(small, monkeypatch, num_workers):
+    monkeypatch.setattr(vocabulary, "PARALLEL_FROM", 50)
+    monkeypatch.setattr(vocabulary, "CHUNK", 7)
+    captions = ["A dog runs.", "", "a child's ball", *(f"word{n} and a dog" for n in range(117))]
+    chunks = list(small.encode_all(iter(captions), num_workers))
+    ids, lengths = ([number for chunk in part for number in chunk] for part in zip(*chunks))
+    assert ids == [number for text in captions for number in small.encode(text)]
+    assert lengths == [len(small.encode(text)) for text in captions]
+    assert list(small.encode_all([])) == []
+
+
 @pytest.mark.parametrize("name", ["v.json", "v.pkl", "V.PKL", "v.txt"])
 def test_files_there_and_back(small, tmp_path, name):
     small.save(tmp_path / name)

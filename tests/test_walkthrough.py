@@ -24,7 +24,7 @@ def clone(tmp_path_factory):
     root = tmp_path_factory.mktemp("walkthrough")
     folders = [
         file
-        for name in ("captioning", "training", "inference")
+        for name in ("captioning", "captioner", "training", "inference")
         for file in ROOT.glob(f"{name}/**/*.*")
         if file.suffix != ".pyc"
     ]

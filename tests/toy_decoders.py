@@ -8,6 +8,7 @@ import torch
 from captioning.config import FeatureSpec, ModelConfig
 from captioning.decoder.sentence import Memory, SentenceDecoder
 from captioning.decoder.transformer import TransformerDecoder
+from captioning.decoder.updown import UpDownDecoder
 from captioning.rows import Packing
 from captioning.text.tokens import END, PAD, START, UNK
 
@@ -165,6 +166,33 @@ class TableDecoder:
         for token in [START, *words]:
             key = mix(key, token)
         return self.log_probs[key % len(self.table)].tolist()
+
+
+# ---- up-down attention ----
+
+UPDOWNS = {
+    "map": {},
+    "everything": {"image": IMAGE, "persist": PERSIST, "share_embedding_weights": True, "projection": True},
+}
+every_updown = pytest.mark.parametrize("kind", UPDOWNS)
+
+
+def build_updown(kind: str, dtype=torch.float32, **changes) -> UpDownDecoder:
+    """An up-down decoder whose weights are large enough that each of them shows in the logits."""
+    torch.manual_seed(7)
+    decoder = UpDownDecoder(V, config_of(**{**UPDOWNS[kind], "attention": "updown", **changes}))
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.normal_(0, 0.5)
+    return decoder.to(dtype).eval()
+
+
+def updown_inputs(kind: str, dtype=torch.float32) -> dict:
+    """Random arguments of `prepare`: those that this decoder has."""
+    torch.manual_seed(8)
+    shapes = {"regions": (B, R, REGION), "image": (B, IMAGE), "persist": (B, PERSIST)}
+    made = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    return {name: x if name == "regions" or name in UPDOWNS[kind] else None for name, x in made.items()}
 
 
 # ---- Transformers ----

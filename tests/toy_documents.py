@@ -159,6 +159,8 @@ def _coco(root: Path) -> str:
         for child, split in children:
             lines += [f"[{parent}:{child}]", f"image_dir = images/{split}"]
             lines += [f"caption_path = annotations/captions_{split}.json"]
+    lines += ["[coco-train2014-shards]", "dataset_class = WebDataset"]  # docs/datasets.md writes them
+    lines += [f"urls = {root}/shards/train2014/shards-{{000000..000000}}.tar"]
     return "\n".join(lines)
 
 

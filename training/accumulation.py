@@ -84,6 +84,6 @@ def joined(losses: Sequence[StepLoss]) -> StepLoss:
 
 
 def mean_of(means: Sequence[Mean]) -> Mean:
-    """The mean over all that several means are of."""
+    """The mean over all the tokens, sentences or rows that several means count."""
     count = sum(mean.count for mean in means)
     return Mean(sum(mean.value * mean.count for mean in means) / max(1, count), count)

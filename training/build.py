@@ -9,6 +9,7 @@ from torch import nn
 
 from captioning.batches.inputs import file_spec
 from captioning.config import FeatureSpec, ModelConfig, ParagraphConfig
+from captioning.cores import own_cores
 from captioning.datasets.base import CaptionDataset
 from captioning.datasets.caption_file import suitable_threshold
 from captioning.decoder.paragraph import HierarchicalDecoder
@@ -151,7 +152,8 @@ def get_vocabulary(data: DataSettings, dataset: CaptionDataset) -> Vocabulary:
     if data.vocab == "AUTO" and path.exists():
         print(f"vocabulary from {path}, of the same captions (--vocab REGEN makes it anew)")
         return Vocabulary.load(path)
-    counter = count_words(dataset.captions(), tokenizer)
+    processes = 1 if data.num_workers == 0 else own_cores()
+    counter = count_words(dataset.captions(), tokenizer, num_workers=processes)
     if line := one_token_advice(sum(counter.values()), dataset.num_captions, tokenizer):
         warn(line)
     vocabulary = vocabulary_from_counts(counter, threshold, tokenizer, dataset=data.dataset)

@@ -27,6 +27,7 @@ import torch
 from captioning.batches.features import CachedFeatures, pixels_of
 from captioning.batches.pixels import encoded, with_files
 from captioning.datasets.base import CaptionDataset, ImageItem
+from captioning.datasets.items import Items
 from captioning.devices import process, wait_for_all
 from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.joint import encode_all
@@ -86,7 +87,9 @@ def stamp(path: str) -> str:
 
 def readable(dataset: CaptionDataset, cached: dict[str, CachedFeatures]) -> CaptionDataset:
     """`dataset` without the images that no record could be made of."""
-    return copied(dataset, [item for item in dataset.items if all(item in source for source in cached.values())])
+    if not cached:
+        return dataset
+    return copied(dataset, dataset.items.where(lambda item: all(item in source for source in cached.values())))
 
 
 def cache_features(
@@ -113,7 +116,7 @@ def cache_features(
     todos = {name: without_record(file, whole.items, keys) for name, file in files.items()}
     for name, file in files.items():
         tell(f"{name}: {len(keys) - len(todos[name]):,} of {len(every):,} images are in {file.path}")
-    for names in alike(todos):
+    for names in alike(todos, keys):
         parts, todo = [(extractors[name], files[name]) for name in names], todos[names[0]]
         bad += fill(parts, load(copied(whole, todo[rank::world])), keys)
         if world > 1:
@@ -129,11 +132,11 @@ def cache_features(
     return cached, list(dict.fromkeys(bad))
 
 
-def alike(todos: dict[str, list[ImageItem]]) -> list[list[str]]:
+def alike(todos: dict[str, Items], keys: dict[tuple, str]) -> list[list[str]]:
     """Names of encoders that lack the same images, and so are run together: those may share layers."""
     groups: dict[tuple, list[str]] = {}
     for name, items in todos.items():
-        groups.setdefault(tuple(map(id, items)), []).append(name)
+        groups.setdefault(tuple(keys[pixels_of(item)] for item in items), []).append(name)
     return list(groups.values())
 
 
@@ -148,17 +151,17 @@ def frozen_extractors(captioner: Captioner) -> dict[str, ImageEncoder]:
     return extractors
 
 
-def copied(dataset: CaptionDataset, items: list[ImageItem]) -> CaptionDataset:
+def copied(dataset: CaptionDataset, items: Items) -> CaptionDataset:
     """`dataset` with other `items`. Its parts stay whole: rows of a feature file may follow their order."""
     part = copy.copy(dataset)
     part.items = items
     return part
 
 
-def without_record(file: CacheFile, items: list[ImageItem], keys: dict[tuple, str]) -> list[ImageItem]:
+def without_record(file: CacheFile, items: Items, keys: dict[tuple, str]) -> Items:
     """Those of `items` that are there but have no record."""
     lacking = set(file.missing(keys.values()))
-    return [item for item in items if keys.get(pixels_of(item)) in lacking]
+    return items.where(lambda item: keys.get(pixels_of(item)) in lacking)
 
 
 def fill(parts: list[tuple[ImageEncoder, CacheFile]], loader: Loader, keys: dict[tuple, str]) -> list[str]:

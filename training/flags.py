@@ -35,7 +35,7 @@ FIRST_USE += (
 GROUPS = {  # the flags of train.py under their headings in the help; flags with two names are joined by /
     "data": "dataset captions images val_fraction dataset_config_file validate validation_step validation_scoring "
     "validation_beam_size validate_only skip_existing_validations num_workers batch_size captions_per_image "
-    "mix num_batches crop_size no_augment cache_features",
+    "mix shuffle_buffer num_batches crop_size no_augment cache_features",
     "vocabulary": "vocab vocab_root vocab_threshold tokenizer no_tokenize show_tokens skip_start_token",
     "model": "features persist_features weights decoder attention attention_size value_size regularize_attn embed_size "
     "hidden_size num_layers rnn_arch rnn_hidden_init dropout encoder_dropout encoder_non_lin share_embedding_weights "
@@ -58,7 +58,7 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
 # what a value must be -> whether it is, and the flags that must be so where they have a value
 COUNTS = "batch_size captions_per_image num_epochs hidden_size embed_size num_layers log_step validation_step fc_size "
 COUNTS += "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size "
-COUNTS += "max_sentences heads feed_forward_size max_positions accumulate"
+COUNTS += "max_sentences heads feed_forward_size max_positions accumulate shuffle_buffer"
 PROBABILITIES = "dropout encoder_dropout label_smoothing ema dropout_stopping dropout_fc"
 SHARES = "val_fraction"
 POSITIVE = "learning_rate grad_clip grad_clip_norm self_critical_learning_rate"

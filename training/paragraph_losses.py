@@ -33,7 +33,10 @@ def paragraph_loss(
 
 @dataclass
 class ParagraphLosses:
-    """total: the objective, divided by the words' number; word: nats per word; stop: nats per sentence."""
+    """The losses of a batch of paragraphs.
+
+    total: the objective, divided by the number of words; word: nats per word; stop: nats per sentence.
+    """
 
     total: Tensor
     word: Tensor
@@ -52,7 +55,7 @@ def paragraph_losses(
     if forcing is not None:
 
         def read(word_decoder, words, tokens, packing):
-            return mixed_read(word_decoder, words, tokens[:, :-1], packing, *forcing)
+            return mixed_read(word_decoder, words, tokens[:, :-1], packing, forcing)
 
     done = captioner.model.decoder(memory, captions, lengths, row_image, batch.sentences, read)
     of_words, of_stops, config = (done.logits, done.targets), (done.stops, done.last), captioner.config.paragraphs

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from captioning.cores import process_number
 from captioning.next_steps import print_next
 from model import Captioner
 from training.run_folder import RunFolder
@@ -22,6 +23,24 @@ LABELS = {
     "validation_rouge_l": "ROUGE-L",
     "validation_spice": "SPICE",
 }
+
+
+class StartTimes:
+    """Prints how long each part of the start of a run took, in the first process and with --verbose.
+
+    began: when the first part began, by time.monotonic(); None: now.
+    """
+
+    def __init__(self, verbose: bool, began: float | None = None):
+        self.speaks = verbose and process_number() == 0
+        self.last = time.monotonic() if began is None else began
+
+    def done(self, what: str) -> None:
+        """`what` ends now; what comes next begins."""
+        now = time.monotonic()
+        if self.speaks:
+            print(f"start: {now - self.last:5.1f} s {what}", flush=True)
+        self.last = now
 
 
 def describe(captioner: Captioner, loader, validation) -> None:

@@ -55,11 +55,12 @@ def read_stats(path: Path, what: str) -> dict[int, dict[str, float | None]]:
 
 
 class RunFolder:
-    """path: the folder; stats: {epoch: {name: value}} as in train_stats.json.
+    """The folder of a training run, with its models and statistics.
 
-    command: what was typed, kept in the models. keep: how many epN.model stay, besides that of the best epoch; 0: all.
-    settings: those that must be the same when the run goes on; flags: all settings, by the names of their flags. The
-    models keep both. best_by: the figure that says which epoch is best; None: the first of CRITERIA.
+    path: the folder; stats: {epoch: {name: value}} as in train_stats.json. command: what was typed, kept in the models.
+    keep: how many epN.model stay, besides that of the best epoch; 0: all. settings: those that must be the same when
+    the run goes on; flags: all settings, by the names of their flags. The models keep both. best_by: the figure that
+    says which epoch is best; None: the first of CRITERIA.
     """
 
     def __init__(self, path, command: list[str], keep: int = 0):

@@ -130,7 +130,7 @@ class SelfCritical(Objective):
             self.word_counts.counts = counts.double().clone()
 
     def counts(self, batch) -> tuple[int, ...]:
-        """Sentences; of a mean over drawn tokens the count is not known before they are drawn."""
+        """The numbers of drawn and of true sentences; those of drawn tokens are not known before they are drawn."""
         assert self.by_sentence, "self_critical_mean: sentences"
         return len(batch.items) * self.settings.self_critical_samples, len(batch.lengths)
 

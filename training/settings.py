@@ -4,6 +4,7 @@ Every default of a flag stands here or in captioning/config.py.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
@@ -52,6 +53,9 @@ class DataSettings(Settings):
         "TIMES",
         type=several_times,
     )
+    shuffle_buffer: int = setting(
+        5000, "WebDataset: images of the shards being read, out of which the next one is drawn", "N"
+    )
     num_batches: int = setting(0, "end each epoch, and each validation, after N batches (default: never)")
     no_augment: bool = setting(False, "train on whole images, without random crops and mirror images")
     cache_features: str | None = setting(None, "folder that keeps the frozen encoder's output (default: none)", "DIR")
@@ -74,6 +78,11 @@ class DataSettings(Settings):
     def vocabulary_file(self) -> str | None:
         """The file that --vocab names; None where the words come from the training captions."""
         return None if self.vocab in ("AUTO", "REGEN") else self.vocab
+
+    @property
+    def ids_folder(self) -> str:
+        """Where the word ids of many captions are kept: beside the vocabulary."""
+        return os.path.dirname(self.vocabulary_file) or "." if self.vocabulary_file else self.vocab_root
 
     @property
     def validates(self) -> bool:
@@ -227,7 +236,7 @@ class RunSettings(Settings):
         None, "settings from this file: JSON or YAML, such as the config.json of a run; flags go before it", "FILE"
     )
     log_step: int = setting(10, "steps between updates of the loss shown", "STEPS")
-    verbose: bool = setting(False, "also print the model and its parameters")
+    verbose: bool = setting(False, "also print the model, and what takes the time of the start")
     show_tokens: bool = setting(False, "print the tokens of the first captions")
     deterministic: bool = setting(False, "only deterministic algorithms (slower on a GPU)")
     activation_checkpointing: bool = setting(
@@ -347,7 +356,7 @@ def changes(was: dict, now: dict, begun: int, self_critical: bool) -> dict[str, 
 
 
 def data_checksum(items: Sequence, sources: Iterable) -> str:
-    """Eight digits that tell other images, captions or feature records: of all `items`, and of a few records.
+    """Eight digits that differ for other images, captions or feature records: of all `items`, and of a few records.
 
     items: ImageItems; sources: FeatureFiles.
     """
@@ -361,5 +370,5 @@ def data_checksum(items: Sequence, sources: Iterable) -> str:
 
 
 def file_checksum(path) -> str:
-    """Eight digits that tell files of other content."""
+    """Eight digits that differ for files of other content."""
     return sha256_of(path)[:8]

@@ -244,7 +244,7 @@ class Trainer:
             self._load_average(state["average"])
 
     def _load_optimizer(self, state: dict) -> None:
-        """Its options are the flags', not the checkpoint's, but for the rate of the last step."""
+        """Take the optimizer's state from a checkpoint. Options stay those of the flags, but for the learning rate."""
         name = state.get("optimizer_name", self.settings.optimizer)
         if name != self.settings.optimizer:
             wanted = f"not --optimizer {self.settings.optimizer}"

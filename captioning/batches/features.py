@@ -12,6 +12,7 @@ import torch
 
 from captioning.config import is_shape
 from captioning.datasets.base import CaptionDataset, ImageItem
+from captioning.datasets.items import Items, packed
 from captioning.errors import UserError, first_few, note_once, warn
 from captioning.features.base import FeatureReader, RowReader
 from captioning.features.factory import open_features
@@ -37,7 +38,7 @@ class FeatureFiles:
         self.renamed: dict[tuple[int, str], str] = {}  # (part, key) -> DeepCaption's key, where that one has the record
         for part in dataset.parts:
             path = require_feature_file(part, name)
-            keys = None if part.keys_are_rows else [item.key for item in part.photos()]
+            keys = None if part.keys_are_rows else part.photos().feature_keys()
             try:
                 reader = open_features(path, keys, part.labels)
             except UserError as error:
@@ -64,15 +65,12 @@ class FeatureFiles:
 
         A story's photos without a record are left out of its mean, and counted in a warning.
         """
-        items = list(items)
-        if self.shape[1:] == (0, 1) and any(item.photos for item in items):
+        items = packed(items)
+        if self.shape[1:] == (0, 1) and items.have_photos:
             raise UserError(f"{self.name}: stories need features of the same shape for all photos")
         for part, reader in enumerate(self.readers):
-            own = [item for item in items if item.part == part]
-            photos = [photo for item in own for photo in item.photos or (item,)]
-            picked = reader.pick([alternatives(photo) for photo in photos])
-            absent = set(reader.missing(picked))
-            lacking = {photo.key for photo, key in zip(photos, picked) if key in absent}
+            own = items.of_part(part)
+            lacking = self._lacking(reader, own)
             lacking -= self._rename(part, lacking)
             if not lacking:
                 continue
@@ -84,6 +82,16 @@ class FeatureFiles:
             self.absent |= {(part, key) for key in lacking}
             what = f"{len(lacking)} photos of stories, which go on without them"
             warn(f"feature file {reader.path} has no record for {what}: {first_few(sorted(lacking))}")
+
+    @staticmethod
+    def _lacking(reader: FeatureReader, items: Items) -> set[str]:
+        """The keys of the items, of stories those of their photos, that have no record."""
+        if not items.have_photos and not items.have_other_keys:
+            return set(reader.missing(items.feature_keys()))
+        photos = [photo for item in items for photo in item.photos or (item,)]
+        picked = reader.pick([alternatives(photo) for photo in photos])
+        absent = set(reader.missing(picked))
+        return {photo.key for photo, key in zip(photos, picked) if key in absent}
 
     def _rename(self, part: int, lacking: set[str]) -> set[str]:
         """Those of the keys `lacking` that have a record under another name, which is noted in `renamed`.

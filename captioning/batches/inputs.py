@@ -105,7 +105,7 @@ def lost_file(config: ModelConfig, dataset: CaptionDataset) -> str | None:
             path = Path(feature_path(part, name))
             if is_there(path):
                 continue
-            if any(item.path is None for item in part.items):
+            if part.items.lack_paths:
                 raise UserError(f"--dataset {part.name}: no such feature file: {path}, and image_dir is not set either")
             return f"{part.name} has no feature file {path}"
     return None

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from captioning.datasets.base import CaptionDataset, ImageItem
+from captioning.datasets.items import Items, packed
 from captioning.errors import UserError, first_few, warn
+from captioning.images.archives import archive_of, member_exists
 from captioning.images.image_file import image_error, image_exists, open_image
 
 # A region may reach this share of its size beyond its image (people drew them); more, and it is another image's.
@@ -111,24 +113,27 @@ def cut(image, item: ImageItem):
 
 def file_exists(path: str, listed: dict[str, set[str]]) -> bool:
     """Whether there is an image file `path`. listed: folder -> names in it, for each folder that was asked for."""
+    if archive_of(path):
+        return member_exists(path)
     folder, name = os.path.split(path)
     if folder not in listed:
         listed[folder] = set()
-        with contextlib.suppress(OSError):  # no folder, but a zip file, or one that cannot be listed
+        with contextlib.suppress(OSError):  # a folder that cannot be listed
             listed[folder].update(os.listdir(folder or "."))
-    return name in listed[folder] or image_exists(path)  # the second in a zip, or where letter case does not matter
+    return name in listed[folder] or image_exists(path)  # the second where letter case does not matter
 
 
-def with_files(dataset: CaptionDataset, items: list[ImageItem]) -> tuple[list[ImageItem], list[str]]:
-    """The items whose image file exists, and a message for each file that does not.
+def with_files(dataset: CaptionDataset, items: Iterable[ImageItem]) -> tuple[Items, list[str]]:
+    """The items whose image file exists, and a message for each file that does not, and for damage to tar shards.
 
     A story goes on with the photos that are there. Raises UserError where the folder of images, or every file, is
     missing.
     """
     dataset.require_images()
+    items = packed(items)
     listed: dict[str, set[str]] = {}
-    present, absent, bad = [], [], []
-    for item in items:
+    present, cut_short, absent, bad = [], {}, [], []  # numbers of items; number of a story -> the item that is left
+    for number, item in enumerate(items):
         photos = item.photos or (item,)
         there = [photo for photo in photos if file_exists(photo.path, listed)]
         lost = [photo for photo in photos if photo not in there] if len(there) < len(photos) else []
@@ -136,11 +141,16 @@ def with_files(dataset: CaptionDataset, items: list[ImageItem]) -> tuple[list[Im
         whose = f" (of story {item.image_id})" if item.photos else ""
         bad += [f"no such image: {photo.path}{whose}" for photo in lost]
         if there:
-            present.append(replace(item, photos=there) if lost else item)
+            present.append(number)
+            if lost:
+                cut_short[number] = replace(item, photos=there)
     if absent:
         names = first_few(dict.fromkeys(item.path for item in absent))
         if not present:
             raise UserError(f"--dataset {dataset.name}: none of its {len(items)} image files is there: {names}")
         total = sum(len(item.photos or (item,)) for item in items)
         warn(f"--dataset {dataset.name}: {len(absent)} of {total} image files are missing and left out: {names}")
-    return present, bad
+    bad += [line for part in dataset.parts for line in part.damaged]
+    if cut_short:
+        return Items(cut_short.get(number) or items[number] for number in present), bad
+    return items.chosen(present) if absent else items, bad

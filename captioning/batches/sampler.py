@@ -20,6 +20,8 @@ class LoaderSettings:
     num_workers: processes that make batches; None: 0 without pixels, this process' cores with them.
     max_sentences: captions are paragraphs, a row is a sentence, and so many are kept of each; batch_size still counts
     captions. None: a row is a caption.
+    ids_folder: where the word ids of many captions are kept for the next run; None: nowhere.
+    shuffle_buffer: images of tar shards out of which the next one is drawn, in training.
     mix: how often each part of the dataset comes in an epoch of training, such as (1, 3); (): each once.
     rank, world_size: which process of torchrun this is, of how many; each makes its share of the batches.
     """
@@ -29,6 +31,8 @@ class LoaderSettings:
     seed: int = 42
     num_workers: int | None = None
     max_sentences: int | None = None
+    ids_folder: str | None = None
+    shuffle_buffer: int = 5000
     mix: tuple[float, ...] = ()
     rank: int = 0
     world_size: int = 1
@@ -76,14 +80,18 @@ class GroupedBatchSampler:
 
     def __iter__(self) -> Iterator[list[Group]]:
         items, captions, bounds = self._groups()
+        for groups in self._batches(items):
+            yield [(int(items[g]), captions[bounds[g] : bounds[g + 1]].tolist()) for g in groups]
+
+    def _batches(self, items: np.ndarray) -> Iterator[np.ndarray]:
+        """The numbers of the groups of each batch from `start_batch` on. items: that of each group (G,)."""
         order = self._random(1).permutation(self.num_groups)
         if self.mix:
             order = self._mixed(items)[order]
         for step in range(self.start_batch, len(self)):
             number = (self.rank + step * self.world_size) % self.num_batches
             last = number == self.num_batches - 1
-            groups = order[number * self.images : None if last else (number + 1) * self.images]
-            yield [(int(items[g]), captions[bounds[g] : bounds[g + 1]].tolist()) for g in groups]
+            yield order[number * self.images : None if last else (number + 1) * self.images]
 
     def _groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Item of each group (G,), all captions in the order of groups, and where each group begins in it (G + 1,)."""
@@ -112,16 +120,16 @@ class ImageBatchSampler:
     """All given items in order, `batch_size` images at a time, each with all of its captions."""
 
     def __init__(self, caption_counts: Sequence[int], settings: LoaderSettings):
-        groups = [(i, list(range(n))) for i, n in enumerate(caption_counts)]
-        size = settings.batch_size
-        batches = [groups[i : i + size] for i in range(0, len(groups), size)]
-        self.batches = batches[settings.rank :: settings.world_size]
+        self.counts, self.size = np.asarray(caption_counts, np.int64), settings.batch_size
+        self.firsts = range(0, len(self.counts), self.size)[settings.rank :: settings.world_size]
         self.epoch = self.start_batch = 0
 
     set_position = GroupedBatchSampler.set_position
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.firsts)
 
     def __iter__(self) -> Iterator[list[Group]]:
-        return iter(self.batches[self.start_batch :])
+        for first in self.firsts[self.start_batch :]:
+            counts = self.counts[first : first + self.size].tolist()
+            yield [(first + place, list(range(count))) for place, count in enumerate(counts)]

@@ -1,10 +1,10 @@
 """What every dataset class is made of: images with captions, and checks of the files they are read from."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 
 from captioning.datasets.config import DatasetParams
+from captioning.datasets.items import ImageItem, Items, packed
 from captioning.errors import UserError, first_few, warn
 from captioning.files import read_json
 from captioning.images.kinds import EXTENSIONS
@@ -13,50 +13,34 @@ from captioning.images.zip_file import is_zip
 from captioning.text.cleaning import can_be_a_name, clean_caption, has_marks, id_text
 
 
-@dataclass(slots=True)
-class ImageItem:
-    """An image: its id in results, its key in feature files, its file (None: not known) and its captions.
-
-    box: the part of the file that the item is, (x, y, width, height) in pixels, None for the whole; photos: the photos
-    of a story, whose features are averaged (`path` is then that of the first); other_keys: keys to be tried in turn
-    where `key` has no features.
-    """
-
-    image_id: int | str
-    key: str
-    path: str | None
-    captions: list[str] = field(default_factory=list)
-    part: int = 0  # the dataset in `CaptionDataset.parts` that it comes from
-    box: tuple[float, float, float, float] | None = None
-    photos: Sequence["ImageItem"] = ()
-    other_keys: Sequence[str] = ()
-
-
 def image_key(item: ImageItem) -> tuple:
     """What tells the images of a joined dataset apart."""
     return item.part, item.image_id
 
 
 def shared_ids(dataset: "CaptionDataset") -> list[int | str]:
-    """The ids, compared as texts, that are in several parts of a joined dataset: results cannot tell these images."""
+    """The ids, compared as texts, that are in several parts of a joined dataset, and so name several images."""
     parts: dict[str, int] = {}
     shared: dict[str, int | str] = {}
-    for item in dataset.items:
-        key = id_text(item.image_id)
-        if parts.setdefault(key, item.part) != item.part:
-            shared[key] = item.image_id
+    for image_id, part in zip(dataset.items.image_ids(), dataset.items.parts()):
+        key = id_text(image_id)
+        if parts.setdefault(key, part) != part:
+            shared[key] = image_id
     return list(shared.values())
 
 
 class CaptionDataset:
     """Images with captions.
 
-    name: as in `--dataset`; items: the images; image_dir, caption_path, features_path: where things lie, if known;
-    parts: the datasets that this one joins, or itself; labels: label -> record number in feature files that do not name
-    their records (PicSOM's), else None; keys_are_rows: whether keys are numbers of rows in feature files without names.
+    name: as in `--dataset`; items: the images, any iterable of them when they are set; image_dir, caption_path,
+    features_path: where things lie, if known; parts: the datasets that this one joins, or itself; labels: label ->
+    record number in feature files that do not name their records (PicSOM's), else None; keys_are_rows: whether keys are
+    numbers of rows in feature files without names; in_shards: whether the images lie in tar shards; damaged: a line for
+    all that could not be read of these.
     """
 
     keys_are_rows = False
+    in_shards = False
 
     def __init__(self, params: DatasetParams):
         self.name = params.name
@@ -64,27 +48,36 @@ class CaptionDataset:
         self.image_dir = params.image_dir
         self.caption_path = params.caption_path
         self.features_path = params.features_path
-        self.items: list[ImageItem] = []
+        self.items = Items()
         self.parts: list[CaptionDataset] = [self]
         self.labels: dict[str, int] | None = None
+        self.damaged: list[str] = []
+
+    @property
+    def items(self) -> Items:
+        return self._items
+
+    @items.setter
+    def items(self, items: Iterable[ImageItem]) -> None:
+        self._items = packed(items)
 
     def __len__(self) -> int:
         return len(self.items)
 
     @property
     def num_captions(self) -> int:
-        return sum(len(item.captions) for item in self.items)
+        return self.items.num_captions
 
     def captions(self) -> Iterator[str]:
         """All captions, in order."""
-        return (caption for item in self.items for caption in item.captions)
+        return self.items.captions()
 
-    def photos(self) -> list[ImageItem]:
+    def photos(self) -> Items:
         """What feature files have a record for: the items, or instead of stories their photos, each once."""
-        if not any(item.photos for item in self.items):
+        if not self.items.have_photos:
             return self.items
         every = (photo for item in self.items for photo in item.photos or (item,))
-        return list({(photo.part, photo.key): photo for photo in every}.values())
+        return Items({(photo.part, photo.key): photo for photo in every}.values())
 
     @staticmethod
     def old_key(key: str) -> str:
@@ -93,7 +86,7 @@ class CaptionDataset:
 
     def require_captions(self, purpose: str = "training") -> None:
         """Raises UserError naming the dataset and its file where there is not a single caption."""
-        if not any(item.captions for item in self.items):
+        if not self.num_captions:
             files = ", ".join(str(part.caption_path) for part in self.parts if part.caption_path) or "no caption_path"
             raise UserError(f"--dataset {self.name}: there are no captions ({files}), which {purpose} needs")
 
@@ -103,8 +96,8 @@ class CaptionDataset:
             part.require_own_images()
 
     def require_own_images(self) -> None:
-        """The same for this dataset alone, not for those that it joins."""
-        if any(item.path is None for item in self.items):
+        """Raises UserError as `require_images` does, for this dataset alone, not for those that it joins."""
+        if self.items.lack_paths:
             raise UserError(f"--dataset {self.name}: set image_dir in {self.params.config_path}: pixels are needed")
         if self.image_dir is not None and not os.path.isdir(self.image_dir) and not is_zip(self.image_dir):
             raise UserError(f"--dataset {self.name}: no such image folder: {self.image_dir}")

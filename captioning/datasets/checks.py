@@ -41,7 +41,10 @@ class CheckedPhoto:
 
 @dataclass
 class Findings:
-    """found: what is wrong, by its name in PROBLEMS and NOTES, each an object of plain texts; figures: numbers."""
+    """What was found in images and captions.
+
+    found: what is wrong, by its name in PROBLEMS and NOTES, each an object of plain texts; figures: numbers by name.
+    """
 
     found: dict[str, list[dict[str, str]]] = field(default_factory=lambda: {name: [] for name in (*PROBLEMS, *NOTES)})
     figures: dict[str, float] = field(default_factory=dict)

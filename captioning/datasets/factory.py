@@ -7,7 +7,9 @@ from captioning.datasets.caption_file import CaptionFile
 from captioning.datasets.coco import CocoDataset
 from captioning.datasets.config import DatasetParams, get_datasets
 from captioning.datasets.folder import GenericDataset
+from captioning.datasets.items import joined
 from captioning.datasets.picsom import PicSOMDataset
+from captioning.datasets.shards import WebDataset
 from captioning.datasets.video import MSRVTTDataset, TRECVID2018Dataset
 from captioning.datasets.vist import VistDataset
 from captioning.datasets.visual_genome import VisualGenomeIM2PDataset, VisualGenomeRegionsDataset
@@ -25,6 +27,7 @@ DATASET_CLASSES = {
         VisualGenomeRegionsDataset,
         VistDataset,
         CaptionFile,
+        WebDataset,
     )
 }
 
@@ -49,15 +52,12 @@ def class_of(params: DatasetParams) -> type[CaptionDataset]:
 
 
 def join_datasets(parts: list[CaptionDataset]) -> CaptionDataset:
-    """One dataset of all items of `parts`, which remember where they come from."""
+    """One dataset of all items of `parts`, which remember where they come from. The parts share its arrays then."""
     if len(parts) == 1:
         return parts[0]
-    joined = CaptionDataset(replace(parts[0].params, name="+".join(part.name for part in parts)))
-    joined.parts = parts
-    for number, part in enumerate(parts):
-        for item in part.items:
-            item.part = number
-            for photo in item.photos:
-                photo.part = number
-        joined.items += part.items
-    return joined
+    dataset = CaptionDataset(replace(parts[0].params, name="+".join(part.name for part in parts)))
+    dataset.parts, dataset.items, first = parts, joined(part.items for part in parts), 0
+    for part in parts:
+        part.items = dataset.items[first : first + len(part)]
+        first += len(part)
+    return dataset

@@ -38,11 +38,15 @@ class PicSOMDataset(CaptionDataset):
         name = params.extra.get("label_map")
         others = read_label_map(params.path(name)) if name else {}
         finder = ImageFinder(self.image_dir)
+        by_label: dict[str, ImageItem | None] = dict.fromkeys(self.labels)
         for label in chosen:
             other = tuple(others.get(label, ()))
-            self.items.append(ImageItem(label, label, finder.path(label, *other), other_keys=other))
+            by_label[label] = ImageItem(label, label, finder.path(label, *other), other_keys=other)
         if self.caption_path:
-            self._read_captions()
+            lines = read_captions(self.caption_path)
+            texts = ((label, text.strip()) for _, label, several in lines for text in several)
+            add_captions(self.caption_path, by_label, texts, "objects")
+        self.items = [by_label[label] for label in chosen]
 
     def _root(self) -> str:
         """The folder of the database."""
@@ -57,10 +61,3 @@ class PicSOMDataset(CaptionDataset):
         if not places:
             raise UserError(f"--dataset {self.name}: set root_dir, the database's folder, in {params.config_path}")
         raise UserError(f"--dataset {self.name}: no labels.txt in {' or '.join(places)}")
-
-    def _read_captions(self) -> None:
-        chosen = {item.key: item for item in self.items}
-        by_label = {label: chosen.get(label) for label in self.labels}
-        lines = read_captions(self.caption_path)
-        texts = ((label, text.strip()) for _, label, several in lines for text in several)
-        add_captions(self.caption_path, by_label, texts, "objects")

@@ -42,12 +42,13 @@ def divided(dataset: CaptionDataset, fraction: float, option: str) -> tuple[Capt
     The second has the same parts, since feature files follow them. Raises UserError, naming `option`, where there are
     not two images.
     """
-    names = [item.key for item in dataset.items if item.captions]
+    names = dataset.items.captioned().feature_keys()
     out = held_out(names, fraction)
     if not out:
         few = f"--dataset {dataset.name} has {len(set(names))} images with captions"
         raise UserError(f"{option}: {few}: it needs two or more")
     training, validation = copy.copy(dataset), copy.copy(dataset)
-    training.items = [item for item in dataset.items if base_name(item.key) not in out]
-    validation.items = [item for item in dataset.items if base_name(item.key) in out]
+    held = [base_name(key) in out for key in dataset.items.feature_keys()]
+    training.items = dataset.items.chosen(number for number, is_out in enumerate(held) if not is_out)
+    validation.items = dataset.items.chosen(number for number, is_out in enumerate(held) if is_out)
     return training, validation

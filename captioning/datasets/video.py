@@ -36,12 +36,12 @@ class MSRVTTDataset(CaptionDataset):
             number = int(digits)
             wanted = split in ("all", video["split"])
             by_id[name] = ImageItem(number, str(number), self.image_path(f"{number:04}:kf1.jpeg")) if wanted else None
-        self.items = [item for item in by_id.values() if item is not None]
-        if not self.items:
+        if not any(by_id.values()):
             known = ", ".join(splits) or "none"
             raise UserError(f"--dataset {self.name}: {path} has no videos of split {split!r}; it has: {known}")
         entries = checked_entries(data.get("sentences", []), path, "sentences", video_id=TEXT, caption=TEXT)
         add_captions(path, by_id, ((entry["video_id"], entry["caption"]) for _, entry in entries), "videos")
+        self.items = [item for item in by_id.values() if item is not None]
 
 
 class TRECVID2018Dataset(CaptionDataset):

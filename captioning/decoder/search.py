@@ -62,7 +62,10 @@ class Search:
 
 @dataclass
 class Sentences:
-    """Where a beam search found fewer than n sentences the rest has log_prob -inf and tokens of no meaning."""
+    """The n sentences that a search found for each of B rows, best first.
+
+    Where a beam search found fewer than n, the rest has log_prob -inf and tokens of no meaning.
+    """
 
     tokens: Tensor  # (B, n, T) ids after <start> up to <end>, then <pad>
     log_prob: Tensor  # (B, n) of these tokens with <end>, less the trigram penalties of the search

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from captioning.rows import first_states
 
+# Mode, probability of the truth, and coins, which are a CPU generator: a resumed run throws the same.
+Forcing = tuple[str, float, torch.Generator]
+
 
 def truth_probability(iteration: int, k: float = 6500.0, beta: float = 0.3) -> float:
     """p(i) = k / (k + exp(i * beta / k)): inverse sigmoid decay from about 1 towards 0. Beta scales the speed.
@@ -24,15 +27,15 @@ def truth_probability(iteration: int, k: float = 6500.0, beta: float = 0.3) -> f
     return 0.0 if exponent > 700 else k / (k + math.exp(exponent))
 
 
-def mixed_read(decoder, memory, tokens: Tensor, packing, mode: str, p: float, coins: torch.Generator):
+def mixed_read(decoder, memory, tokens: Tensor, packing, forcing: Forcing):
     """As `decoder.read(memory, tokens, packing)`, but the inputs are mixed with the model's own words.
 
-    The first word always is the truth.
-    mode "sampled": at each time step one coin for the whole batch, the truth with probability p, else the argmax.
-    "additive": the embedding p * E[truth] + (1 - p) * E[argmax]. "additive_sampled": the truth with probability p, else
-    that mixture. coins: a CPU generator, so that a resumed run throws the same.
+    The first word always is the truth. forcing: mode, p and coins. Mode "sampled": at each time step one coin for the
+    whole batch, the truth with probability p, else the argmax. "additive": the embedding p * E[truth] +
+    (1 - p) * E[argmax]. "additive_sampled": the truth with probability p, else that mixture.
     Returns logits (M, V) in packed order, attention weights (M, R) or None, and the last layer's states (M, H).
     """
+    mode, p, coins = forcing
     state = decoder.start(memory)
     first = memory.first.unsqueeze(1) if getattr(decoder, "skip_start", False) else None
     truth = decoder.embed_words(tokens[packing.order], first).unbind(1)  # T tensors (N, E)
@@ -61,7 +64,7 @@ def mixture(truth: Tensor, own: Tensor, mode: str, p: float, keep_truth: bool) -
 
 
 def two_pass_read(
-    decoder, memory, tokens: Tensor, packing, row_image: Tensor, forcing: tuple[str, float, torch.Generator]
+    decoder, memory, tokens: Tensor, packing, row_image: Tensor, forcing: Forcing
 ) -> tuple[Tensor, Tensor | None]:
     """As `decoder(memory, tokens, packing, row_image)`, but the inputs are mixed with the model's own words.
 

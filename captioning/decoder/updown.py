@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from captioning.config import ModelConfig
 from captioning.decoder.attention import Attention
 from captioning.fast.linear import Dropout, Linear
+from captioning.fast.updown import updown_applies, updown_layers
 from captioning.rows import ImageMemory, Packing, State, each_row, first_states, mean_of_regions
 
 
@@ -131,8 +132,16 @@ class UpDownDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`forward` up to the last layer, `linear`: what it reads, instead of the logits."""
         memory = memory.select(row_image[packing.order])
-        state, hidden, weights = self.start(memory), [], []
         embedded = self.dropout(self.embed(tokens[packing.row, packing.time]))  # (M, E)
+        if updown_applies():
+            hidden, weights = updown_layers(self, embedded, memory, packing)
+        else:
+            hidden, weights = self._read(embedded, memory, packing)
+        return self._output(hidden), weights
+
+    def _read(self, embedded: Tensor, memory: UpDownMemory, packing: Packing) -> tuple[Tensor, Tensor]:
+        """Packed words (M, E) -> the language LSTM's hidden states (M, H), attention weights (M, R)."""
+        state, hidden, weights = self.start(memory), [], []
         for words in embedded.split(packing.active):
             n = len(words)
             if n < len(memory):
@@ -140,4 +149,4 @@ class UpDownDecoder(nn.Module):
             state, attended = self._advance(words, state, memory)
             hidden.append(state[0][1])
             weights.append(attended)
-        return self._output(torch.cat(hidden)), torch.cat(weights)
+        return torch.cat(hidden), torch.cat(weights)

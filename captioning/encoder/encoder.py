@@ -143,7 +143,7 @@ class ImageEncoder(nn.Module):
         self.fast.wanted = self.fast_joint.wanted = False
 
     def forget(self) -> None:
-        """The weights have changed, or what of them trains: the fast copies are made anew."""
+        """Drop the fast copies, because weights have changed, or others train. They are made anew when needed."""
         self.fast.forget()
         self.fast_joint.forget()
 

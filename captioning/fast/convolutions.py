@@ -45,7 +45,7 @@ class FastNetwork:
             return self.network
 
     def forget(self) -> None:
-        """The network's weights have changed, or what of it trains."""
+        """Drop the copy, because weights of the network have changed, or others train."""
         self.network = None
 
     def __reduce__(self):  # oneDNN's weights cannot be copied
@@ -163,7 +163,7 @@ class NodeShapes(fx.Interpreter):
 
 
 def _fuse(traced: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Fuse what can be; how many convolutions that were."""
+    """Fuse the convolutions of `traced` that can be fused, in place; returns how many."""
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and isinstance(modules[node.target], nn.Identity | nn.Dropout):

@@ -3,11 +3,7 @@
 Under autograd each step's weight gradient is a product of its own and each slice of the image's regions a zero-filled
 tensor. Here all steps write into shared buffers, and every weight gradient is a single product at the end.
 
-tanh takes twenty times as long as the additions around it on a CPU. Of the cell it is written as 2 sigmoid(2x) - 1. Of
-the attention scores it is 1 - 2 r with r = 1 / (1 + exp(2k) exp(2q)): the exponentials of the keys k are taken once a
-batch, those of the queries q once a step, and what is left per region is a product, a sum and a reciprocal. That is
-exact as long as no key is beyond 20, where tanh has reached 1 in double precision too: a query beyond 40 may then be
-taken for 40. With larger keys (a training that diverges) and on a GPU, r is sigmoid(-2 (k + q)).
+tanh takes twenty times as long as the additions around it on a CPU: of the cell it is written as 2 sigmoid(2x) - 1.
 
 Shapes: N rows, T steps, M real tokens, R regions, A attention, P projected region, H hidden.
 """
@@ -16,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from captioning.fast import switch
+from captioning.fast.attention import AttentionGradients, AttentionSteps
 from captioning.fast.linear import dropout, linear, packed, product, weight_gradient
 from captioning.rows import Packing, State
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer of nn.LSTM
-LARGEST_KEY, LARGEST_QUERY = 20.0, 40.0  # see above; the product of their exponentials stays finite
 
 
 def lstm_applies(rnn: nn.RNNBase, inputs: Tensor) -> bool:
@@ -171,29 +167,20 @@ class _AttentionLSTM(torch.autograd.Function):
         attention, betas, queries = inputs.new_empty(M, R), inputs.new_empty(M, 1), inputs.new_empty(M, A)
         w_query = torch.cat([w_query, w_gate.unsqueeze(0)])  # (A + 1, H)
         of_hidden, of_context = packed(torch.cat([w_hidden, w_query])), packed(w_context)  # one product each a step
-        key_powers, scratch = double_exponential(keys), torch.empty_like(keys)
-        ctx.powers = key_powers is not None
-        key_terms = key_powers if ctx.powers else keys
-        minus_score = -2 * score
+        attend = AttentionSteps(keys, values, score, absent)
         for now, n in packing.steps():
             hidden_in[now], cells_in[now] = hidden[:n], cell[:n]
             from_hidden = product(hidden_in[now], of_hidden)  # (n, 4H + A + 1)
             queries[now] = from_hidden[:, 4 * H : 4 * H + A]
-            r = reciprocals(key_terms[:n], queries[now].unsqueeze(1), ctx.powers, scratch[:n])
-            # what is missing to the scores is the same for all regions
-            scores = (r.view(-1, A) @ minus_score).view(n, R)
-            if absent is not None:
-                scores.masked_fill_(absent[:n], -torch.inf)
-            torch.softmax(scores, 1, out=attention[now])
-            torch.bmm(attention[now].unsqueeze(1), values[:n], out=contexts[now].unsqueeze(1))
+            attend.step(queries[now], out=(attention[now], contexts[now]))
             torch.sigmoid(from_hidden[:, -1:] + gate_bias, out=betas[now])
             torch.mul(contexts[now], betas[now], out=gated[now])
             gate = gates[now].add_(from_hidden[:, : 4 * H]).add_(product(gated[now], of_context))
             advance_cell(gate, cells_in[now], cells[now], tanhs[now], hidden_out[now])
             hidden, cell = hidden_out[now], cells[now]
-        ctx.packing = packing
+        ctx.packing, ctx.powers = packing, attend.powers
         buffers = (gates, hidden_in, cells_in, tanhs, contexts, gated, attention, betas, queries)
-        ctx.save_for_backward(key_terms, values, w_hidden, w_query, w_context, score, *buffers)
+        ctx.save_for_backward(attend.keys, values, w_hidden, w_query, w_context, score, *buffers)
         return hidden_out, gated, attention
 
     @staticmethod
@@ -202,15 +189,11 @@ class _AttentionLSTM(torch.autograd.Function):
         key_terms, values, w_hidden, w_query, w_context, score, *buffers = ctx.saved_tensors
         gates, hidden_in, cells_in, tanhs, contexts, gated, attention, betas, queries = buffers
         packing = ctx.packing
-        N, R, A = key_terms.shape
-        H, P, T = hidden_in.shape[1], values.shape[2], len(packing.active)
+        (N, _, A), H = key_terms.shape, hidden_in.shape[1]
         to_hidden, to_query, to_context = packed(w_hidden.t()), packed(w_query.t()), packed(w_context.t())
         grad_gates, grad_queries = torch.empty_like(gates), gates.new_empty(len(gates), A + 1)  # the last one of beta
-        # Per row and step, for the regions' gradient as one product over time at the end.
-        attention_by_row, context_by_row = gates.new_zeros(N, T, R), gates.new_zeros(N, T, P)
-        grad_keys, grad_score = torch.zeros_like(key_terms), torch.zeros_like(score)
         grad_h, grad_c = gates.new_zeros(N, H), gates.new_zeros(N, H)
-        scratch, slopes = torch.empty_like(key_terms), torch.empty_like(key_terms)
+        attended = AttentionGradients(key_terms, values, score, ctx.powers, len(packing.active))
         for t, (now, n) in reversed(list(enumerate(packing.steps()))):
             grads, of_query = grad_gates[now], grad_queries[now]
             dh = grad_h[:n].add_(grad_hidden[now])
@@ -218,41 +201,11 @@ class _AttentionLSTM(torch.autograd.Function):
             dz = product(grads, to_context).add_(grad_gated[now])  # (n, P)
             beta = betas[now]
             of_query[:, A:] = (dz * contexts[now]).sum(1, keepdim=True) * beta * (1 - beta)
-            dcontext = torch.mul(dz, beta, out=context_by_row[:n, t])
-            weights = attention[now]
-            attention_by_row[:n, t] = weights
-            dweights = torch.bmm(dcontext.unsqueeze(1), values[:n].transpose(1, 2)).squeeze(1) + grad_attention[now]
-            dscores = weights * (dweights - (weights * dweights).sum(1, keepdim=True))  # (n, R)
-            # computed again: cheaper than keeping (N, R, A) numbers of every step
-            r = reciprocals(key_terms[:n], queries[now].unsqueeze(1), ctx.powers, scratch[:n])
-            grad_score.addmv_(r.view(-1, A).t(), dscores.reshape(-1), alpha=-2)
-            slope = torch.addcmul(r, r, r, value=-1, out=slopes[:n])  # a quarter of 1 - tanh^2
-            grad_keys[:n].addcmul_(slope, dscores.unsqueeze(2))
-            torch.mul(torch.bmm(dscores.unsqueeze(1), slope).squeeze(1), score, out=of_query[:, :A]).mul_(4)
+            of_query[:, :A] = attended.step(t, queries[now], attention[now], dz * beta, grad_attention[now])
             torch.add(product(grads, to_hidden), product(of_query, to_query), out=grad_h[:n])
-        grad_values = torch.bmm(attention_by_row.transpose(1, 2), context_by_row)
+        grad_keys, grad_values, grad_score = attended.sums()
         grad_query = weight_gradient(grad_queries, hidden_in)  # (A + 1, H)
-        of_images = grad_gates, grad_h, grad_c, grad_keys.mul_(4 * score), grad_values
+        of_images = grad_gates, grad_h, grad_c, grad_keys, grad_values
         of_hidden = weight_gradient(grad_gates, hidden_in), grad_query[:-1], grad_query[-1]
         of_context = weight_gradient(grad_gates, gated), grad_score, grad_queries[:, -1].sum().reshape(1)
         return *of_images, *of_hidden, *of_context, None, None
-
-
-def double_exponential(keys: Tensor) -> Tensor | None:
-    """exp(2 keys) for `reciprocals`; None where they are too large (or NaN) for it, and where it is not the faster."""
-    if keys.device.type != "cpu" or keys.dtype not in (torch.float32, torch.float64) or not keys.numel():
-        return None
-    low, high = keys.aminmax()
-    return (2 * keys).exp_() if low >= -LARGEST_KEY and high <= LARGEST_KEY else None
-
-
-def reciprocals(keys: Tensor, queries: Tensor, powers: bool, out: Tensor | None = None) -> Tensor:
-    """1 / (1 + exp(2 (keys + queries))), of which tanh(keys + queries) is 1 - 2 times this.
-
-    keys (n, R, A), queries (n, 1, A), of any shapes that fit; powers: instead of the keys come their exponentials, as
-    `double_exponential` gives them.
-    """
-    if not powers:
-        return torch.add(keys, queries, out=out).mul_(-2).sigmoid_()
-    queries = queries.clamp(-LARGEST_QUERY, LARGEST_QUERY).mul_(2).exp_()
-    return torch.addcmul(queries.new_ones(1), keys, queries, out=out).reciprocal_()

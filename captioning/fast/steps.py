@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from captioning.fast import switch
+from captioning.fast.attention import double_exponential, reciprocals
 from captioning.fast.linear import packed, product
-from captioning.fast.lstm import advance_cell, double_exponential, reciprocals
+from captioning.fast.lstm import advance_cell
 from captioning.rows import ImageMemory, State, each_row
 
 LARGEST_TABLE = 2**28  # bytes

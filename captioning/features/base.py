@@ -253,7 +253,7 @@ class RowStore:
         self.name_file = open(self.names, "a", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
 
     def header(self, count: int) -> bytes:
-        """Its length must not depend on `count`."""
+        """The header of a file of `count` records. Its length must not depend on `count`."""
         raise NotImplementedError
 
     def check(self, key: str) -> None:

@@ -30,7 +30,7 @@ def handle(path: Path, opener):
 
 
 def stamp_of(path) -> tuple[int, ...]:
-    """What is another once another file took the place of `path`, or it was written to."""
+    """Numbers that change when another file takes the place of `path`, and when it is written to."""
     now = os.stat(path)
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
@@ -57,7 +57,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def naming(path, doing: str = "read"):
-    """What a library raises over a damaged file, as one line that names the file: nearly any kind of error."""
+    """A block in which any error of a library, as over a damaged file, becomes a UserError that names the file."""
     try:
         yield
     except UserError:

@@ -155,7 +155,7 @@ def lmdb_key(key) -> bytes:
 
 
 def own_records(shape: tuple[int, ...], dtype: np.dtype, provenance: dict | None) -> list[tuple[bytes, bytes]]:
-    """What the file says of itself; what is the usual goes without saying."""
+    """(key, value) of the records that describe the file. Vectors, float32 and an unknown maker need none."""
     own = {
         b"@vdim": np.array(shape, "<i4").tobytes() if len(shape) > 1 else None,
         b"@dtype": dtype.name.encode() if dtype != np.float32 else None,

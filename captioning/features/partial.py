@@ -74,7 +74,7 @@ class PartialFolder:
         self.lock = FileLock(self.path / "lock", f"feature file {path}")
 
     def begin(self, settings: dict, resume: bool) -> bool:
-        """Note the settings of the records that are to come; whether there are records to go on from.
+        """Note the settings of the records that are to come. Gives whether there are records to go on from.
 
         Raises UserError where there are some and `resume` is False, or where they were made with other settings.
         """
@@ -102,9 +102,10 @@ class PartialFolder:
             json.dump({"name": name, "provenance": provenance is not None}, file)
 
     def place(self) -> bool:
-        """Put the files in place, if all records are there; whether they are. Each moves at one stroke, the data last.
+        """Put the files in place, if all records are there. Gives whether they are.
 
-        Called again after an interruption it goes on. What stood there before is replaced.
+        Each file moves at one stroke, the data last. Called again after an interruption it goes on. What stood there
+        before is replaced.
         """
         noted = self.path / "complete.json"
         if not noted.exists():

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from captioning.images.archives import archive_of, read_member
 from captioning.images.image_file import ImageError, open_image
-from captioning.images.zip_file import read_member, split_path
 
 BITS = 64
 MOST_BITS = 6  # that differ between near duplicates
@@ -28,8 +28,11 @@ ENTRIES = 2**23  # of the table of distances that is held at a time
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """error: why the image cannot be read, "" where it can. digest: of the bytes; bits: BITS bits, packed; colours:
-    8 x 8 x 3 bytes."""
+    """What tells whether two images show the same.
+
+    error: why the image cannot be read, "" where it can. digest: of the bytes; bits: BITS bits, packed; colours:
+    8 x 8 x 3 bytes.
+    """
 
     error: str = ""
     digest: bytes = b""
@@ -38,7 +41,7 @@ class Fingerprint:
 
 
 def fingerprint(path: str) -> Fingerprint:
-    """The Fingerprint of an image file, or of an image in a zip file. It raises nothing for damaged images."""
+    """The Fingerprint of an image file, or of an image in a zip or tar file. It raises nothing for damaged images."""
     try:
         image = open_image(path, size_hint=HINT)
         grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
@@ -52,7 +55,7 @@ def fingerprint(path: str) -> Fingerprint:
 
 def digest(path: str) -> bytes:
     """A hash of the bytes of a file. Raises OSError."""
-    if split_path(path):
+    if archive_of(path):
         return hashlib.blake2b(read_member(path), digest_size=16).digest()
     found = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:

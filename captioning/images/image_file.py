@@ -1,6 +1,6 @@
 """Images of any kind in, upright RGB out: opening safely, resizing.
 
-A member of a zip file is an image as a file is: `photos.zip/sub/a.jpg`.
+A member of a zip or tar file is an image as a file is: `photos.zip/sub/a.jpg`.
 """
 
 import contextlib
@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from captioning.errors import UserError
+from captioning.images.archives import archive_of, member_exists, read_member
 from captioning.images.kinds import HEIF_BRANDS, HEIF_PACKAGE, KNOWN_FORMATS
-from captioning.images.zip_file import open_zip, read_member, split_path
+from captioning.images.tar_file import plain_path
 
 # Only the decoders of photos: some that Pillow has run other programs (EPS), or take nearly any file for theirs (TGA).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
@@ -47,7 +48,7 @@ class TooManyPixels(ValueError):
 
 def image_error(path, reason) -> ImageError:
     reason = " ".join(str(reason).split())
-    error = ImageError(f"cannot read image {path}: {reason}")
+    error = ImageError(f"cannot read image {plain_path(path)}: {reason}")
     error.reason = reason
     return error
 
@@ -92,7 +93,7 @@ def image_size(path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def opened(path) -> Iterator[Image.Image]:
-    """The image file, or member of a zip file, with its header read. What goes wrong within becomes an ImageError."""
+    """The image file, or member of an archive, with its header read. What goes wrong within becomes an ImageError."""
     try:
         with _open(content_of(path)) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -106,7 +107,7 @@ def content_of(path):
     """What Pillow reads: the path of a plain file, or bytes as a BytesIO. Raises ValueError for what may never end."""
     if isinstance(path, io.BytesIO):
         return path
-    if split_path(path):
+    if archive_of(path):
         return io.BytesIO(read_member(path))
     if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
         raise ValueError("it is not a plain file")  # a pipe
@@ -138,9 +139,8 @@ def _is_heif(file) -> bool:
 
 
 def image_exists(path) -> bool:
-    """Whether there is a file `path`, also within a zip file. Raises UserError for a zip file that is damaged."""
-    inside = split_path(path)
-    return os.path.exists(path) if inside is None else open_zip(inside[0]).find(inside[1]) is not None
+    """Whether there is a file `path`, also within a zip or tar file. Raises UserError for a damaged zip file."""
+    return os.path.exists(path) if archive_of(path) is None else member_exists(path)
 
 
 def explained(path, error: Exception) -> ImageError:

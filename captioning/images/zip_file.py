@@ -142,9 +142,3 @@ def split_path(path) -> tuple[str, str] | None:
             return path[: end + 4], path[end + 5 :].replace(os.sep, "/")
         end = lower.find(".zip" + os.sep, end + 5)
     return None
-
-
-def read_member(path) -> bytes:
-    """The content of `photos.zip/sub/a.jpg`. Raises OSError, ValueError, zlib.error or UserError."""
-    archive, name = split_path(path)
-    return open_zip(archive).read(name)

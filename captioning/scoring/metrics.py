@@ -134,7 +134,7 @@ def tokenize(captions: Sequence[str], tokenizer: str = "auto") -> tuple[list[str
 
 
 def fitting(tokenizer: str, references: Iterable[str]) -> str:
-    """The tokenizer to score with: `tokenizer`, but for "auto" "words" where the references need it, which is said."""
+    """The tokenizer to score with: `tokenizer`, or "words" for "auto" where the references need it, with a note."""
     if tokenizer != "auto" or score_tokenizer(references) != "words":
         return tokenizer
     note_once(NOTE)

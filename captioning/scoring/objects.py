@@ -11,7 +11,10 @@ LEAST_SHARE = 0.6  # of the references of a photo: three of five
 
 @dataclass(frozen=True)
 class ObjectScore:
-    """named: captions with the main object; images: photos whose references agree on one."""
+    """How often captions name the main object of their photo.
+
+    named: captions with the main object; images: photos whose references agree on one.
+    """
 
     named: int
     images: int

@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from captioning.errors import shown
-from captioning.images.zip_file import split_path
+from captioning.images.archives import archive_of
 from captioning.text.cleaning import printable
 from inference.gallery.comparison import Comparison, Ranges, differing
-from inference.results import Result
+from inference.results.result import Result
 
 NOT_SURE = 0.3  # confidence below which a caption is shown as doubtful
 ABSENT = '<p class="absent">no caption</p>'  # the model was not sure enough of any
@@ -163,10 +163,10 @@ def names_of(result: Result) -> list[str]:
 def link_to(path: str | None, folder: Path) -> str | None:
     """The URL of a photo relative to `folder`, where the page lies; None where it has none that may be shown.
 
-    A photo in a zip file has none. Nor has one that lies far from the page: the link would be a path through all the
-    folders of whoever made the page.
+    A photo in a zip or tar file has none. Nor has one that lies far from the page: the link would be a path through all
+    the folders of whoever made the page.
     """
-    if path is None or split_path(path):
+    if path is None or archive_of(path):
         return None
     try:
         relative = Path(os.path.relpath(os.path.abspath(path), os.path.abspath(folder)))

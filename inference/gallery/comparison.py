@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
 from captioning.text.cleaning import id_text
-from inference.results import Result
+from inference.results.result import Result
 
 # Chinese, Japanese and Thai put no blanks between words: there every character is compared by itself.
 WORD = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]|[^\\s\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+")

@@ -31,7 +31,7 @@ from captioning.locks import FileLock
 from captioning.text.cleaning import id_text
 from inference.gallery.cards import Card, WordMaps, certainty, confidence, link_to, names_of, text_of
 from inference.gallery.comparison import Comparison, difference
-from inference.results import Result
+from inference.results.result import Result
 
 THUMBNAIL = 400  # pixels of the longer side
 SMALL = "WEBP" if features.check("webp") else "JPEG"  # within the page: smaller by a third, but slow to make

@@ -6,8 +6,8 @@ python recipes/onnx/caption.py exported/ photo.jpg --beam_size 1         # greed
 """
 
 import argparse
-import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ def search(encoder, step, info: dict, pixels: np.ndarray, beams: int, penalty: f
     state, memory = [made[name] for name in info["state"]], [made[name] for name in info["memory"]]
     never, end = [info["special"][name] for name in ("pad", "start", "unk")], info["special"]["end"]
     rows, scores, ended = [[info["special"]["start"]]], np.zeros(1), []
-    for length in itertools.count(1):
+    for length in range(1, info["max_words"] + 2):
         last = length > info["max_words"]
         read = {"tokens": np.array([words[-1] for words in rows])} | dict(zip(info["state"], state))
         read |= {name: np.repeat(x, len(rows), 0) for name, x in zip(info["memory"], memory)}
@@ -55,28 +55,26 @@ def search(encoder, step, info: dict, pixels: np.ndarray, beams: int, penalty: f
 
 def as_text(words: list[str]) -> str:
     """Words as a sentence; docs/serving.md says where the rules of the toolkit are finer."""
-    text = " ".join(words)
-    for mark in (" ,", " .", " n't", " 's", " 're", " ;", " :", " !", " ?"):
-        text = text.replace(mark, mark.strip())
+    text = re.sub(r" (,|\.|n't|'s|'re|;|:|!|\?)", r"\1", " ".join(words))
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def parse_args(argv=None) -> argparse.Namespace:
+def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder that export.py wrote")
     parser.add_argument("photos", nargs="+", metavar="PHOTO")
     parser.add_argument("--beam_size", type=int, default=3, help="beams (default: 3); 1 is greedy")
-    return parser.parse_args(argv)
-
-
-def main(args) -> None:
-    info = json.loads((args.folder / "captioner.json").read_text(encoding="utf-8"))
-    encoder, step = (onnxruntime.InferenceSession(args.folder / f"{name}.onnx") for name in ("encoder", "step"))
-    for photo in args.photos:
-        pixels = read_pixels(photo, info["size"], info["interpolation"])
-        found = search(encoder, step, info, pixels, args.beam_size, info["length_penalty"])
-        print(f"{photo}: {as_text([info['words'][word] for word in found])}")
+    args = parser.parse_args(argv)
+    try:
+        info = json.loads((file := args.folder / "captioner.json").read_text(encoding="utf-8"))
+        encoder, step = (onnxruntime.InferenceSession(args.folder / f"{name}.onnx") for name in ("encoder", "step"))
+        for file in args.photos:
+            pixels = read_pixels(file, info["size"], info["interpolation"])
+            found = search(encoder, step, info, pixels, args.beam_size, info["length_penalty"])
+            print(f"{file}: {as_text([info['words'][word] for word in found])}")
+    except OSError as error:  # the file is not there, or is no photo
+        parser.exit(2, f"caption.py: error: {file}: {error.strerror or error}\n")
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main()

@@ -1,5 +1,7 @@
 """plan_inputs: where each input of a model comes from, and what is told of files that do not fit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toy import feature_map, feature_vector, make_coco, write_config, write_features
@@ -75,8 +77,8 @@ def test_photos_in_place_of_files(root, dataset, capsys):
         plan_inputs(ModelConfig([external("gone.npy", 16)]), dataset, photos="instead")
     assert all(one.from_pixels for one in plan_inputs(config, dataset, photos="always"))
     assert capsys.readouterr().err == ""
-    for item in dataset.items:
-        item.path = None
+    for part in dataset.parts:
+        part.items = [replace(item, path=None) for item in part.items]
     with pytest.raises(UserError, match=r"no such feature file: .*pooled\.npy, and image_dir is not set either"):
         plan_inputs(config, dataset, photos="instead")
 

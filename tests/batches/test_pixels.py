@@ -1,5 +1,7 @@
 """Regions cut from images, and stories of several photos: what the encoder sees and what becomes of bad photos."""
 
+from array import array
+
 import pytest
 import torch
 from PIL import Image
@@ -21,8 +23,9 @@ class Corner:
 
 
 class Words:
-    def encode(self, text):
-        return [4] * len(text.split())
+    def encode_all(self, texts, num_workers=1):
+        for text in texts:
+            yield array("i", [4] * len(text.split())), array("q", [len(text.split())])
 
 
 def no_seed(photo):
@@ -78,7 +81,9 @@ def test_a_region_is_cut_from_its_image(tmp_path):
 def test_regions_in_batches(tmp_path, capsys):
     make_regions(tmp_path, 2, 1)
     dataset = open_dataset("visualgenome:regions:train", str(tmp_path / "datasets.conf"))
-    dataset.items[3].box = (150, 0, 200, 10)
+    items = list(dataset.items)
+    items[3].box = (150, 0, 200, 10)
+    dataset.items = items
     (tmp_path / "images/2300001.jpg").write_bytes(b"no image")
     loader = get_eval_loader(dataset, settings=LoaderSettings(6, num_workers=0), transform=Corner())
     shown = {item.image_id: row.tolist() for batch in loader for item, row in zip(batch.items, batch.pixels)}

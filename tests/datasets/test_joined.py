@@ -12,7 +12,7 @@ from captioning.decoder.search import Search
 from captioning.scoring.metrics import Scores
 from data_loader import LoaderSettings, get_eval_loader
 from model import Captioner, build_model
-from training import validation
+from training.validation import measuring
 from vocabulary import build_vocabulary
 
 
@@ -45,11 +45,11 @@ def test_validation_scores_every_image(twice, monkeypatch):
         scored.update(references)
         return Scores()
 
-    monkeypatch.setattr(validation, "score_captions", score)
+    monkeypatch.setattr(measuring, "score_captions", score)
     loader = get_eval_loader(
         dataset, file_inputs(dataset, "pooled.npy"), LoaderSettings(4, num_workers=0), vocabulary=words
     )
-    validation.Validation(("cider",), Search()).measure(captioner, loader)
+    measuring.Validation(("cider",), Search()).measure(captioner, loader)
     assert sorted(scored.values()) == sorted(item.captions for item in dataset.items)
 
 

@@ -88,7 +88,9 @@ def test_batches_hold_the_sentences_of_whole_paragraphs(tmp_path):
     config = make_paragraphs(tmp_path, {"train": 11}, varied=True)
     write_features(tmp_path, "v.npy")
     found = open_dataset("im2p:train", config)
-    found.items[3].captions.append("A second paragraph . Of two sentences .")
+    items = list(found.items)
+    items[3].captions.append("A second paragraph . Of two sentences .")
+    found.items = items
     vocabulary = build_vocabulary(found.captions(), 1)
     inputs = file_inputs(found, "v.npy")
     loader = get_loader(found, vocabulary, inputs, LoaderSettings(4, captions_per_image=2, max_sentences=3, seed=1))

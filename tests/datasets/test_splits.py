@@ -37,7 +37,8 @@ def test_divided():
     dataset.items = [ImageItem(n, f"{n}.jpg", None, ["a ball"] if n % 2 else []) for n in range(20)]
     training, validation = divided(dataset, 0.3, "--val_fraction 0.3")
     assert len(validation) == 3 and all(item.captions for item in validation.items) and len(training) == 17
-    assert sorted(item.key for item in training.items + validation.items) == sorted(item.key for item in dataset.items)
+    both = training.items.feature_keys() + validation.items.feature_keys()
+    assert sorted(both) == sorted(dataset.items.feature_keys())
     dataset.items = dataset.items[:2]
     with pytest.raises(UserError, match="--val_fraction 0.3: --dataset own has 1 images with captions"):
         divided(dataset, 0.3, "--val_fraction 0.3")

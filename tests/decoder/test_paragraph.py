@@ -217,7 +217,7 @@ def test_whole_paragraphs_equal_their_steps(kind, coherent, arch):
     memory, tokens = remember(decoder), captions()
     done = decoder(memory, tokens, LENGTHS, ROW_IMAGE, SENTENCES)
     coins = torch.Generator().manual_seed(1)
-    mixed = partial(mixed_read, mode="sampled", p=1.0, coins=coins)
+    mixed = partial(mixed_read, forcing=("sampled", 1.0, coins))
     forced = decoder(memory, tokens, LENGTHS, ROW_IMAGE, SENTENCES, mixed)
     for row, (logits, weights) in enumerate(step_by_step(decoder, memory, tokens)):
         torch.testing.assert_close(done.logits[done.row == row], logits)

@@ -41,7 +41,7 @@ def test_without_k_the_truth_is_read_always():
 def mixed(decoder, memory, mode, p, seed=0):
     packing = Packing.of(STEPS, "cpu")
     rows, coins = memory.select(ROW_IMAGE[packing.order]), torch.Generator().manual_seed(seed)
-    logits, weights, _ = mixed_read(decoder, rows, captions(), packing, mode, p, coins)
+    logits, weights, _ = mixed_read(decoder, rows, captions(), packing, (mode, p, coins))
     return (logits, weights), packing
 
 
@@ -122,7 +122,7 @@ def test_a_time_step_has_one_coin_for_the_whole_batch():
     torch.manual_seed(0)
     tokens = torch.randint(4, V, (B, 200))
     with torch.no_grad():
-        mixed_read(decoder, memory, tokens, packing, "sampled", 0.5, torch.Generator().manual_seed(1))
+        mixed_read(decoder, memory, tokens, packing, ("sampled", 0.5, torch.Generator().manual_seed(1)))
     truth = decoder.embed(tokens)
     same = torch.stack([(inputs == truth[:, t]).all(1) for t, inputs in enumerate(fed)])  # (T, B)
     kept = same.all(1)

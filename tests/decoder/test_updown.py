@@ -6,37 +6,24 @@ import numpy as np
 import pytest
 import torch
 from test_sentence import sigmoid
-from toy_decoders import IMAGE, PERSIST, REGION, ROW_IMAGE, STEPS, B, R, V, captions, config_of, loop, packed
+from toy_decoders import (
+    ROW_IMAGE,
+    STEPS,
+    build_updown,
+    captions,
+    config_of,
+    every_updown,
+    loop,
+    packed,
+    updown_inputs,
+)
 
 from captioning.decoder.search import Search, beam_search
 from captioning.decoder.teacher_forcing import mixed_read
-from captioning.decoder.updown import UpDownDecoder
 from captioning.errors import UserError
 from captioning.fast.steps import fast_decoder
 from captioning.rows import Packing
 from serving.graphs import check_exportable
-
-KINDS = {
-    "map": {},
-    "everything": {"image": IMAGE, "persist": PERSIST, "share_embedding_weights": True, "projection": True},
-}
-every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def build(kind: str, dtype=torch.float32, **changes) -> UpDownDecoder:
-    torch.manual_seed(7)
-    decoder = UpDownDecoder(V, config_of(**{**KINDS[kind], "attention": "updown", **changes}))
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.normal_(0, 0.5)
-    return decoder.to(dtype).eval()
-
-
-def inputs_of(kind: str, dtype=torch.float32) -> dict:
-    torch.manual_seed(8)
-    shapes = {"regions": (B, R, REGION), "image": (B, IMAGE), "persist": (B, PERSIST)}
-    made = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
-    return {name: x if name == "regions" or name in KINDS[kind] else None for name, x in made.items()}
 
 
 def equations(decoder, tokens, regions, image, persist):
@@ -69,9 +56,13 @@ def equations(decoder, tokens, regions, image, persist):
     return np.array(logits), np.array(attended)
 
 
-@every_kind
+@every_updown
 def test_the_numbers_are_those_of_the_paper(kind):
-    decoder, inputs, packing = build(kind, torch.float64), inputs_of(kind, torch.float64), Packing.of(STEPS, "cpu")
+    decoder, inputs, packing = (
+        build_updown(kind, torch.float64),
+        updown_inputs(kind, torch.float64),
+        Packing.of(STEPS, "cpu"),
+    )
     with torch.no_grad():
         logits, weights = decoder(decoder.prepare(**inputs), captions(), packing, ROW_IMAGE)
     for n, (row, length, index) in enumerate(zip(captions(), STEPS, ROW_IMAGE)):
@@ -81,15 +72,15 @@ def test_the_numbers_are_those_of_the_paper(kind):
         np.testing.assert_allclose(weights[packing.row == n].numpy(), attended, rtol=0, atol=1e-12)
 
 
-@every_kind
+@every_updown
 def test_step_and_whole_sentences_agree(kind):
-    decoder, packing = build(kind), Packing.of(STEPS, "cpu")
+    decoder, packing = build_updown(kind), Packing.of(STEPS, "cpu")
     with torch.no_grad():
-        memory = decoder.prepare(**inputs_of(kind))
+        memory = decoder.prepare(**updown_inputs(kind))
         logits, weights = decoder(memory, captions(), packing, ROW_IMAGE)
         each, attended = loop(decoder, memory, captions(), STEPS, ROW_IMAGE)
         forced, _, _ = mixed_read(
-            decoder, memory.select(ROW_IMAGE[packing.order]), captions(), packing, "sampled", 1.0, torch.Generator()
+            decoder, memory.select(ROW_IMAGE[packing.order]), captions(), packing, ("sampled", 1.0, torch.Generator())
         )
         assert fast_decoder(decoder) is decoder
     torch.testing.assert_close(logits, packed(each, packing), rtol=0, atol=1e-5)
@@ -98,16 +89,16 @@ def test_step_and_whole_sentences_agree(kind):
 
 
 def test_a_wide_beam_finds_what_no_narrow_one_does_better():
-    decoder = build("map")
+    decoder = build_updown("map")
     with torch.no_grad():
-        memory = decoder.prepare(**inputs_of("map"))
+        memory = decoder.prepare(**updown_inputs("map"))
         wide, narrow = (beam_search(decoder, memory, Search(beam_size=k, max_length=3)) for k in (400, 2))
     assert (wide.log_prob[:, 0] >= narrow.log_prob[:, 0] - 1e-5).all()
 
 
 def test_every_weight_gets_a_gradient():
-    decoder, packing = build("everything").train(), Packing.of(STEPS, "cpu")
-    logits, _ = decoder(decoder.prepare(**inputs_of("everything")), captions(), packing, ROW_IMAGE)
+    decoder, packing = build_updown("everything").train(), Packing.of(STEPS, "cpu")
+    logits, _ = decoder(decoder.prepare(**updown_inputs("everything")), captions(), packing, ROW_IMAGE)
     logits.square().sum().backward()
     assert all(p.grad.abs().max() > 0 for p in decoder.parameters())
 
@@ -121,4 +112,4 @@ def test_it_is_not_exported():
 @pytest.mark.parametrize("setting", [{"rnn_arch": "GRU"}, {"num_layers": 2}, {"skip_start_token": True}])
 def test_settings_of_other_decoders(setting):
     with pytest.raises(UserError, match=f"--{next(iter(setting))}: --attention updown has one attention LSTM"):
-        build("everything", **setting)
+        build_updown("everything", **setting)

@@ -16,9 +16,10 @@ from toy import draw, make_coco, write_config
 from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError
 from captioning.images import zip_file
+from captioning.images.archives import read_member
 from captioning.images.image_file import ImageError, image_exists, image_size, open_image
 from captioning.images.listing import list_images
-from captioning.images.zip_file import open_zip, read_member, split_path
+from captioning.images.zip_file import open_zip, split_path
 from data_loader import LoaderSettings, get_eval_loader
 
 PICTURES = ("a.jpg", "b.PNG", "sub/c.jpg")

@@ -17,7 +17,8 @@ from inference.gallery import page
 from inference.gallery.cards import Card, WordMaps, link_to, names_of, with_words, word_places
 from inference.gallery.comparison import Comparison, difference, differing
 from inference.gallery.page import Gallery, write_gallery
-from inference.results import Result, ResultsFile
+from inference.results.files import ResultsFile
+from inference.results.result import Result
 
 
 def photos(folder: Path, count: int) -> list[Result]:

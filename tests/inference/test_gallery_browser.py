@@ -10,7 +10,7 @@ from inference.gallery import page
 from inference.gallery.cards import WordMaps
 from inference.gallery.comparison import Comparison
 from inference.gallery.page import Gallery, write_gallery
-from inference.results import Result
+from inference.results.result import Result
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs the package selenium")
 PROGRAMS = [shutil.which(name) for name in ("chromium", "chromedriver")]

@@ -12,7 +12,7 @@ from PIL import Image
 from captioning.datasets.base import ImageItem
 from captioning.errors import UserError
 from inference.image_outputs import Copies, Sidecars, outside
-from inference.results import Result
+from inference.results.result import Result
 
 
 def items_of(*paths) -> list[ImageItem]:
@@ -95,7 +95,7 @@ def test_what_cannot_be_written_is_found_before(photos, monkeypatch):
         Sidecars("txt").plan(items_of(photos / "a.jpg", photos / "b.png", photos / "a.png"))
     with zipfile.ZipFile(photos / "p.zip", "w") as archive:
         archive.writestr("x.jpg", b"")
-    with pytest.raises(UserError, match="--sidecar: nothing is written into zip files: unpack .*p.zip first"):
+    with pytest.raises(UserError, match="--sidecar: nothing is written into zip or tar files: unpack .*p.zip first"):
         Sidecars("txt").plan(items_of(photos / "p.zip/x.jpg"))
     (photos / "b.txt").mkdir()
     with pytest.raises(UserError, match="b.txt is a folder"):
@@ -143,7 +143,7 @@ def test_images_of_a_zip_are_copied_out_of_it(photos):
     for item in items:
         copies.write(item, result("text"))
     assert Image.open(photos / "out/in/a.jpg").getexif()[0x10E] == "text" and (photos / "out/b.jpg").exists()
-    with pytest.raises(UserError, match="--write_metadata_in_place: nothing is written into zip files"):
+    with pytest.raises(UserError, match="--write_metadata_in_place: nothing is written into zip or tar files"):
         Copies(None).plan(items)
 
 

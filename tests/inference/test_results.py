@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from captioning.errors import UserError
 from captioning.text.cleaning import can_be_a_name, clean_text
 from inference.caption_files import read_results as read_captions
-from inference.results import Result, ResultsFile, read_results
+from inference.results.files import ResultsFile
+from inference.results.reading import read_results
+from inference.results.result import Result
 
 TEXT = st.text(
     st.sampled_from("a'\"=+-@,;\t\r\n .\u2028\x1b\x00<>") | st.characters(exclude_categories=["Cs"]), max_size=12

@@ -21,7 +21,9 @@ from captioning.images.image_file import open_image
 from captioning.text.function_words import content_words
 from captioning.text.tokens import END, PAD, START
 from inference.lemmas import LemmaRules
-from inference.results import Result, ResultsFile, read_results, word_text
+from inference.results.files import ResultsFile
+from inference.results.reading import read_results
+from inference.results.result import Result, word_text
 from inference.words import word_probabilities
 from model import Captioner, build_model, caption_features, load_captioner, save_captioner
 from vocabulary import Vocabulary

@@ -31,7 +31,9 @@ from captioning.images.image_file import open_image
 from captioning.scoring.calibration import Calibration
 from captioning.text.tokens import END, START
 from inference import captions, flags
-from inference.results import Result, ResultsFile, read_results
+from inference.results.files import ResultsFile
+from inference.results.reading import read_results
+from inference.results.result import Result
 from model import Caption, load_captioner, save_captioner
 from vocabulary import Vocabulary
 

@@ -65,6 +65,12 @@ def test_images_of_a_folder_that_is_named_and_of_image_dir_have_ids_of_their_own
     assert done.err.startswith("infer.py: passed over: 1 .md\n")
 
 
+def test_images_that_are_named_and_lie_in_image_dir_are_captioned_once(infer):
+    done = infer("holiday/b.png", "--image_dir", "./holiday")
+    assert done.status == 0 and ids(done.out) == ["holiday/b.png", "a.jpg"]
+    assert "infer.py: 1 images of ./holiday are named twice: each is captioned once\n" in done.err
+
+
 def test_a_results_file_has_the_name_of_the_only_folder(infer, tmp_path):
     assert infer("holiday/", "--results_path", "out").status == 0
     assert [path.name for path in (tmp_path / "out").iterdir()][0].startswith("holiday_")

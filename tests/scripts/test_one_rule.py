@@ -6,7 +6,8 @@ import pytest
 
 import infer
 from captioning.datasets.factory import open_dataset
-from inference.results import Result, ResultsFile, Style
+from inference.results.files import ResultsFile
+from inference.results.result import Result, Style
 
 TEXTS = [
     "A dog runs on the grass.",

@@ -22,7 +22,8 @@ from captioning.errors import UserError
 from captioning.locks import FileLock
 from training.losses import CrossEntropy
 from training.trainer import Trainer
-from training.validation import Validation, add_row
+from training.validation.measuring import Validation
+from training.validation.validate_only import add_row
 
 POOLED = ["--features", "pooled.npy", "--validation_scoring", "bleu"]
 MANY = [*POOLED, "--validate", "toy:val", "--num_epochs", 3, "--lr_scheduler", "--ema", 0.9, "--early_stopping", 2]
@@ -313,6 +314,14 @@ def test_settings_that_no_number_depends_on_may_change(train, stopped, data, tmp
     free += ["--lr_step_size", 5, "--features", tmp_path / "moved" / "features" / "pooled.npy"]
     done = train(*stopped, *free, "--self_critical_from_epoch", 4, "--resume")
     assert done.status == 0, done.err
+    parts = (
+        "Python and its packages",
+        "images and captions",
+        "vocabulary and model",
+        "feature files",
+        "the first step",
+    )
+    assert all(re.search(rf"^start: +\d+\.\d s {part}$", done.out, re.MULTILINE) for part in parts)  # --verbose
     assert stats(train.folder / "run") == stats(train.folder / "whole")
     last = [checkpoint.load(train.folder / name / "ep3.model")["state"] for name in ("run", "whole")]
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[1])

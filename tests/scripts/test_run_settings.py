@@ -10,7 +10,7 @@ from captioning.errors import UserError
 from training.flags import parse_args
 from training.run_folder import RunFolder
 from training.settings import ACTIONS, all_settings, default_settings
-from training.validation import criterion_of
+from training.validation.measuring import criterion_of
 
 FLAGS = ("--features", "pooled.npy", "--num_epochs", 2)
 

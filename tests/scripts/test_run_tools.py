@@ -20,7 +20,6 @@ from captioning.datasets.factory import open_dataset
 from captioning.errors import UserError
 from data_loader import LoaderSettings, get_loader
 from model import load_captioner
-from training import validation
 from training.flags import check_paths, parse_args
 from training.losses import CrossEntropy
 from training.optimizers import learning_rate, self_critical_settings
@@ -29,7 +28,8 @@ from training.run_folder import RunFolder
 from training.self_critical import SelfCritical
 from training.settings import DataSettings, TrainSettings
 from training.trainer import Trainer
-from training.validation import stats_file
+from training.validation import data as validation_data
+from training.validation.validate_only import stats_file
 
 # ---- schedules and clipping, against torch's own ----
 
@@ -141,11 +141,11 @@ def test_plateau_hears_of_validated_epochs_alone(model):
 
 
 def test_num_batches_cuts_validation_too(data, model, monkeypatch):
-    monkeypatch.setattr(validation, "BATCH_SIZE", 5)
+    monkeypatch.setattr(validation_data, "BATCH_SIZE", 5)
     settings = DataSettings(validate="toy:val", dataset_config_file=str(data / "datasets.conf"), num_batches=2)
     captioner = load_captioner(model, photos=False)
-    cut = validation.validation_loader(captioner, settings)
-    whole = validation.validation_loader(captioner, replace(settings, num_batches=0))
+    cut = validation_data.validation_loader(captioner, settings)
+    whole = validation_data.validation_loader(captioner, replace(settings, num_batches=0))
     assert [len(batch.items) for batch in cut] == [5, 5] and len(whole.items) == 12
     first, other = next(iter(cut)), next(iter(whole))
     assert torch.equal(first.inputs[0], other.inputs[0]) and torch.equal(first.captions, other.captions)

@@ -114,6 +114,22 @@ def test_the_example_writes_the_same_captions(exported, example, tmp_path, beams
     assert len(texts) > 1 or not captioner.config.attention  # untrained models without it may say the same of all
 
 
+def test_the_example_ends_with_one_line_where_a_file_is_missing_or_broken(exported, example, tmp_path, capsys):
+    folder = exported[2]
+    picture(1).save(tmp_path / "good.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:200])
+    (tmp_path / "text.jpg").write_text("no photo")
+    for path, reason in (("no.jpg", "No such file"), ("text.jpg", "cannot identify"), ("cut.png", "truncated")):
+        with pytest.raises(SystemExit) as stop:
+            example.main([str(folder), str(tmp_path / "good.png"), str(tmp_path / path)])
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2 and out.startswith(f"{tmp_path / 'good.png'}: ")
+        assert err.count("\n") == 1 and err.startswith(f"caption.py: error: {tmp_path / path}: ") and reason in err
+    with pytest.raises(SystemExit) as stop:
+        example.main([str(tmp_path / "none"), str(tmp_path / "good.png")])
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
 def test_tensors_have_names(exported):
     _, graphs, _ = exported
     assert [x.name for x in graphs.encoder.graph.output] == graphs.state + graphs.memory

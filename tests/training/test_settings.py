@@ -100,3 +100,10 @@ def test_what_a_model_is_made_of():
     other = model_settings(ModelConfig([FeatureSpec("a.npy", (7, 3, 3), True, {"extractor": "resnet152-conv"})]))
     told = "--features was file 7, now file 7x3x3 (resnet152-conv)"
     assert changes(config(), other, 1, False) == {"--features": told}
+
+
+@pytest.mark.parametrize(
+    "vocab, folder", [("AUTO", "kept"), ("REGEN", "kept"), ("words/v.json", "words"), ("v.pkl", ".")]
+)
+def test_word_ids_are_kept_beside_the_vocabulary(vocab, folder):
+    assert DataSettings(vocab=vocab, vocab_root="kept").ids_folder == folder

@@ -160,7 +160,7 @@ def draw_curve(axis, run: Run, quantity: str, style: dict, window: int) -> None:
 
 
 def limit_axis(axis, panel: Panel) -> None:
-    """Scores and learning rates from 0, scores to a top that means something; losses as tight as they are."""
+    """Set the range of an axis: scores and learning rates from 0, scores to a round top, tight around losses."""
     heights = [value for line in axis.lines for value in line.get_ydata()]
     heights += [value for band in axis.collections for path in band.get_paths() for value in path.vertices[:, 1]]
     if not heights:

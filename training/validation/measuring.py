@@ -1,33 +1,15 @@
-"""Loss and scores of a captioner on a dataset: in training, and for --validate_only, which keeps them in files.
+"""Loss and scores of a captioner on images with captions."""
 
-models/NAME/train_stats-DATASET.json    {"3": {"validation_loss": ..., "validation_cider": ...}, ...}: of epN.model and
-                                        best.model, by epoch, as plot_stats.py draws
-models/NAME/train_stats-DATASET-STEM.json    of another file, STEM.model
-"""
-
-import json
-import math
 import re
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import torch
 
-from captioning.batches.features import CachedFeatures
-from captioning.batches.inputs import plan_inputs
-from captioning.cores import first_speaks
-from captioning.datasets.base import CaptionDataset, image_key
-from captioning.datasets.factory import open_dataset
-from captioning.datasets.names import short_names
-from captioning.datasets.splits import divided
+from captioning.datasets.base import image_key
 from captioning.decoder.search import Search
-from captioning.devices import autocast, from_main, is_main, process, to_main
-from captioning.errors import UserError, warn, warn_once
-from captioning.files import atomic_write
-from captioning.locks import FileLock
+from captioning.devices import autocast, from_main, process, to_main
+from captioning.errors import UserError, warn_once
 from captioning.scoring import calibration
 from captioning.scoring.bootstrap import few_images_note
 from captioning.scoring.metrics import (
@@ -41,18 +23,11 @@ from captioning.scoring.metrics import (
 )
 from captioning.scoring.statistics import caption_statistics
 from captioning.text.paragraphs import split_sentences
-from data_loader import Loader, LoaderSettings, get_eval_loader
-from model import Captioner, caption_loader, load_captioner
-from training.feature_cache import copied, readable
+from model import Captioner, caption_loader
 from training.losses import captions_of, token_cross_entropy
 from training.paragraph_losses import ParagraphLosses, paragraph_losses
-from training.run_folder import read_stats
-from training.settings import DataSettings, ModelSettings
-from vocabulary import MOST_UNKNOWN, Vocabulary
 
-ITS_EPOCH = re.compile(r"ep(\d+)|best")
 CAN_BE_LEFT_OUT = ("meteor", "spice", "ciderd")  # where a program or a file is missing
-BATCH_SIZE = 64  # images
 
 
 @dataclass
@@ -131,7 +106,7 @@ class Validation:
         return results | {f"validation_{name}": value for name, value in values.items()}
 
     def _calibration(self, mean_log_probs: list[float], per_image: dict) -> calibration.Calibration | None:
-        """That of captions by their scores; None without CIDEr, and where there are few."""
+        """The calibration of the captions by their scores; None without CIDEr, and where there are few captions."""
         scores = per_image.get(calibration.METRIC, [])
         if len(scores) < calibration.LEAST_IMAGES:
             return None
@@ -218,7 +193,7 @@ class ParagraphFigures:
         self.sentences += sentences
 
     def compare(self, paragraph, reference: str) -> None:
-        """A Paragraph that was written, and the first reference."""
+        """Count a Paragraph that was written, and whether it has as many sentences as the first reference."""
         expected = min(len(split_sentences(reference)), self.max_sentences)
         self.written += len(paragraph.sentences)
         self.right += len(paragraph.sentences) == expected
@@ -240,122 +215,3 @@ def summed_figures(several: list[ParagraphFigures]) -> ParagraphFigures:
     for name in vars(total).keys() - {"max_sentences"}:
         setattr(total, name, sum(getattr(one, name) for one in several))
     return total
-
-
-# ---- data ----
-
-
-def open_images(data: DataSettings, validation: bool = False) -> CaptionDataset:
-    """The images of --dataset, or of the validation data: those of --validate, or a --val_fraction of --dataset."""
-    if validation and data.validate:
-        return open_dataset(data.validate, data.dataset_config_file, data.images, "--validate")
-    option = "--captions" if data.captions else "--dataset"
-    dataset = open_dataset(data.dataset, data.dataset_config_file, data.images, option)
-    if data.val_fraction:
-        return divided(dataset, data.val_fraction, f"--val_fraction {data.val_fraction:g}")[validation]
-    return dataset
-
-
-def validation_loader(
-    captioner: Captioner, data: DataSettings, cached: dict[str, CachedFeatures] | None = None
-) -> Loader:
-    """The captioned images of the validation data with the features, or the pixels, that the captioner reads.
-
-    All of them, or those of the first `data.num_batches` batches; of several processes each has its share of the
-    batches, and only the first warns. cached: what `cache_features` gave.
-    """
-    with first_speaks():
-        return _validation_loader(captioner, data, cached)
-
-
-def _validation_loader(captioner: Captioner, data: DataSettings, cached: dict | None) -> Loader:
-    config, (rank, count) = captioner.config, process()
-    images = readable(open_images(data, validation=True), cached or {})
-    if data.num_batches:
-        captioned = [item for item in images.items if item.captions]
-        images = copied(images, captioned[: data.num_batches * BATCH_SIZE])
-    inputs = plan_inputs(config, images, sources=cached)
-    most = config.paragraphs and config.paragraphs.max_sentences
-    settings = LoaderSettings(BATCH_SIZE, num_workers=data.num_workers, max_sentences=most, rank=rank, world_size=count)
-    loader = get_eval_loader(images, inputs, settings, captioner.transform, captioner.vocabulary)
-    if (share := loader.unknown_share) > MOST_UNKNOWN:
-        what = f"--validate {data.validate}" if data.validate else "--val_fraction"
-        warn(f"{what}: the model's vocabulary lacks {share:.0%} of the words of its captions")
-    return loader
-
-
-def stats_file(model_path, dataset: str) -> Path:
-    """Where the figures of a model on `dataset` are kept: in the model's folder."""
-    path = Path(model_path)
-    name = re.sub(r"[^\w.+-]", "-", short_names(dataset))
-    other = "" if ITS_EPOCH.fullmatch(path.stem) else f"-{path.stem}"
-    return path.with_name(f"train_stats-{name}{other}.json")
-
-
-def known_figures(path: Path) -> dict[int, dict]:
-    """The figures kept so far by epoch, none where there is no file. Raises UserError where it is no table of them."""
-    return read_stats(path, "--validate_only") if path.exists() else {}
-
-
-def validate_models(
-    wanted: ModelSettings, data: DataSettings, validation: Validation, device: torch.device, skip_existing: bool = False
-) -> int:
-    """Measure each of `wanted.load_model` on `data.validate`, print its figures and keep them beside it.
-
-    A model that fails is named and passed over, unless it is the only one. skip_existing: pass over models that have
-    their figures; those whose name says their epoch (ep3.model) are not even read then. Returns the exit status.
-    """
-    failed = 0
-    for path in wanted.load_model:
-        try:
-            validate_model(path, wanted, data, validation, device, skip_existing)
-        except UserError as error:
-            if len(wanted.load_model) == 1:
-                raise
-            failed += 1
-            tell(f"{path}: left out: {error}")
-    if failed:
-        tell(f"{failed} of {len(wanted.load_model)} models could not be validated")
-    return 1 if failed else 0
-
-
-def tell(line: str) -> None:
-    """Print a line in the first process."""
-    if is_main():
-        print(line)
-
-
-def validate_model(
-    path, wanted: ModelSettings, data: DataSettings, validation: Validation, device: torch.device, skip_existing: bool
-) -> None:
-    """Measure the model of the file `path`, print its figures and write them to its `stats_file`."""
-    vocabulary = data.vocabulary_file and Vocabulary.load(data.vocabulary_file)
-    load = partial(load_captioner, path, device, wanted.weights, photos=False, vocabulary=vocabulary)
-    file = stats_file(path, data.validate)
-    known = from_main(lambda: known_figures(file))
-    named = re.fullmatch(r"ep(\d+)", Path(path).stem)
-    epoch = named and int(named.group(1))
-    captioner = None
-    if epoch is None or not skip_existing:
-        captioner = load()
-        epoch = epoch or int(captioner.info.get("epoch") or 0)
-    if skip_existing and all(name in known.get(epoch, {}) for name in validation.wanted):
-        tell(f"{path}: validated already (epoch {epoch} of {file}), passed over")
-        return
-    captioner = captioner or load()
-    with closing(validation_loader(captioner, data)) as loader:
-        row = validation.measure(captioner, loader)
-    tell(f"{path}: " + ", ".join(f"{k.removeprefix('validation_')} {v:.4f}" for k, v in row.items()))
-    from_main(lambda: add_row(file, epoch, row))
-    tell(f"statistics: {file}")
-
-
-def add_row(file: Path, epoch: int, row: dict[str, float]) -> None:
-    """Write the figures of an epoch into `file`, beside those that are there; another process may do so too."""
-    lock = FileLock(file.with_name(f".{file.name}.lock"), str(file), wait=60)
-    try:
-        stats = known_figures(file) | {epoch: {k: v if math.isfinite(v) else None for k, v in row.items()}}
-        with atomic_write(file) as out:
-            json.dump(dict(sorted(stats.items())), out, indent=2)
-    finally:
-        lock.release(remove=True)
