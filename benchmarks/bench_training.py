@@ -105,6 +105,18 @@ def train_attention(bench: Bench) -> Row:
     )
 
 
+def train_updown(bench: Bench) -> Row:
+    row = Row("up-down attention training, 49 x 1280 map", "captions/s", "matrix products")
+    return from_features(bench, "updown", MAP, "float16", bench.scale.attention_captions, row, attention="updown")
+
+
+def train_transformer(bench: Bench) -> Row:
+    row = Row("Transformer training, 49 x 1280 map, 3 layers", "captions/s", "matrix products")
+    return from_features(
+        bench, "transformer", MAP, "float16", bench.scale.attention_captions, row, decoder="transformer"
+    )
+
+
 def pixel_data(bench: Bench, section: str, images: int):
     """A dataset of JPEGs of 256x256, as resize.py leaves them, with five captions each."""
     texts = captions(images * 5, words(2928))
