@@ -32,7 +32,7 @@ class Training:
         if transform is not None:
             transform = ImageTransform(transform.size, transform.interpolation, train=True)
         self.loader = get_loader(dataset, captioner.vocabulary, inputs, LoaderSettings(batch_size), transform)
-        settings = TrainSettings(amp=bench.amp)
+        settings = TrainSettings(amp=bench.amp).for_decoder(captioner.config.decoder, {})
         self.trainer = Trainer(captioner, settings, CrossEntropy(settings), len(self.loader), 1)
         self.sizes, self.epoch = Sizes.of(captioner), 0
 

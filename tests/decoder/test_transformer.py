@@ -31,7 +31,6 @@ from captioning.decoder.search import Search, beam_search, generate, generate_ro
 from captioning.decoder.teacher_forcing import two_pass_read
 from captioning.decoder.transformer import TransformerDecoder, sinusoids
 from captioning.errors import UserError
-from captioning.fast.steps import fast_decoder
 from captioning.rows import Packing, log_probs_of, pack_sentences
 from captioning.text.tokens import END, START
 
@@ -312,12 +311,6 @@ def test_gradients_flow_through_a_greedy_caption():
         decoder, decoder.prepare(**transformer_inputs(decoder)), Search(max_length=4)
     ).log_prob.sum().backward()
     assert all(p.grad is not None for p in decoder.parameters())
-
-
-def test_there_are_no_fast_steps():
-    decoder = build_transformer("map")
-    with torch.no_grad():
-        assert fast_decoder(decoder) is decoder
 
 
 # ---- scheduled sampling ----
