@@ -29,6 +29,7 @@ ROWS = {
     "train_transformer": ("bench_training", "0.60", ""),
     "train_pixels": ("bench_training", "42/s at 250", "5.0/s"),
     "train_cached": ("bench_training", "0.90", ""),
+    "train_regions": ("bench_training", "0.80", ""),
     "greedy_attention": ("bench_inference", "0.55", "142/s"),
     "beam5_attention": ("bench_inference", "0.60", ""),
     "greedy_updown": ("bench_inference", "", ""),
