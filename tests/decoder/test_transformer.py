@@ -10,12 +10,14 @@ from torch import nn
 from toy_decoders import (
     HEADS,
     ROW_IMAGE,
+    SOME_REGIONS,
     STEPS,
     TRANSFORMERS,
     WIDTH,
     B,
     R,
     V,
+    brute_force,
     build_transformer,
     captions,
     every_transformer,
@@ -180,15 +182,18 @@ def test_sinusoids_are_those_of_the_paper():
 
 
 @every_transformer
-def test_step_and_whole_sentences_agree(kind):
+@pytest.mark.parametrize("masked", [False, True])
+def test_step_and_whole_sentences_agree(kind, masked):
     decoder = build_transformer(kind)
+    mask = SOME_REGIONS if masked and decoder.has_regions else None
     with torch.no_grad():
-        memory = decoder.prepare(**transformer_inputs(decoder))
+        memory = decoder.prepare(**transformer_inputs(decoder), mask=mask)
         logits, weights, packing = whole(decoder, memory)
         each, attended = loop(decoder, memory, captions(), STEPS, ROW_IMAGE)
     torch.testing.assert_close(logits, packed(each, packing), rtol=0, atol=1e-5)
     if weights is not None:
         torch.testing.assert_close(weights, packed(attended, packing), rtol=0, atol=1e-6)
+        assert mask is None or not weights[~mask[ROW_IMAGE[packing.row]]].any()
 
 
 @pytest.mark.parametrize("kind", ["everything", "map_learned_shared"])
@@ -265,18 +270,6 @@ def test_places_of_tokens():
 
 
 # ---- search ----
-
-
-@torch.no_grad()
-def brute_force(decoder, memory, length: int) -> list[tuple[float, list[int]]]:
-    """All sentences of at most `length` words with their log-probabilities, the best first."""
-    words = [w for w in range(V) if w > 3]
-    sentences = [list(s) for n in range(length + 1) for s in itertools.product(words, repeat=n)]
-    rows, packing = pack_sentences(sentences, "cpu")
-    logits, _ = decoder(memory, rows, packing, torch.zeros(len(rows), dtype=torch.long))
-    each = log_probs_of(logits, packing.targets(rows))
-    totals = torch.zeros(len(rows), dtype=each.dtype).index_add(0, packing.row, each)
-    return sorted(zip(totals.tolist(), sentences), reverse=True)
 
 
 @every_transformer
