@@ -28,7 +28,7 @@ from toy_decoders import (
 )
 
 from captioning.config import FeatureSpec, ModelConfig
-from captioning.decoder.multi_head import Places
+from captioning.decoder.multi_head import Places, attend, attention_weights
 from captioning.decoder.search import Search, beam_search, generate, generate_rows
 from captioning.decoder.teacher_forcing import two_pass_read
 from captioning.decoder.transformer import TransformerDecoder, sinusoids
@@ -354,6 +354,36 @@ def test_dropout_is_for_training_and_can_change():
     changed.set_dropout(0.0)
     changed.set_encoder_dropout(0.5)
     assert not torch.equal(outputs(changed), plain)
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[True, True, True, False], [True, True, True, True]])])
+def test_dropout_of_attention_weights_has_the_mean_and_the_variance_of_its_definition(mask):
+    """Each weight is dropped with probability p, and divided by 1 - p otherwise."""
+    torch.manual_seed(0)
+    queries, keys, values = torch.randn(2, 1, 3, 5), torch.randn(2, 1, 4, 5), torch.randn(2, 1, 4, 5)
+    weights, p, draws = attention_weights(queries, keys, mask), 0.25, 4000
+    many = (x.repeat_interleave(draws, 0) for x in (queries, keys, values))
+    drawn = attend(*many, None if mask is None else mask.repeat_interleave(draws, 0), dropout=p)
+    drawn = drawn.view(2, draws, 1, 3, 5)
+    variance = weights.square() @ values.square() * p / (1 - p)
+    torch.testing.assert_close(drawn.mean(1), weights @ values, rtol=0, atol=0.06)
+    torch.testing.assert_close(drawn.var(1), variance, rtol=0.15, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["map", "map_refined", "pooled"])
+def test_dropout_of_attention_weights_is_for_training_and_can_change(kind):
+    torch.manual_seed(1)
+    decoder = build_transformer(kind, attention_dropout=0.5)
+    inputs, tokens = transformer_inputs(decoder), captions()
+    plain = whole(decoder, decoder.prepare(**inputs), tokens)[0]
+    decoder.train()
+    once, again = (whole(decoder, decoder.prepare(**inputs), tokens)[0] for _ in range(2))
+    assert not torch.equal(once, plain) and not torch.equal(once, again)
+    memory = decoder.prepare(**inputs)
+    once, again = (decoder.step(torch.full((B,), START), decoder.start(memory), memory)[0] for _ in range(2))
+    assert not torch.equal(once, again)
+    decoder.set_attention_dropout(0.0)
+    torch.testing.assert_close(whole(decoder, decoder.prepare(**inputs), tokens)[0], plain)
 
 
 def test_defaults_depend_on_the_decoder():
