@@ -14,6 +14,7 @@ Shapes: B images in the batch, N captions (rows), T time steps, D feature size, 
 """
 
 import contextlib
+import ctypes
 import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -217,6 +218,8 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._data.num_workers and self._data._iterator is None:
+            return_free_memory()
         batches = iter(self._data) if self._data.num_workers else _ahead(iter(self._data))
         with contextlib.closing(batches) if hasattr(batches, "close") else contextlib.nullcontext():
             for batch in self._received(batches):
@@ -243,6 +246,12 @@ class Loader:
         iterator, self._data._iterator = self._data._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()
+
+
+def return_free_memory() -> None:
+    """Give the system back what was freed since the start: processes that are forked now would keep it for ever."""
+    with contextlib.suppress(OSError, AttributeError):  # the C library of Linux alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def begin_worker(parent: int, number: int) -> None:
