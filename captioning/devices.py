@@ -12,6 +12,8 @@ from captioning.cores import process_count
 from captioning.errors import UserError
 from captioning.signals import end_with_parent
 
+PATIENCE = timedelta(hours=3)  # the others wait while the first process scores captions, longer than torch would
+
 
 def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
     """The device named, or the best there is: CUDA, Apple's MPS, the CPU. Raises UserError where it is not there."""
@@ -30,10 +32,6 @@ def choose_device(name: str | None = None, cpu: bool = False) -> torch.device:
     return device
 
 
-# The others wait while the first one scores captions, which can take longer than torch's ten minutes.
-PATIENCE = timedelta(hours=3)
-
-
 def start_processes(device: torch.device) -> torch.device:
     """Join the other processes where torchrun started this one; otherwise nothing."""
     if process_count() > 1 and not torch.distributed.is_initialized():
@@ -46,7 +44,7 @@ def start_processes(device: torch.device) -> torch.device:
     return device
 
 
-def meeting_place() -> tuple[torch.distributed.Store, int, int]:
+def meeting_place() -> "tuple[torch.distributed.Store, int, int]":
     """Where the processes of a run find each other, this one's number, and how many there are.
 
     `torchrun --max_restarts` keeps one store for all attempts, with the addresses of processes that have ended: each

@@ -96,14 +96,15 @@ def extract(encoder: PhotoEncoder, loader: Loader, writers: list[FeatureWriter |
     bar = Bar(len(loader.items), "extracting", "image")
     todos = [set() if writer is None else set(writer.todo) for writer in writers]
     batches = iter(loader)
-    for _ in range(from_main(lambda: len(loader))):
-        batch = next(batches, None)
+    batch = next(batches, None)
+    for number in range(from_main(lambda: len(loader))):
         share = None
-        if batch is not None:
+        if batch is not None and batch.index == number:  # a batch of nothing but broken images is passed over
             features = encoder.encode(batch.pixels)
             with np.errstate(over="ignore"):  # the writer refuses values that are too large
                 features = [one.astype(dtype, copy=False) for one in features]
-                share = [item.key for item in batch.items], features, len(batch.bad)
+            share = [item.key for item in batch.items], features, len(batch.bad)
+            batch = next(batches, None)
         for keys, several, bad in filter(None, to_main(share)):
             for writer, rows, todo in zip(writers, several, todos):
                 for key, row in zip(keys, rows):

@@ -48,11 +48,13 @@ def same_with_less(encoder, run, share: float) -> None:
         assert torch.equal(run(), whole[0])
 
 
-@pytest.mark.parametrize("enabled", [True, False], ids=["fast", "plain"])
-@pytest.mark.parametrize("blocks", [None, 4], ids=["all", "the_last_four"])
-@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("enabled", "blocks", "amp"),
+    [(True, None, False), (True, 4, False), (False, None, False), (False, 4, True)],
+    ids=["in chunks", "behind a fused trunk", "in one batch", "in mixed precision"],
+)
 def test_the_gradients_are_the_same(monkeypatch, enabled, blocks, amp):
-    """In chunks, and as one batch; by the network, and by a copy whose frozen part is fused."""
+    """By the network, and by a copy whose frozen part is fused."""
     monkeypatch.setattr("captioning.fast.switch.enabled", enabled)
     torch.manual_seed(0)
     encoder = build_encoder("resnet18-conv", pretrained=False, transform={"size": 64}).train()

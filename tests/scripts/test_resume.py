@@ -433,9 +433,9 @@ def ranks(data, tmp_path):
 
     def run(count: int, what: str, *arguments, options=()):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, *options]
-        command += [tmp_path / "ranks.py", ROOT, what, *arguments, "--dataset", "toy:train", *POOLED, *FAST, "--cpu"]
+        command += [tmp_path / "ranks.py", ROOT, what, "--dataset", "toy:train", *POOLED, *FAST, "--cpu"]
         command += ["--dataset_config_file", data / "datasets.conf", "--model_path", tmp_path, "--num_epochs", 3]
-        command += ["--vocab_root", tmp_path / "v"]
+        command += ["--vocab_root", tmp_path / "v", *arguments]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=env)
 
@@ -454,6 +454,24 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(ranks, tmp_path):
     done = ranks(2, "goes on", "--resume", "--model_name", "cut")
     assert done.returncode == 0, done.stderr
     assert differences(tmp_path / "cut", tmp_path / "whole") == ""
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on_exactly_after_an_epoch(ranks, tmp_path):
+    """One process with the batches of two: the run is that of one process from the start, but for rounding.
+
+    By SGD: Adam makes as much of a gradient that is nothing but rounding as of any other.
+    """
+    sgd = ["--optimizer", "sgd", "--learning_rate", 0.2]
+    assert ranks(2, "goes on", "--model_name", "cut", *sgd, "--num_epochs", 1).returncode == 0
+    one = [*sgd, "--batch_size", 2 * int(FAST[FAST.index("--batch_size") + 1])]
+    done = ranks(1, "goes on", "--model_name", "cut", *one, "--resume_changed")
+    assert done.returncode == 0, done.stderr
+    assert "number of processes was 2, now 1" in done.stdout + done.stderr
+    assert ranks(1, "goes on", "--model_name", "whole", *one).returncode == 0
+    found, wanted = (checkpoint.load(tmp_path / name / "ep3.model")["state"] for name in ("cut", "whole"))
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow
