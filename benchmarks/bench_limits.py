@@ -141,7 +141,7 @@ def updown_terms(s: Sizes) -> list[Term]:
 
 
 def transformer_terms(s: Sizes) -> list[Term]:
-    """Attention of words to words is left out: it depends on the length, and is less than a thousandth of the rest."""
+    """Attention of words to words is left out: it depends on the length, and is less than a hundredth of the rest."""
     H, V, R, L, F = ("H", s.hidden), ("V", s.vocab), ("R", s.regions), ("L", s.layers), ("F", s.feed_forward)
     return [
         Term("regions projected", IMAGE, (R, ("D", s.region), H), in_training=2),

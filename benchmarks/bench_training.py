@@ -171,7 +171,7 @@ def train_cached(bench: Bench) -> Row:
 
 def train_regions(bench: Bench) -> Row:
     """Training from a folder of .npz files, beside the same training from the lmdb file that --convert makes of it."""
-    row = Row("Transformer training, 36 regions x 2048 in .npz files", "captions/s", "an lmdb file")
+    row = Row("soft-attention training, 36 regions x 2048 in .npz files", "captions/s", "an lmdb file")
     images = bench.scale.cached_images
     names = write_captions(bench.folder / "captions" / "train_regions.json", captions(images * 5, words(2928)), images)
     folder = bench.folder / "features" / "train_regions"
@@ -180,9 +180,7 @@ def train_regions(bench: Bench) -> Row:
     convert(str(folder / "att"), folder / "att.lmdb")
     row.parts["converting_images_per_second"] = images / (time.perf_counter() - began)
     dataset = open_dataset("bench:train_regions", str(write_config(bench.folder, ["train_regions"])))
-    in_files, in_one = (
-        Training(from_file(name, (2048, 0, 1), decoder="transformer"), dataset, bench) for name in ("att/", "att.lmdb")
-    )
+    in_files, in_one = (Training(from_file(name, (2048, 0, 1)), dataset, bench) for name in ("att/", "att.lmdb"))
     row.explain = ["the limit: the same model, images and captions, the regions read from the converted lmdb file"]
     return beside(row, bench, in_files, in_one, epochs=1)
 
