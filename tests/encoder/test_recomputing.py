@@ -16,7 +16,7 @@ def pixels(size: int) -> torch.Tensor:
 
 
 def kept_by(run) -> tuple[torch.Tensor, int]:
-    """What run() returns, and the bytes that it keeps for the gradients, without weights and inputs of checkpoints."""
+    """What run() returns, and the bytes that it keeps for the gradients, those of weights left out."""
     tensors = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
