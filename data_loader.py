@@ -14,6 +14,7 @@ Shapes: B images in the batch, N captions (rows), T time steps, D feature size, 
 """
 
 import contextlib
+import ctypes
 import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -157,9 +158,9 @@ class _Batches:
 class Loader:
     """Iterates over the Batches of one epoch, from the position set; each iteration repeats it.
 
-    items: the images it uses; unknown_share: of the words of their captions that are <unk>; inputs: where a model's
-    inputs come from; bad_items: a message for every image that was dropped, missing files included; each is printed
-    once.
+    items: the images it uses; shards: the number of each item's tar shard (N,) where the order of training follows
+    them, else None; unknown_share: of the words of their captions that are <unk>; inputs: where a model's inputs come
+    from; bad_items: a message for every image that was dropped, missing files included; each is printed once.
     A batch that lost all of its images is passed over; in training with several processes a stand-in takes its place.
     Raises UserError while iterating where a feature file turns out to be damaged.
     """
@@ -182,9 +183,10 @@ class Loader:
         captions = None if vocabulary is None else caption_ids(items, vocabulary, settings, processes)
         self.unknown_share = 0.0 if captions is None else captions.unknown_share  # of the words of the captions
         counts = [0] * len(items) if captions is None else items.caption_counts()
-        if training and transform is not None and any(part.in_shards for part in dataset.parts):
-            shards = shard_numbers(items.paths())
-            self.sampler = ShardBatchSampler(counts, settings, items.parts(), shards)
+        sharded = training and transform is not None and any(part.in_shards for part in dataset.parts)
+        self.shards = shard_numbers(items.paths()) if sharded else None
+        if sharded:
+            self.sampler = ShardBatchSampler(counts, settings, items.parts(), self.shards)
         elif training:
             self.sampler = GroupedBatchSampler(counts, settings, items.parts())
         else:
@@ -216,6 +218,8 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._data.num_workers and self._data._iterator is None:
+            return_free_memory()
         batches = iter(self._data) if self._data.num_workers else _ahead(iter(self._data))
         with contextlib.closing(batches) if hasattr(batches, "close") else contextlib.nullcontext():
             for batch in self._received(batches):
@@ -242,6 +246,12 @@ class Loader:
         iterator, self._data._iterator = self._data._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()
+
+
+def return_free_memory() -> None:
+    """Give the system back what was freed since the start: processes that are forked now would keep it for ever."""
+    with contextlib.suppress(OSError, AttributeError):  # the C library of Linux alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def begin_worker(parent: int, number: int) -> None:

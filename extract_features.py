@@ -57,6 +57,7 @@ def parse_args(argv=None):
     add("--batch_size", default=32, metavar="N", help="images in a batch")
     add("--num_workers", type=int, metavar="N", help="processes that load images (default: all cores)")
     add("--convert", metavar="SOURCE", help="copy a folder of .npz files, or a .tsv of bottom-up features, to an .lmdb")
+    add("--boxes", action="store_true", help="--convert: add five numbers to each region, of where its box is")
     add("--resume", action="store_true", help="continue an interrupted run")
     add("--force", action="store_true", help="replace an existing feature file, and what an interrupted run left")
     add_device(add)
@@ -67,6 +68,8 @@ def parse_args(argv=None):
         if args.dataset or args.image_dir:
             parser.error("--convert takes no --dataset and no --image_dir")
         return args
+    if args.boxes:
+        parser.error("--boxes is for --convert")
     if bool(args.dataset) == bool(args.image_dir):
         parser.error("name either --dataset or --image_dir")
     if args.images and not args.dataset:
@@ -283,7 +286,7 @@ def copy_features(source: str, flags) -> int:
         raise UserError(f"--output_file {path} exists: --force replaces it")
     if flags.force:
         discard_partial(path)
-    count = convert(source, path, flags.dtype)
+    count = convert(source, path, flags.dtype, flags.boxes)
     print(f"{count:,} records of {source} -> {path}")
     return 0
 

@@ -171,7 +171,7 @@ def epoch_figures(one: Run, names: list[str], scores: list[str]) -> dict[str, fl
     found, figures = best(one, scores), {}
     for kind, epoch in (("best", found and found[1]), ("last", one.last_epoch)):
         if epoch is not None:
-            figures[f"{kind}_epoch"] = epoch
+            figures[f"{kind}_epoch"] = int(epoch) if epoch == int(epoch) else epoch
             for name in names:
                 if (value := dict(zip(*one.members[0].curve(name))).get(epoch)) is not None:
                     figures[f"{name}_{kind}"] = value

@@ -260,7 +260,7 @@ class TrainRun:
         for flag, loader in loaders.items():
             sources = () if loader is None else (one.source for one in loader.inputs)
             files = [source for source in sources if isinstance(source, FeatureFiles)]
-            checksum = None if loader is None else data_checksum(loader.items, files)
+            checksum = None if loader is None else data_checksum(loader.items, files, loader.shards)
             kept[f"{flag} (a checksum of images, captions and features)"] = checksum
         kept["--distill (a checksum)"] = " ".join(file_checksum(path) for path in s.distill or ())
         kept["--cached_words (a checksum)"] = file_checksum(words) if words and Path(words).is_file() else words

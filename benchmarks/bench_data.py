@@ -95,6 +95,14 @@ def write_features(
             writer.write(name, records[number % len(records)])
 
 
+def write_regions(folder: Path, names: list[str], regions: int, size: int) -> None:
+    """A folder of .npz files as ImageCaptioning.pytorch has them, packed; the records repeat after 100."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = features(min(len(names), 100), (regions, size))
+    for number, name in enumerate(names):
+        np.savez_compressed(folder / f"{Path(name).stem}.npz", feat=records[number % len(records)])
+
+
 def picture(width: int, height: int, seed: int) -> Image.Image:
     """Smooth colours at four scales, and grain."""
     random = np.random.default_rng(seed)

@@ -24,24 +24,27 @@ from model import caption_loader, save_captioner
 LITE0 = "efficientnet_lite0-conv"
 
 
-def feature_data(bench: Bench, section: str, images: int, shape: tuple, dtype: str, provenance=None):
-    """A captioner of features with sentences of natural lengths, its dataset and the name of its feature file."""
+def feature_data(bench: Bench, section: str, images: int, shape: tuple, dtype: str, **settings):
+    """A captioner of features with sentences of natural lengths, and its dataset."""
     texts = captions(images, words(2928))
     names = write_captions(bench.folder / "captions" / f"{section}.json", texts, images)
-    write_features(bench.folder / "features" / section / "features.lmdb", names, shape, dtype, provenance)
+    file = bench.folder / "features" / section / "features.lmdb"
+    if not file.exists():
+        write_features(file, names, shape, dtype)
     dataset = open_dataset(f"bench:{section}", str(write_config(bench.folder, [section])))
-    captioner = from_file("features.lmdb", shape, provenance)
+    captioner = from_file("features.lmdb", shape, **settings)
     captioner.model.to(bench.device)
     batch = next(iter(get_eval_loader(dataset, plan_inputs(captioner.config, dataset))))
     plant_ending(captioner.model, None, [batch.inputs[0].to(bench.device)])
     return captioner, dataset
 
 
-def decode(bench: Bench, beams: int, row: Row) -> Row:
-    """Captions of images from their maps, in infer.py's batches of 32."""
-    if "decode" not in bench.made:
-        bench.made["decode"] = feature_data(bench, "decode", bench.scale.decode_images, MAP, "float16")
-    captioner, dataset = bench.made["decode"]
+def decode(bench: Bench, beams: int, row: Row, **settings) -> Row:
+    """Captions of images from their maps, in infer.py's batches of 32; settings: of the model."""
+    key = "decode", *settings.values()
+    if key not in bench.made:
+        bench.made[key] = feature_data(bench, "decode", bench.scale.decode_images, MAP, "float16", **settings)
+    captioner, dataset = bench.made[key]
     loader = get_eval_loader(dataset, plan_inputs(captioner.config, dataset), LoaderSettings(batch_size=32))
     search = Search(beam_size=beams)
     terms = decoder_terms(Sizes.of(captioner))
@@ -74,6 +77,21 @@ def greedy_attention(bench: Bench) -> Row:
 
 def beam5_attention(bench: Bench) -> Row:
     return decode(bench, 5, Row("beam 5 with attention, from features (lmdb)", "images/s", "matrix products"))
+
+
+def greedy_updown(bench: Bench) -> Row:
+    row = Row("greedy with up-down attention, from features (lmdb)", "images/s", "matrix products")
+    return decode(bench, 1, row, attention="updown")
+
+
+def greedy_transformer(bench: Bench) -> Row:
+    row = Row("greedy of a Transformer, from features (lmdb)", "images/s", "matrix products")
+    return decode(bench, 1, row, decoder="transformer")
+
+
+def beam5_transformer(bench: Bench) -> Row:
+    row = Row("beam 5 of a Transformer, from features (lmdb)", "images/s", "matrix products")
+    return decode(bench, 5, row, decoder="transformer")
 
 
 # ---- infer.py on a folder ----

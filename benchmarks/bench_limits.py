@@ -15,8 +15,11 @@ IMAGE, CAPTION, TOKEN = "image", "caption", "token"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a one-layer LSTM decoder. pooled: D of the image vector read first (0: none); regions, region: R and D of the
-    map attended to (0: no attention); value, attention: sizes of the projected region and of the score's hidden layer.
+    """Of a decoder: a one-layer LSTM, up-down attention, or a Transformer.
+
+    pooled: D of the image vector read first (0: none); regions, region: R and D of the map attended to (0: no
+    attention); value, attention: sizes of the projected region and of the score's hidden layer; layers, feed_forward:
+    of a Transformer (0: it is none).
     """
 
     vocab: int
@@ -27,11 +30,17 @@ class Sizes:
     region: int = 0
     value: int = 0
     attention: int = 0
+    updown: bool = False
+    layers: int = 0
+    feed_forward: int = 0
 
     @classmethod
     def of(cls, captioner) -> "Sizes":
-        """Those of a captioner with one LSTM layer and no persistent features."""
-        config = captioner.config
+        """Those of a captioner without persistent features, whose LSTM has one layer.
+
+        Of a Transformer, and of up-down attention, a map is all that it reads.
+        """
+        config, is_transformer = captioner.config, captioner.config.decoder == "transformer"
         attended = None if captioner.model.attended is None else config.specs[captioner.model.attended].shape
         return cls(
             vocab=len(captioner.vocabulary),
@@ -42,6 +51,9 @@ class Sizes:
             region=attended[0] if attended else 0,
             value=config.value_size if attended else 0,
             attention=config.attention_size if attended else 0,
+            updown=config.attention == "updown",
+            layers=config.num_layers if is_transformer else 0,
+            feed_forward=config.feed_forward_size if is_transformer else 0,
         )
 
 
@@ -75,6 +87,12 @@ class Term:
 
 def decoder_terms(s: Sizes) -> list[Term]:
     """Every matrix product of the decoder."""
+    if s.layers:
+        return transformer_terms(s)
+    return updown_terms(s) if s.updown else lstm_terms(s)
+
+
+def lstm_terms(s: Sizes) -> list[Term]:
     E, H, V = ("E", s.embed), ("H", s.hidden), ("V", s.vocab)
     gates = ("4H", 4 * s.hidden)
     terms = []
@@ -103,6 +121,36 @@ def decoder_terms(s: Sizes) -> list[Term]:
         Term("hidden state to output", TOKEN, (H, E)),
         Term("context to output", TOKEN, (P, E)),
         Term("output to words", TOKEN, (E, V)),
+    ]
+
+
+def updown_terms(s: Sizes) -> list[Term]:
+    H, V, R, P, A = ("H", s.hidden), ("V", s.vocab), ("R", s.regions), ("P", s.value), ("A", s.attention)
+    gates = ("4H", 4 * s.hidden)
+    return [
+        Term("regions projected", IMAGE, (R, ("D", s.region), P), in_training=2),
+        Term("attention keys", IMAGE, (R, P, A)),
+        Term("mean region in the attention LSTM", IMAGE, (P, gates)),
+        Term("attention LSTM", TOKEN, (("(E+2H)", s.embed + 2 * s.hidden), gates)),
+        Term("attention query", TOKEN, (H, A)),
+        Term("attention scores", TOKEN, (R, A)),
+        Term("attended region", TOKEN, (R, P)),
+        Term("language LSTM", TOKEN, (("(P+2H)", s.value + 2 * s.hidden), gates)),
+        Term("hidden state to words", TOKEN, (H, V)),
+    ]
+
+
+def transformer_terms(s: Sizes) -> list[Term]:
+    """Attention of words to words is left out: it depends on the length, and is less than a hundredth of the rest."""
+    H, V, R, L, F = ("H", s.hidden), ("V", s.vocab), ("R", s.regions), ("L", s.layers), ("F", s.feed_forward)
+    return [
+        Term("regions projected", IMAGE, (R, ("D", s.region), H), in_training=2),
+        Term("keys and values of the regions", IMAGE, (L, R, H, ("2H", 2 * s.hidden))),
+        Term("queries, keys and values of words, and what is read", TOKEN, (L, H, ("4H", 4 * s.hidden))),
+        Term("queries to the regions, and what is read", TOKEN, (L, H, ("2H", 2 * s.hidden))),
+        Term("scores of the regions, and what is attended to", TOKEN, (L, ("2R", 2 * s.regions), H)),
+        Term("feed-forward layers", TOKEN, (L, ("2", 2), H, F)),
+        Term("output to words", TOKEN, (H, V)),
     ]
 
 

@@ -57,7 +57,7 @@ if __name__ == "__main__":
 import bench_data
 from bench_memory import MB, proportional, tree
 
-WORDS, DIMENSION = 25_000, 32  # features are small: pages of a file that is read count as memory too
+WORDS, DIMENSION = 10_000, 32  # features are small: pages of a file that is read count as memory too
 
 
 def make_data(folder: Path, captions: int, images: int) -> Path:

@@ -4,7 +4,7 @@ import os
 import time
 
 import torch
-from bench_data import captions, words, write_captions, write_config, write_features, write_pictures
+from bench_data import captions, words, write_captions, write_config, write_features, write_pictures, write_regions
 from bench_limits import CAPTION, IMAGE, TOKEN, Sizes, convolutions_of, decoder_terms, encoder_terms, operations
 from bench_machine import forget_peak, synchronize
 from bench_memory import proportional, tree
@@ -14,6 +14,7 @@ from bench_rows import Bench, Row, of_products, peak_of_this_process
 from captioning.batches.inputs import plan_inputs
 from captioning.datasets.factory import open_dataset
 from captioning.encoder.transforms import ImageTransform
+from captioning.features.convert import convert
 from data_loader import LoaderSettings, get_loader
 from training.losses import CrossEntropy
 from training.settings import TrainSettings
@@ -33,7 +34,7 @@ class Training:
         if transform is not None:
             transform = ImageTransform(transform.size, transform.interpolation, train=True)
         self.loader = get_loader(dataset, captioner.vocabulary, inputs, LoaderSettings(batch_size), transform)
-        settings = TrainSettings(amp=bench.amp)
+        settings = TrainSettings(amp=bench.amp).for_decoder(captioner.config.decoder, {})
         self.trainer = Trainer(captioner, settings, CrossEntropy(settings), len(self.loader), 1)
         self.sizes, self.epoch = Sizes.of(captioner), 0
 
@@ -106,6 +107,18 @@ def train_attention(bench: Bench) -> Row:
     )
 
 
+def train_updown(bench: Bench) -> Row:
+    row = Row("up-down attention training, 49 x 1280 map", "captions/s", "matrix products")
+    return from_features(bench, "updown", MAP, "float16", bench.scale.attention_captions, row, attention="updown")
+
+
+def train_transformer(bench: Bench) -> Row:
+    row = Row("Transformer training, 49 x 1280 map, 3 layers", "captions/s", "matrix products")
+    return from_features(
+        bench, "transformer", MAP, "float16", bench.scale.attention_captions, row, decoder="transformer"
+    )
+
+
 def pixel_data(bench: Bench, section: str, images: int):
     """A dataset of JPEGs of 256x256, as resize.py leaves them, with five captions each."""
     texts = captions(images * 5, words(2928))
@@ -153,18 +166,39 @@ def train_cached(bench: Bench) -> Row:
     external = Training(from_file("map.lmdb", MAP, dropout=0.4), dataset, bench)
     epochs = max(1, 800 // len(names)) if bench.scale.runs > 3 else 1
     row.explain = ["the limit: the same model, images and captions, the maps read from an lmdb file (float16)"]
+    return beside(row, bench, cached, external, epochs)
 
-    def rate(training: Training) -> float:
-        rates = [training.run() for _ in range(epochs)]
+
+def train_regions(bench: Bench) -> Row:
+    """Training from a folder of .npz files, beside the same training from the lmdb file that --convert makes of it."""
+    row = Row("soft-attention training, 36 regions x 2048 in .npz files", "captions/s", "an lmdb file")
+    images = bench.scale.cached_images
+    names = write_captions(bench.folder / "captions" / "train_regions.json", captions(images * 5, words(2928)), images)
+    folder = bench.folder / "features" / "train_regions"
+    write_regions(folder / "att", names, 36, 2048)
+    began = time.perf_counter()
+    convert(str(folder / "att"), folder / "att.lmdb")
+    row.parts["converting_images_per_second"] = images / (time.perf_counter() - began)
+    dataset = open_dataset("bench:train_regions", str(write_config(bench.folder, ["train_regions"])))
+    in_files, in_one = (Training(from_file(name, (2048, 0, 1)), dataset, bench) for name in ("att/", "att.lmdb"))
+    row.explain = ["the limit: the same model, images and captions, the regions read from the converted lmdb file"]
+    return beside(row, bench, in_files, in_one, epochs=1)
+
+
+def beside(row: Row, bench: Bench, training: Training, other: Training, epochs: int) -> Row:
+    """Fill `row` from `training`; the limit is the rate of `other` around each run. epochs: in a run."""
+
+    def rate(one: Training) -> float:
+        rates = [one.run() for _ in range(epochs)]
         return sum(counts[CAPTION] for counts, _ in rates) / sum(seconds for _, seconds in rates)
 
-    for training in (cached, external):
-        training.run(WARM_UP)
+    for one in (training, other):
+        one.run(WARM_UP)
     forget_peak(bench.device)
     for _ in range(bench.scale.runs):
-        first = rate(external)
-        row.add(rate(cached), (first + rate(external)) / 2)
+        first = rate(other)
+        row.add(rate(training), (first + rate(other)) / 2)
     row.peak_bytes = peak_of_this_process(bench.device)
-    for training in (cached, external):
-        training.loader.close()
+    for one in (training, other):
+        one.loader.close()
     return row

@@ -216,6 +216,9 @@ class ModelConfig(Settings):
         fixed=True,
         of="transformer",
     )
+    attention_dropout: float = setting(
+        0.0, "dropout probability on the weights of each attention (default: 0)", "P", of="transformer"
+    )
     positions: Literal["sinusoidal", "learned"] = setting(
         "sinusoidal", "how a word knows its place in the sentence", fixed=True, of="transformer"
     )

@@ -1,5 +1,6 @@
 """Small decoders of every kind, and one whose logits a test can work out by itself."""
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from captioning.config import FeatureSpec, ModelConfig
 from captioning.decoder.sentence import Memory, SentenceDecoder
 from captioning.decoder.transformer import TransformerDecoder
 from captioning.decoder.updown import UpDownDecoder
-from captioning.rows import Packing
+from captioning.rows import Packing, log_probs_of, pack_sentences
 from captioning.text.tokens import END, PAD, START, UNK
 
 V, B, R = 11, 3, 5  # words, images, regions
@@ -55,6 +56,7 @@ every_decoder = pytest.mark.parametrize(("kind", "arch", "layers"), CASES, ids=I
 
 STEPS = torch.tensor([4, 1, 6, 6, 3])  # of five captions, with <start> and without <end>
 ROW_IMAGE = torch.tensor([2, 0, 2, 1, 0])
+SOME_REGIONS = torch.arange(R) < torch.tensor([[R], [2], [1]])  # of B images
 
 
 def config_of(image: int = 0, persist: int = 0, region: int = REGION, **settings) -> ModelConfig:
@@ -116,6 +118,18 @@ def loop(decoder, memory: Memory, tokens, steps, row_image):
 
 def packed(rows: list, packing: Packing):
     return torch.stack([rows[n][t] for n, t in zip(packing.row, packing.time)])
+
+
+@torch.no_grad()
+def brute_force(decoder, memory, length: int) -> list[tuple[float, list[int]]]:
+    """All sentences of at most `length` words with their log-probabilities, the best first."""
+    words = [w for w in range(V) if w > 3]
+    sentences = [list(s) for n in range(length + 1) for s in itertools.product(words, repeat=n)]
+    rows, packing = pack_sentences(sentences, "cpu")
+    logits, _ = decoder(memory, rows, packing, torch.zeros(len(rows), dtype=torch.long))
+    each = log_probs_of(logits, packing.targets(rows))
+    totals = torch.zeros(len(rows), dtype=each.dtype).index_add(0, packing.row, each)
+    return sorted(zip(totals.tolist(), sentences), reverse=True)
 
 
 # ---- a decoder whose logits are a function of the image and of every word so far ----

@@ -1,5 +1,6 @@
 """The documents of the toolkit, taken apart into code blocks and commands, and a folder in which the commands run."""
 
+import base64
 import glob
 import json
 import re
@@ -144,8 +145,13 @@ def _coco(root: Path) -> str:
     write_features(root, "scene.lmdb")
     write_features(root, "conv.lmdb", feature_map)
     (root / "cocobu_att").mkdir()
+    lines = []
     for number in range(1, 19):
-        np.savez(root / f"cocobu_att/{number}.npz", feat=feature_map(number).reshape(16, -1).T[number % 5 :])
+        regions = feature_map(number).reshape(16, -1).T[number % 5 :].astype("<f4")
+        np.savez(root / f"cocobu_att/{number}.npz", feat=regions)
+        numbers = [base64.b64encode(x.tobytes()).decode() for x in (np.zeros((len(regions), 4), "<f4"), regions)]
+        lines.append("\t".join([str(number), "640", "480", str(len(regions)), *numbers]))
+    (root / "trainval_36.tsv").write_text("\n".join(lines))
     for split in splits:
         shutil.copy(root / f"annotations/captions_{split}.json", root)
     captions = json.loads((root / "captions_val2014.json").read_text())["annotations"]

@@ -89,7 +89,7 @@ class CaptionerBuilder:
         for name in ("features", "persist_features"):
             names = self.typed_flags.get(name, ",".join(spec.name for spec in getattr(other.config, name)))
             changes[name] = self.specs(name, names, dataset)
-        for name in ("dropout", "encoder_dropout"):
+        for name in ("dropout", "encoder_dropout", "attention_dropout"):
             changes[name] = self.typed_flags.get(name, getattr(other.config, name))
         captioner = self._captioner(replace(other.config, crop_size=size, **changes), vocabulary)
         source = Source(other.model.decoder.state_dict(), other.vocabulary.words, other.config, file)
@@ -184,10 +184,10 @@ def adapt(captioner: Captioner, typed_flags: dict) -> None:
     for name, specs in (("features", config.features), ("persist_features", config.persist_features)):
         if name in typed_flags:
             take_features(name, typed_flags[name], specs)
-    for name, set_dropout in (("dropout", decoder.set_dropout), ("encoder_dropout", decoder.set_encoder_dropout)):
+    for name in ("dropout", "encoder_dropout", "attention_dropout"):
         if name in typed_flags:
             setattr(config, name, typed_flags[name])
-            set_dropout(typed_flags[name])
+            getattr(decoder, f"set_{name}")(typed_flags[name])
 
 
 def adapt_paragraphs(captioner: Captioner, typed_flags: dict) -> None:

@@ -40,7 +40,8 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
     "model": "features persist_features weights decoder attention attention_size value_size regularize_attn embed_size "
     "hidden_size num_layers rnn_arch rnn_hidden_init dropout encoder_dropout encoder_non_lin share_embedding_weights "
     "regularize_projection finetune_encoder",
-    "Transformer (--decoder transformer)": "heads feed_forward_size region_layers positions max_positions",
+    "Transformer (--decoder transformer)": "heads feed_forward_size region_layers attention_dropout positions "
+    "max_positions",
     "paragraphs": "hierarchical_model pooling_size fc_size max_sentences weight_sentence_loss weight_word_loss "
     "dropout_stopping dropout_fc lr_word_decoder coherent_sentences coupling_alpha coupling_beta",
     "optimiser": "optimizer learning_rate encoder_learning_rate encoder_lr_decay weight_decay grad_clip "
@@ -59,7 +60,7 @@ GROUPS = {  # the flags of train.py under their headings in the help; flags with
 COUNTS = "batch_size captions_per_image num_epochs hidden_size embed_size num_layers log_step validation_step fc_size "
 COUNTS += "validation_beam_size lr_step_size attention_size value_size self_critical_samples pooling_size "
 COUNTS += "max_sentences heads feed_forward_size max_positions accumulate shuffle_buffer"
-PROBABILITIES = "dropout encoder_dropout label_smoothing ema dropout_stopping dropout_fc"
+PROBABILITIES = "dropout encoder_dropout attention_dropout label_smoothing ema dropout_stopping dropout_fc"
 SHARES = "val_fraction"
 POSITIVE = "learning_rate grad_clip grad_clip_norm self_critical_learning_rate"
 WEIGHTS = "regularize_projection weight_sentence_loss weight_word_loss coupling_alpha coupling_beta lr_word_decoder "

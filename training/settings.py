@@ -355,12 +355,13 @@ def changes(was: dict, now: dict, begun: int, self_critical: bool) -> dict[str, 
     return dict(sorted(found.items()))
 
 
-def data_checksum(items: Sequence, sources: Iterable) -> str:
+def data_checksum(items: Sequence, sources: Iterable, shards=None) -> str:
     """Eight digits that differ for other images, captions or feature records: of all `items`, and of a few records.
 
-    items: ImageItems; sources: FeatureFiles.
+    items: ImageItems; sources: FeatureFiles; shards: an array of the number of each item's tar shard, which the order
+    of training follows, or None.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if shards is None else shards.tobytes())
     for item in items:
         digest.update(repr((item.part, item.image_id, item.captions)).encode("utf-8", "surrogatepass"))
     some = [items[round(i * (len(items) - 1) / 7)] for i in range(8)] if items else []

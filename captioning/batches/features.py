@@ -3,6 +3,7 @@
 Shapes: B images, D feature size, R = h * w regions of a map.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from captioning.features.base import FeatureReader, RowReader
 from captioning.features.factory import open_features
 from captioning.features.lmdb_file import LmdbReader
 from captioning.features.places import require_feature_file
-from captioning.features.regions import number_of, padded
+from captioning.features.regions import FolderReader, number_of, padded
 
 
 class FeatureFiles:
@@ -45,6 +46,9 @@ class FeatureFiles:
                 raise UserError(f"--dataset {part.name}: {error}") from None
             if isinstance(reader, RowReader) and reader.row_rule:
                 note_once(f"{reader.path}: its rows have no names: {reader.row_rule}")
+            if isinstance(reader, FolderReader) and reader.suffix == ".npz":
+                file = shlex.join(["--convert", str(path), "--output_file", f"{reader.path}.lmdb"])
+                note_once(f"{path}: one file is read faster than a file for each image: ./extract_features.py {file}")
             self.readers.append(reader)
         first = self.readers[0]
         self.shape, self.provenance = as_map(first.shape), first.provenance
@@ -96,13 +100,18 @@ class FeatureFiles:
     def _rename(self, part: int, lacking: set[str]) -> set[str]:
         """Those of the keys `lacking` that have a record under another name, which is noted in `renamed`.
 
-        That is the name that DeepCaption gave it, or the image's number, by which bottom-up features go. A name that
-        would do for several keys is none for any of them.
+        That is the name that DeepCaption gave it, the key without its extension, or the image's number, by which
+        bottom-up features go. A name that would do for several keys is none for any of them.
         """
         reader, found = self.readers[part], {}
         if not lacking or isinstance(reader, RowReader) and reader.row_rule:
             return set()
-        for name_of, whose in ((self.old_keys[part], "DeepCaption's names"), (number_of, "the images' numbers")):
+        ways = (
+            (self.old_keys[part], "DeepCaption's names"),
+            (lambda key: Path(key).stem, "the images' names without extensions"),
+            (number_of, "the images' numbers"),
+        )
+        for name_of, whose in ways:
             names = {key: name_of(key) for key in lacking - found.keys()}
             counts = Counter(names.values())
             others = {key: name for key, name in names.items() if name not in ("", key) and counts[name] == 1}

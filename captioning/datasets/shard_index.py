@@ -19,7 +19,7 @@ from typing import NamedTuple
 from captioning.cores import own_cores
 from captioning.datasets.base import ID, is_a
 from captioning.errors import UserError, is_installed, note_once
-from captioning.files import atomic_write, parse_json
+from captioning.files import atomic_write, parse_json, remove_leftovers
 from captioning.images.kinds import EXTENSIONS
 from captioning.images.zip_file import leads_out
 from captioning.processes import in_processes
@@ -30,7 +30,7 @@ FORM = 1  # of the index: another number is made anew
 BLOCK = tarfile.BLOCKSIZE
 TEXTS = ("txt", "json")
 LONGEST_TEXT = 2**20  # bytes of a .txt or .json
-CAPTION_KEYS = ("captions", "caption", "text")  # of a .json, the first that is there counts
+CAPTION_KEYS = ("captions", "caption", "text")  # of a .json, the first that is there and not null counts
 PACKAGE = "webdataset"
 
 
@@ -64,6 +64,8 @@ def read_shards(paths: Sequence[str]) -> list[Shard]:
     found = {path: kept_index(path) for path in dict.fromkeys(paths)}
     lacking = [path for path, shard in found.items() if shard is None]
     if lacking:
+        for folder in {os.path.dirname(path) for path in lacking}:
+            remove_leftovers(folder or os.curdir)  # of indexes that were not finished
         samples_of([])  # imports webdataset once, before the processes begin
         with (
             in_processes(index_shard, lacking, own_cores()) as shards,
@@ -118,8 +120,9 @@ def stamp_of(path: str) -> dict[str, int]:
 
 def is_sound(sample: Sample) -> bool:
     """Whether the values of a sample are of the kinds that they must be."""
-    texts = is_a(sample.image_id, ID) and isinstance(sample.key, str) and isinstance(sample.name, str)
-    return texts and type(sample.offset) is type(sample.size) is int and is_texts(sample.captions)
+    names = is_a(sample.image_id, ID) and isinstance(sample.key, str) and isinstance(sample.name, str)
+    place = type(sample.offset) is type(sample.size) is int
+    return names and place and is_texts(sample.captions) and not leads_out(sample.name)
 
 
 def is_texts(value) -> bool:
@@ -152,6 +155,8 @@ def read_shard(path: str) -> Shard:
         raise UserError(f"cannot read shard {path}: {error.strerror or error}") from error
     for members in samples:
         add_sample(shard, members)
+    if not samples and not shard.damaged:
+        shard.damaged.append("there is nothing in it")
     return shard
 
 
@@ -178,12 +183,12 @@ def members_of(tar: tarfile.TarFile, file, damaged: list[str]) -> Iterator[Membe
             else:
                 damaged.append(f"it is cut off in {info.name}")
                 return
-    except tarfile.ReadError as error:
+        broken = end + BLOCK > size or is_damage(file, end, size)
+    except tarfile.ReadError:
         if end == 0:
             raise
-        damaged.append(f"damaged at byte {end:,}: the rest is lost ({error})")
-        return
-    if end + BLOCK > size or is_damage(file, end, size):
+        broken = True
+    if broken:
         damaged.append(f"it is cut off, or damaged, at byte {end:,}")
 
 
@@ -263,7 +268,7 @@ def read_text(sample: Sample, ending: str, content: bytes) -> Sample:
         return sample._replace(captions=[line for line in text.splitlines() if line.strip()])
     value = parse_json(text)
     table = value if isinstance(value, dict) else {"captions": value}
-    captions = next((table[name] for name in CAPTION_KEYS if name in table), sample.captions)
+    captions = next((table[name] for name in CAPTION_KEYS if table.get(name) is not None), [])
     captions = [captions] if isinstance(captions, str) else captions
     if not is_texts(captions):
         raise ValueError("its captions are neither a text nor a list of texts")

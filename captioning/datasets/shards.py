@@ -54,8 +54,8 @@ class WebDataset(CaptionDataset):
             raise UserError(f"{where}: only files can be read: copy the shards to a disk")
         try:
             names = [name for pattern in urls.split("::") for name in expanded(braceexpand, pattern.strip(), where)]
-        except (UnbalancedBracesError, ValueError) as error:
-            raise error if isinstance(error, UserError) else UserError(f"{where}: {error}") from error
+        except UnbalancedBracesError as error:
+            raise UserError(f"{where}: {error}") from error
         if wrong := [name for name in names if not name.lower().endswith(".tar")]:
             raise UserError(f"{where}: {wrong[0]} does not end in .tar; shards are not compressed")
         paths = [self.params.path(name) for name in names]

@@ -89,13 +89,20 @@ def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None)
     return scores.softmax(3)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
     """Scaled dot-product attention; shapes as in `attention_weights`. causal: query k sees the first k + 1 keys alone.
 
-    Returns (G, h, K, d).
+    dropout: the probability with which a weight is dropped. Returns (G, h, K, d).
     """
     mask = None if mask is None else mask[:, None, None]
-    return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)
+    return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal=causal)
 
 
 def xavier(*layers: nn.Linear) -> None:

@@ -7,7 +7,8 @@
 As captioning has used it since Herdade et al. 2019 and Cornia et al. 2020: the regions of the map, projected to the
 decoder's width and perhaps refined by self-attention layers, are the memory that each word attends to; pooled and
 persistent features stand beside them as one region each. Layer norms come before each sublayer, which trains without
-care (Xiong et al. 2020); dropout acts where Vaswani et al. have it, on embeddings and on what each sublayer adds.
+care (Xiong et al. 2020); dropout acts where Vaswani et al. have it, on embeddings and on what each sublayer adds, and
+another, if it is wanted, on the weights of each attention, as in torch.nn.MultiheadAttention.
 
 `decoder(memory, tokens, packing, row_image)` reads whole sentences at once; a test holds it equal to `step`, whose
 state holds the keys and values of the words so far.
@@ -52,9 +53,9 @@ class FeedForward(nn.Module):
 class RegionLayer(nn.Module):
     """Self-attention among the regions of an image, then a feed-forward layer; a norm before each."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: Dropout):
+    def __init__(self, width: int, heads: int, hidden: int, dropout: Dropout, attention_dropout: Dropout):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.attention_dropout = heads, dropout, attention_dropout
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.input, self.output = Linear(width, 3 * width), Linear(width, width)  # of queries, keys and values at once
         self.feed_forward = FeedForward(width, hidden)
@@ -63,7 +64,8 @@ class RegionLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, S, H), mask (B, S) True where a region is -> (B, S, H)."""
         parts = (split_heads(part, self.heads) for part in self.input(self.norm1(x)).chunk(3, 2))
-        x = x + self.dropout(self.output(join_heads(attend(*parts, mask))))
+        contexts = attend(*parts, mask, dropout=probability(self.attention_dropout))
+        x = x + self.dropout(self.output(join_heads(contexts)))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 
@@ -93,25 +95,31 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.feed_forward(self.norm3(x)))
 
 
+def probability(dropout: Dropout) -> float:
+    """The probability with which `dropout` drops a number now: 0 unless it is in training."""
+    return dropout.p if dropout.training else 0.0
+
+
 class Reading:
     """What tokens attend to while all layers read them. weights: attention of the last layer over the image, or None.
 
-    heads: h; last: the number of the layer whose weights are kept (None: of no layer); regions: R, which come first.
+    heads: h; last: the number of the layer whose weights are kept (None: of no layer); regions: R, which come first;
+    dropout: on the weights of attention.
     """
 
     weights: Tensor | None = None
 
-    def __init__(self, memory: TransformerMemory, heads: int, last: int | None, regions: int):
-        self.memory, self.heads, self.last, self.regions = memory, heads, last, regions
+    def __init__(self, memory: TransformerMemory, heads: int, last: int | None, regions: int, dropout: Dropout):
+        self.memory, self.heads, self.last, self.regions, self.dropout = memory, heads, last, regions, dropout
 
     def look(self, queries: Tensor, number: int) -> Tensor:
         """Attention of layer `number` over the image: queries (B, h, Q, d) -> contexts (B, Q, H)."""
         keys, values, mask = self.memory.keys[:, number], self.memory.values[:, number], self.memory.mask
         if number != self.last:
-            return join_heads(attend(queries, keys, values, mask))
+            return join_heads(attend(queries, keys, values, mask, dropout=probability(self.dropout)))
         weights = attention_weights(queries, keys, mask)
         self.weights = weights[..., : self.regions].mean(1)  # (B, Q, R)
-        return join_heads(weights @ values)
+        return join_heads(self.dropout(weights) @ values)
 
 
 class Sentences(Reading):
@@ -126,7 +134,7 @@ class Sentences(Reading):
     def attend_to_words(self, queries: Tensor, keys: Tensor, values: Tensor, number: int) -> Tensor:
         """Each (M, H) -> contexts (M, H)."""
         parts = (split_heads(self.of_rows.spread(part), self.heads) for part in (queries, keys, values))
-        return self.of_rows.gather(join_heads(attend(*parts, causal=True)))
+        return self.of_rows.gather(join_heads(attend(*parts, causal=True, dropout=probability(self.dropout))))
 
     def attend_to_image(self, queries: Tensor, number: int) -> Tensor:
         """(M, H) -> contexts (M, H)."""
@@ -150,7 +158,8 @@ class Step(Reading):
         before = self.state[2 * number : 2 * number + 2]
         both = [torch.cat([old, x.unsqueeze(0)], 3) for old, x in zip(before, own)]
         self.new += tuple(both)
-        return join_heads(attend(queries, both[0][0], both[1][0])).squeeze(1)
+        contexts = attend(queries, both[0][0], both[1][0], dropout=probability(self.dropout))
+        return join_heads(contexts).squeeze(1)
 
     def attend_to_image(self, queries: Tensor, number: int) -> Tensor:
         """(N, H) -> contexts (N, H)."""
@@ -174,10 +183,13 @@ class TransformerDecoder(nn.Module):
         H, self.heads = config.hidden_size, config.heads
         self.has_regions = config.region_size > 0
         self.dropout, self.region_dropout = Dropout(config.dropout), Dropout(config.encoder_dropout)
+        self.attention_dropout = Dropout(config.attention_dropout)
         sizes = {"regions": config.region_size, "image": config.pooled_size, "persist": config.persist_size}
         self.inputs = nn.ModuleDict({name: Linear(size, H) for name, size in sizes.items() if size})
         sublayers = H, config.heads, config.feed_forward_size, self.dropout
-        self.region_layers = nn.ModuleList(RegionLayer(*sublayers) for _ in range(config.region_layers))
+        self.region_layers = nn.ModuleList(
+            RegionLayer(*sublayers, self.attention_dropout) for _ in range(config.region_layers)
+        )
         self.region_norm = nn.LayerNorm(H)
         self.embed = nn.Embedding(vocab_size, H)
         self.positions = nn.Embedding(config.max_positions, H) if config.positions == "learned" else None
@@ -198,6 +210,10 @@ class TransformerDecoder(nn.Module):
     def set_encoder_dropout(self, p: float) -> None:
         """The dropout probability on the features."""
         self.region_dropout.p = p
+
+    def set_attention_dropout(self, p: float) -> None:
+        """The dropout probability on the weights of attention."""
+        self.attention_dropout.p = p
 
     # ---- per image ----
 
@@ -253,7 +269,8 @@ class TransformerDecoder(nn.Module):
     def _looking(self, memory: TransformerMemory) -> tuple:
         """The arguments of every Reading: without regions there are no weights to keep."""
         regions = memory.keys.shape[3] - len(self.inputs) + 1
-        return memory, self.heads, len(self.layers) - 1 if self.has_regions else None, regions
+        last = len(self.layers) - 1 if self.has_regions else None
+        return memory, self.heads, last, regions, self.attention_dropout
 
     def _placed(self, embedded: Tensor, time: Tensor) -> Tensor:
         """Embeddings of words (M, H) with those of their places in the sentence, time (M,), counted from 0."""

@@ -97,6 +97,17 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+class PackedLinear(nn.Module):
+    """A linear layer for few rows at a time, again and again, from its weight as it is now. No gradient flows."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = packed(layer.weight.detach()), None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x.reshape(-1, x.shape[-1]), self.weight, self.bias).view(*x.shape[:-1], -1)
+
+
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """torch.nn.functional.dropout, whose mask on a CPU is drawn 64 bits at a time: sixteen bits decide about a number.
 

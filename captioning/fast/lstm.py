@@ -99,6 +99,23 @@ def cell_gradients(
     grad_c.mul_(f)
 
 
+class PackedLSTMCell(nn.Module):
+    """An nn.LSTMCell for few rows at a time, again and again, from its weights as they are now. No gradient flows."""
+
+    def __init__(self, cell: nn.LSTMCell):
+        super().__init__()
+        self.weight = packed(torch.cat([cell.weight_ih, cell.weight_hh], 1).detach())
+        self.bias = (cell.bias_ih + cell.bias_hh).detach()
+
+    def forward(self, x: Tensor, state: State) -> State:
+        """x (N, .), hidden state and cell (N, H) -> the new ones."""
+        hidden, cell = state
+        cell_out, tanh_out, hidden_out = (torch.empty_like(cell) for _ in range(3))
+        gates = product(torch.cat([x, hidden], 1), self.weight, self.bias)
+        advance_cell(gates, cell, cell_out, tanh_out, hidden_out)
+        return hidden_out, cell_out
+
+
 class _LSTM(torch.autograd.Function):
     """One LSTM layer over every step of a batch (Hochreiter and Schmidhuber 1997, with forget gates).
 

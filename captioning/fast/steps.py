@@ -3,40 +3,58 @@
     decoder = fast_decoder(model.decoder)                   once, at the start of a captioning loop
     generate(*ready(decoder, memory), search)               for each batch
 
-Products with the same factor are one product, weights lie in the order of the processor's kernels (linear.packed), and
-a word's part of the gates is looked up in a table once as many words were read as the table has rows. The numbers are
-those of the plain step. Weights that change later are not followed.
+The numbers are those of the plain step. Weights that change later are not followed. Weights lie in the order of the
+processor's kernels (linear.packed). A Transformer and up-down attention keep their own steps, with packed layers in
+place of theirs. Of an LSTM, products with the same factor are one product, and a word's part of the gates is looked up
+in a table once as many words were read as the table has rows.
 
 Shapes: B images, K rows of each, N = B K rows, R regions, E embedding, H hidden, A attention, P region, V vocabulary.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioning.fast import switch
 from captioning.fast.attention import double_exponential, reciprocals
-from captioning.fast.linear import packed, product
-from captioning.fast.lstm import advance_cell
+from captioning.fast.linear import Linear, PackedLinear, packed, product
+from captioning.fast.lstm import PackedLSTMCell, advance_cell
 from captioning.rows import ImageMemory, State, each_row
 
 LARGEST_TABLE = 2**28  # bytes
 
 
 def fast_decoder(decoder):
-    """A FastDecoder of a sentence decoder as its weights are now, or `decoder` itself where it has no fast steps.
+    """A decoder with fast steps from the weights of `decoder` as they are now, or `decoder` itself where it has none.
 
-    It has them in eval mode, without gradients, on a CPU in float32, as an LSTM of one layer.
+    It has them in eval mode, without gradients, on a CPU in float32, if it is no GRU and no RNN of several layers.
     """
-    if isinstance(decoder, FastDecoder) or not switch.enabled or torch.is_grad_enabled() or decoder.training:
+    if isinstance(decoder, FastDecoder) or isinstance(decoder.linear, PackedLinear):
         return decoder
-    if getattr(decoder, "rnn_arch", None) != "LSTM" or decoder.num_layers > 1:
+    if not switch.enabled or torch.is_grad_enabled() or decoder.training:
         return decoder
     weight = decoder.embed.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return decoder
-    return FastDecoder(decoder)
+    if not hasattr(decoder, "rnn_arch"):  # up-down attention, or a Transformer
+        return with_packed_layers(decoder)
+    return decoder if decoder.rnn_arch != "LSTM" or decoder.num_layers > 1 else FastDecoder(decoder)
+
+
+PACKED = {Linear: PackedLinear, nn.LSTMCell: PackedLSTMCell}
+
+
+def with_packed_layers(decoder: nn.Module) -> nn.Module:
+    """A copy of `decoder`, the layers that its steps run through packed; it shares the other weights."""
+    shared = {id(tensor): tensor for tensor in (*decoder.parameters(), *decoder.buffers())}
+    changed = copy.deepcopy(decoder, shared)
+    for parent in list(changed.modules()):
+        for name, layer in parent.named_children():
+            if type(layer) in PACKED:
+                setattr(parent, name, PACKED[type(layer)](layer))
+    return changed
 
 
 def ready(decoder, memory) -> tuple:

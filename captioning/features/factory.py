@@ -13,7 +13,7 @@ from pathlib import Path
 
 from captioning.errors import UserError
 from captioning.features.base import FeatureReader
-from captioning.features.hdf5_file import H5Reader
+from captioning.features.hdf5_regions import open_h5
 from captioning.features.joined import ListReader, open_or_mean
 from captioning.features.lmdb_file import LmdbReader
 from captioning.features.npy_file import NpyReader
@@ -21,7 +21,7 @@ from captioning.features.picsom_file import BinReader
 from captioning.features.regions import FolderReader
 from captioning.features.sharded import ShardsReader, require_shards, shards
 
-READERS = {".npy": NpyReader, ".lmdb": LmdbReader, ".bin": BinReader, ".h5": H5Reader, ".txt": ListReader}
+READERS = {".npy": NpyReader, ".lmdb": LmdbReader, ".bin": BinReader, ".h5": open_h5, ".txt": ListReader}
 
 
 def is_feature_file(name: str) -> bool:

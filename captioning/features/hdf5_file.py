@@ -113,16 +113,16 @@ class H5Reader(RowReader):
             self._checked.add(number)
 
 
-def check_data(file) -> None:
-    """Raises ValueError unless the open HDF5 `file` has a dataset `data` whose rows lie in it, packed plainly or not.
+def check_data(file, name: str = "data") -> None:
+    """Raises ValueError unless the open HDF5 `file` has a dataset `name` whose rows lie in it, packed plainly or not.
 
     A file may name other files anywhere, and filters that are loaded from elsewhere; a chunk may unpack to any size.
     """
-    if not isinstance(file.get("data", getlink=True), h5py().HardLink):
-        raise ValueError("its dataset 'data' is missing or is a link to elsewhere")
-    data = file["data"]
+    if not isinstance(file.get(name, getlink=True), h5py().HardLink):
+        raise ValueError(f"its dataset {name!r} is missing or is a link to elsewhere")
+    data = file[name]
     if not isinstance(data, h5py().Dataset) or not data.shape:
-        raise ValueError("'data' in it is no dataset of rows")
+        raise ValueError(f"{name!r} in it is no dataset of rows")
     if data.is_virtual or data.external:
         raise ValueError("its rows lie in other files: copy them into one")
     made = data.id.get_create_plist()

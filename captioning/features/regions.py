@@ -15,7 +15,8 @@ from captioning.errors import UserError
 from captioning.features.base import FeatureReader
 from captioning.files import require_plain_file
 
-NAME = "feat"  # of the array in an .npz file, as in ImageCaptioning.pytorch
+NAMES = "feat", "x"  # of the array in an .npz file: of ImageCaptioning.pytorch, of bottom-up-attention.pytorch
+BOX = "bbox", "image_w", "image_h"  # boxes (R, 4) in an .npz file, and the size of the image
 
 
 def padded(records: Sequence[np.ndarray], size: int, dtype: np.dtype) -> np.ndarray:
@@ -35,15 +36,37 @@ def number_of(key) -> str:
     return stem[len(stem.rstrip("0123456789")) :].lstrip("0")
 
 
+def names_of(key) -> list[str]:
+    """What the record of `key` may be called: the key, the key without its extension, or the number it ends in."""
+    names = dict.fromkeys((str(key), Path(str(key)).stem, number_of(key)))
+    return [name for name in names if name and "/" not in name]
+
+
+def with_boxes(regions: np.ndarray, boxes: np.ndarray, width: float, height: float) -> np.ndarray:
+    """Regions (R, D) with five numbers of their boxes behind: (R, D + 5), x1/w, y1/h, x2/w, y2/h and the area / (w h).
+
+    boxes: (R, 4), x1, y1, x2, y2 in pixels of an image of that width and height. The five are those of `use_box` in
+    ImageCaptioning.pytorch. Raises ValueError where there are not as many boxes as regions, or no such image.
+    """
+    if np.shape(boxes) != (len(regions), 4):
+        raise ValueError(f"boxes of shape {np.shape(boxes)} for {len(regions)} regions")
+    if not (0 < width < np.inf and 0 < height < np.inf):
+        raise ValueError(f"an image of {width} x {height} pixels")
+    x1, y1, x2, y2 = np.asarray(boxes, np.float32).T / np.array([[width], [height], [width], [height]], np.float32)
+    return np.column_stack([regions, x1, y1, x2, y2, (x2 - x1) * (y2 - y1)]).astype(regions.dtype)
+
+
 class FolderReader(FeatureReader):
-    """A folder with a file for each image: `ID.npz` with regions (R, D) under `feat`, or `ID.npy` with a vector (D,).
+    """A folder with a file for each image: `ID.npz` with regions (R, D) under `feat` or `x`, or `ID.npy` with a vector.
 
     As cocobu_att/ and cocobu_fc/ of ImageCaptioning.pytorch. ID is the key, the key without its extension, or the
     number that it ends in: 391895.npz is of COCO_val2014_000000391895.jpg. shape: (0, D) of regions, else (D,).
+    boxes: records are those of `with_boxes`, from what the .npz files say of boxes.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, boxes: bool = False):
         super().__init__(path)
+        self.boxes = boxes
         try:
             first = next((file for file in path.iterdir() if file.suffix in (".npz", ".npy")), None)
         except OSError as error:
@@ -82,11 +105,8 @@ class FolderReader(FeatureReader):
 
     def _find(self, key) -> Path | None:
         """The file of `key`, or None."""
-        for name in dict.fromkeys((str(key), Path(str(key)).stem, number_of(key))):
-            file = self.path / f"{name}{self.suffix}"
-            if name and "/" not in name and file.is_file():
-                return file
-        return None
+        files = (self.path / f"{name}{self.suffix}" for name in names_of(key))
+        return next((file for file in files if file.is_file()), None)
 
     def _read(self, file: Path) -> np.ndarray:
         """The record of a file: (R, D) or (D,), floats. Raises UserError, naming it, where it is no such record."""
@@ -94,19 +114,30 @@ class FolderReader(FeatureReader):
         try:
             record = np.load(file, allow_pickle=False)
             if file.suffix == ".npz":
-                with record:
-                    record = self._array(record)
-        except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
-            raise UserError(f"feature file {file} is damaged or holds no array {NAME!r}: {error}") from error
+                with record as archive:
+                    record = self._regions(archive)
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile, EOFError) as error:
+            raise UserError(f"feature file {file} is damaged or holds no array {NAMES[0]!r}: {error}") from error
         if not isinstance(record, np.ndarray) or record.dtype.kind not in "fiu" or record.ndim not in (1, 2):
             raise UserError(f"feature file {file} holds no vector (D,) and no regions (R, D)")
         if not 0 < record.size <= MOST_NUMBERS:
             raise UserError(f"feature file {file} holds {record.size:,} numbers, which no image has")
         return record if record.dtype.kind == "f" else record.astype(np.float32)
 
-    def _array(self, archive) -> np.ndarray:
-        """The regions of an .npz file, once what the archive says of their size is within reason."""
-        size = archive.zip.getinfo(f"{NAME}.npy").file_size
+    def _regions(self, archive) -> np.ndarray:
+        """The regions of an .npz file, with their boxes where these are wanted."""
+        regions = self._array(archive, next((name for name in NAMES if name in archive), NAMES[0]))
+        if not self.boxes:
+            return regions
+        absent = [name for name in BOX if name not in archive]
+        if absent:
+            raise ValueError(f"--boxes needs {', '.join(absent)} in it")
+        boxes, width, height = (self._array(archive, name) for name in BOX)
+        return with_boxes(regions.astype(np.result_type(regions, np.float16)), boxes, float(width), float(height))
+
+    def _array(self, archive, name: str) -> np.ndarray:
+        """An array of an .npz file, once what the archive says of its size is within reason."""
+        size = archive.zip.getinfo(f"{name}.npy").file_size
         if size > 8 * MOST_NUMBERS + 2**16:
-            raise ValueError(f"its {NAME!r} unpacks to {size:,} bytes")
-        return archive[NAME]
+            raise ValueError(f"its {name!r} unpacks to {size:,} bytes")
+        return archive[name]

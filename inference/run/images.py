@@ -55,9 +55,11 @@ class ImageFlags(Settings):
         dataset = GenericDataset(files=files, image_dir=self.image_dir, recursive=self.recursive, passed=passed)
         if line := passed.line():
             note(f"{script_name()}: {line}")
-        once = {os.path.abspath(item.path): item for item in reversed(dataset.items)}  # of two the first stays
+        once: dict[str, ImageItem] = {}
+        for item in dataset.items:
+            once.setdefault(os.path.abspath(item.path), item)
         if twice := len(dataset) - len(once):
-            dataset.items = list(once.values())[::-1]
+            dataset.items = list(once.values())
             note(f"{script_name()}: {twice} images of {self.image_dir} are named twice: each is captioned once")
         if self.write_metadata and (copies := len(dataset) - len(left := outside(dataset.items, self.write_metadata))):
             dataset.items = left

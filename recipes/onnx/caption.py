@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Caption photos with the files of export.py: onnxruntime, numpy and Pillow, nothing of this toolkit.
 
-python recipes/onnx/caption.py exported/ photo.jpg beach.jpg
-python recipes/onnx/caption.py exported/ photo.jpg --beam_size 1         # greedy search
+python recipes/onnx/caption.py exported/ photo.jpg beach.jpg         # with --beam_size 1 a greedy search
 """
 
 import argparse
@@ -35,9 +34,7 @@ def search(encoder, step, info: dict, pixels: np.ndarray, beams: int, penalty: f
         read = {"tokens": np.array([words[-1] for words in rows])} | dict(zip(info["state"], state))
         read |= {name: np.repeat(x, len(rows), 0) for name, x in zip(info["memory"], memory)}
         log_probs, *state = step.run(["log_probs", *(f"next_{name}" for name in info["state"])], read)
-        log_probs[:, never] = -np.inf
-        if last:  # whatever is still open ends here
-            log_probs[:, np.arange(log_probs.shape[1]) != end] = -np.inf
+        log_probs[:, np.arange(log_probs.shape[1]) != end if last else never] = -np.inf  # at last all captions end
         totals = (log_probs + scores[:, None]).ravel()
         best = np.argsort(-totals, kind="stable")[: 2 * beams]  # of these at least `beams` do not end
         parents, words = best // log_probs.shape[1], best % log_probs.shape[1]
@@ -59,12 +56,15 @@ def as_text(words: list[str]) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def main(argv=None) -> None:
+def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder that export.py wrote")
     parser.add_argument("photos", nargs="+", metavar="PHOTO")
     parser.add_argument("--beam_size", type=int, default=3, help="beams (default: 3); 1 is greedy")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(args) -> None:
     try:
         info = json.loads((file := args.folder / "captioner.json").read_text(encoding="utf-8"))
         encoder, step = (onnxruntime.InferenceSession(args.folder / f"{name}.onnx") for name in ("encoder", "step"))
@@ -73,8 +73,8 @@ def main(argv=None) -> None:
             found = search(encoder, step, info, pixels, args.beam_size, info["length_penalty"])
             print(f"{file}: {as_text([info['words'][word] for word in found])}")
     except OSError as error:  # the file is not there, or is no photo
-        parser.exit(2, f"caption.py: error: {file}: {error.strerror or error}\n")
+        argparse.ArgumentParser().exit(2, f"caption.py: error: {file}: {error.strerror or error}\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_args())

@@ -51,6 +51,7 @@ def test_what_a_sample_says(tmp_path, opened):
             "list.png": picture(3),
             "list.json": as_json(["a", "b"]),
             "bare.png": picture(4),
+            "bare.json": as_json({"caption": None, "width": 3}),
             "only.txt": b"no picture",
             "mask.seg.png": picture(5),
             "._list.png": b"of a Mac",
@@ -156,6 +157,13 @@ def tensor():
     return torch.zeros(3, 2, 2, dtype=torch.uint8)
 
 
+def test_a_shard_of_zeros_is_named(tmp_path, opened):
+    """As a power failure leaves a file whose length reached the disk and whose content did not."""
+    make_tar(tmp_path / "a.tar", {"1.png": picture(1)})
+    (tmp_path / "b.tar").write_bytes(bytes(20_480))
+    assert opened("{a,b}.tar").damaged == [f"{tmp_path}/b.tar: there is nothing in it"]
+
+
 def test_broken_members_are_named_and_passed_over(tmp_path, opened, capsys):
     names = {"0.json": b'{"captions": [1]}', "1.json": b"{", "2.json": b"\xff", "3.json": b'{"image_id": 1.5}'}
     names |= {"4.txt": b"x" * (2**20 + 1), "5.txt": b"\xff\xfe", "6.json": as_json({"image_id": ""})}
@@ -204,7 +212,13 @@ def test_the_index_is_used_until_the_shard_changes(tmp_path, opened, monkeypatch
     sound = index.read_text()
     content = json.loads(sound)
     wrong = [sound[:50], "[]", "[" * 10_000, json.dumps(content | {"form": 0}), json.dumps(content | {"bare": [1]})]
-    for row in (["000000"], [1.5, "k", "n", 0, 1, []], ["i", "k", "n", "0", 1, []], ["i", "k", "n", 0, 1, "text"]):
+    for row in (
+        ["000000"],
+        [1.5, "k", "n", 0, 1, []],
+        ["i", "k", "n", "0", 1, []],
+        ["i", "k", "n", 0, 1, "text"],
+        ["i", "k", "../n", 0, 1, []],
+    ):
         wrong.append(json.dumps(content | {"samples": [row]}))
     for text in wrong:
         read.clear()
@@ -215,7 +229,9 @@ def test_the_index_is_used_until_the_shard_changes(tmp_path, opened, monkeypatch
     index.mkdir()  # where nothing can be written
     note_once.cache_clear()
     assert captions(opened(urls)) == changed
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+    (tmp_path / ".s-0.tar.index.abcd1234.tmp").write_text("of a killed process")
+    opened(urls)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_several_processes_read_the_shards(tmp_path, opened, monkeypatch, capsys):

@@ -8,6 +8,7 @@ from toy_decoders import (
     KINDS,
     ROW_IMAGE,
     SIZES,
+    SOME_REGIONS,
     STEPS,
     B,
     V,
@@ -145,12 +146,13 @@ def test_step_and_the_fast_pass_agree(kind, arch, layers):
     decoder = build(kind, arch, layers)
     tokens, packing = captions(), Packing.of(STEPS, "cpu")
     with torch.no_grad():
-        memory = decoder.prepare(**image_inputs(decoder))
-        logits, weights = decoder(memory, tokens, packing, ROW_IMAGE)
-        each, attended = loop(decoder, memory, tokens, STEPS, ROW_IMAGE)
-    torch.testing.assert_close(logits, packed(each, packing), rtol=0, atol=1e-5)
-    if weights is not None:
-        torch.testing.assert_close(weights, packed(attended, packing), rtol=0, atol=1e-6)
+        for mask in (None, SOME_REGIONS) if decoder.attention_kind else (None,):
+            memory = decoder.prepare(**image_inputs(decoder), mask=mask)
+            logits, weights = decoder(memory, tokens, packing, ROW_IMAGE)
+            each, attended = loop(decoder, memory, tokens, STEPS, ROW_IMAGE)
+            torch.testing.assert_close(logits, packed(each, packing), rtol=0, atol=1e-5)
+            if weights is not None:
+                torch.testing.assert_close(weights, packed(attended, packing), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["pooled", "soft_persist_shared", "spatial_pooled_persist"])

@@ -10,12 +10,14 @@ from torch import nn
 from toy_decoders import (
     HEADS,
     ROW_IMAGE,
+    SOME_REGIONS,
     STEPS,
     TRANSFORMERS,
     WIDTH,
     B,
     R,
     V,
+    brute_force,
     build_transformer,
     captions,
     every_transformer,
@@ -26,12 +28,11 @@ from toy_decoders import (
 )
 
 from captioning.config import FeatureSpec, ModelConfig
-from captioning.decoder.multi_head import Places
+from captioning.decoder.multi_head import Places, attend, attention_weights
 from captioning.decoder.search import Search, beam_search, generate, generate_rows
 from captioning.decoder.teacher_forcing import two_pass_read
 from captioning.decoder.transformer import TransformerDecoder, sinusoids
 from captioning.errors import UserError
-from captioning.fast.steps import fast_decoder
 from captioning.rows import Packing, log_probs_of, pack_sentences
 from captioning.text.tokens import END, START
 
@@ -181,15 +182,18 @@ def test_sinusoids_are_those_of_the_paper():
 
 
 @every_transformer
-def test_step_and_whole_sentences_agree(kind):
+@pytest.mark.parametrize("masked", [False, True])
+def test_step_and_whole_sentences_agree(kind, masked):
     decoder = build_transformer(kind)
+    mask = SOME_REGIONS if masked and decoder.has_regions else None
     with torch.no_grad():
-        memory = decoder.prepare(**transformer_inputs(decoder))
+        memory = decoder.prepare(**transformer_inputs(decoder), mask=mask)
         logits, weights, packing = whole(decoder, memory)
         each, attended = loop(decoder, memory, captions(), STEPS, ROW_IMAGE)
     torch.testing.assert_close(logits, packed(each, packing), rtol=0, atol=1e-5)
     if weights is not None:
         torch.testing.assert_close(weights, packed(attended, packing), rtol=0, atol=1e-6)
+        assert mask is None or not weights[~mask[ROW_IMAGE[packing.row]]].any()
 
 
 @pytest.mark.parametrize("kind", ["everything", "map_learned_shared"])
@@ -268,18 +272,6 @@ def test_places_of_tokens():
 # ---- search ----
 
 
-@torch.no_grad()
-def brute_force(decoder, memory, length: int) -> list[tuple[float, list[int]]]:
-    """All sentences of at most `length` words with their log-probabilities, the best first."""
-    words = [w for w in range(V) if w > 3]
-    sentences = [list(s) for n in range(length + 1) for s in itertools.product(words, repeat=n)]
-    rows, packing = pack_sentences(sentences, "cpu")
-    logits, _ = decoder(memory, rows, packing, torch.zeros(len(rows), dtype=torch.long))
-    each = log_probs_of(logits, packing.targets(rows))
-    totals = torch.zeros(len(rows), dtype=each.dtype).index_add(0, packing.row, each)
-    return sorted(zip(totals.tolist(), sentences), reverse=True)
-
-
 @every_transformer
 def test_beam_search_is_brute_force(kind):
     decoder = build_transformer(kind)
@@ -312,12 +304,6 @@ def test_gradients_flow_through_a_greedy_caption():
         decoder, decoder.prepare(**transformer_inputs(decoder)), Search(max_length=4)
     ).log_prob.sum().backward()
     assert all(p.grad is not None for p in decoder.parameters())
-
-
-def test_there_are_no_fast_steps():
-    decoder = build_transformer("map")
-    with torch.no_grad():
-        assert fast_decoder(decoder) is decoder
 
 
 # ---- scheduled sampling ----
@@ -368,6 +354,36 @@ def test_dropout_is_for_training_and_can_change():
     changed.set_dropout(0.0)
     changed.set_encoder_dropout(0.5)
     assert not torch.equal(outputs(changed), plain)
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[True, True, True, False], [True, True, True, True]])])
+def test_dropout_of_attention_weights_has_the_mean_and_the_variance_of_its_definition(mask):
+    """Each weight is dropped with probability p, and divided by 1 - p otherwise."""
+    torch.manual_seed(0)
+    queries, keys, values = torch.randn(2, 1, 3, 5), torch.randn(2, 1, 4, 5), torch.randn(2, 1, 4, 5)
+    weights, p, draws = attention_weights(queries, keys, mask), 0.25, 4000
+    many = (x.repeat_interleave(draws, 0) for x in (queries, keys, values))
+    drawn = attend(*many, None if mask is None else mask.repeat_interleave(draws, 0), dropout=p)
+    drawn = drawn.view(2, draws, 1, 3, 5)
+    variance = weights.square() @ values.square() * p / (1 - p)
+    torch.testing.assert_close(drawn.mean(1), weights @ values, rtol=0, atol=0.06)
+    torch.testing.assert_close(drawn.var(1), variance, rtol=0.15, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["map", "map_refined", "pooled"])
+def test_dropout_of_attention_weights_is_for_training_and_can_change(kind):
+    torch.manual_seed(1)
+    decoder = build_transformer(kind, attention_dropout=0.5)
+    inputs, tokens = transformer_inputs(decoder), captions()
+    plain = whole(decoder, decoder.prepare(**inputs), tokens)[0]
+    decoder.train()
+    once, again = (whole(decoder, decoder.prepare(**inputs), tokens)[0] for _ in range(2))
+    assert not torch.equal(once, plain) and not torch.equal(once, again)
+    memory = decoder.prepare(**inputs)
+    once, again = (decoder.step(torch.full((B,), START), decoder.start(memory), memory)[0] for _ in range(2))
+    assert not torch.equal(once, again)
+    decoder.set_attention_dropout(0.0)
+    torch.testing.assert_close(whole(decoder, decoder.prepare(**inputs), tokens)[0], plain)
 
 
 def test_defaults_depend_on_the_decoder():

@@ -8,7 +8,10 @@ import torch
 from test_sentence import sigmoid
 from toy_decoders import (
     ROW_IMAGE,
+    SOME_REGIONS,
     STEPS,
+    B,
+    brute_force,
     build_updown,
     captions,
     config_of,
@@ -21,8 +24,8 @@ from toy_decoders import (
 from captioning.decoder.search import Search, beam_search
 from captioning.decoder.teacher_forcing import mixed_read
 from captioning.errors import UserError
-from captioning.fast.steps import fast_decoder
 from captioning.rows import Packing
+from captioning.text.tokens import END
 from serving.graphs import check_exportable
 
 
@@ -73,27 +76,32 @@ def test_the_numbers_are_those_of_the_paper(kind):
 
 
 @every_updown
-def test_step_and_whole_sentences_agree(kind):
+@pytest.mark.parametrize("mask", [None, SOME_REGIONS], ids=["all", "some"])
+def test_step_and_whole_sentences_agree(kind, mask):
     decoder, packing = build_updown(kind), Packing.of(STEPS, "cpu")
     with torch.no_grad():
-        memory = decoder.prepare(**updown_inputs(kind))
+        memory = decoder.prepare(**updown_inputs(kind), mask=mask)
         logits, weights = decoder(memory, captions(), packing, ROW_IMAGE)
         each, attended = loop(decoder, memory, captions(), STEPS, ROW_IMAGE)
         forced, _, _ = mixed_read(
             decoder, memory.select(ROW_IMAGE[packing.order]), captions(), packing, ("sampled", 1.0, torch.Generator())
         )
-        assert fast_decoder(decoder) is decoder
     torch.testing.assert_close(logits, packed(each, packing), rtol=0, atol=1e-5)
     torch.testing.assert_close(weights, packed(attended, packing), rtol=0, atol=1e-6)
     torch.testing.assert_close(forced, logits, rtol=0, atol=1e-5)
 
 
-def test_a_wide_beam_finds_what_no_narrow_one_does_better():
-    decoder = build_updown("map")
+@every_updown
+def test_beam_search_is_brute_force(kind):
+    decoder = build_updown(kind)
     with torch.no_grad():
-        memory = decoder.prepare(**updown_inputs("map"))
-        wide, narrow = (beam_search(decoder, memory, Search(beam_size=k, max_length=3)) for k in (400, 2))
-    assert (wide.log_prob[:, 0] >= narrow.log_prob[:, 0] - 1e-5).all()
+        memory = decoder.prepare(**updown_inputs(kind), mask=SOME_REGIONS)
+        found = beam_search(decoder, memory, Search(beam_size=60, n_best=4, max_length=2))
+    for image in range(B):
+        best = brute_force(decoder, memory.select(torch.tensor([image])), 2)[:4]
+        assert found.log_prob[image].tolist() == pytest.approx([p for p, _ in best], abs=1e-4)
+        for tokens, (_, expected) in zip(found.tokens[image].tolist(), best):
+            assert tokens[: tokens.index(END)] == expected
 
 
 def test_every_weight_gets_a_gradient():

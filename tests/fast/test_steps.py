@@ -1,8 +1,19 @@
-"""The steps that decoding takes against SentenceDecoder's plain ones."""
+"""The steps that decoding takes against the plain ones."""
 
 import pytest
 import torch
-from toy_decoders import KINDS, B, V, build, image_inputs
+from toy_decoders import (
+    KINDS,
+    TRANSFORMERS,
+    B,
+    V,
+    build,
+    build_transformer,
+    build_updown,
+    image_inputs,
+    transformer_inputs,
+    updown_inputs,
+)
 
 from captioning.decoder.search import Search, generate
 from captioning.fast import steps as fast_steps
@@ -93,6 +104,45 @@ def test_captions_are_those_of_the_plain_steps_to_the_word(kind, search):
             found.append(generate(*ready(one, memory), search))
     assert torch.equal(found[0].tokens, found[1].tokens)
     torch.testing.assert_close(found[0].log_prob, found[1].log_prob, rtol=0, atol=1e-5)
+
+
+PACKED = [*TRANSFORMERS, "updown map", "updown everything"]
+
+
+def packed_case(kind: str):
+    """A decoder with its inputs."""
+    if kind.startswith("updown"):
+        name = kind.split()[1]
+        return build_updown(name), updown_inputs(name)
+    decoder = build_transformer(kind)
+    return decoder, transformer_inputs(decoder)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("search", [Search(max_length=6), Search(beam_size=3, n_best=3, max_length=6)], ids=str)
+def test_packed_layers_give_the_captions_of_the_plain_steps(kind, search, plainly):
+    decoder, inputs = packed_case(kind)
+    with torch.inference_mode():
+        memory = decoder.prepare(**inputs)
+        fast = fast_decoder(decoder)
+        assert fast is not decoder and fast_decoder(fast) is fast and plainly(fast_decoder, decoder) is decoder
+        assert fast.embed.weight is decoder.embed.weight
+        found, expected = (generate(*ready(one, memory), search) for one in (fast, decoder))
+    assert torch.equal(found.tokens, expected.tokens)
+    torch.testing.assert_close(found.log_prob, expected.log_prob, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_layers_give_the_logits_and_weights_of_the_plain_steps(kind):
+    decoder, inputs = packed_case(kind)
+    with torch.inference_mode():
+        memory = decoder.prepare(**inputs)
+        fast, tokens = fast_decoder(decoder), torch.arange(4, 4 + B)
+        state = decoder.start(memory)
+        for _ in range(3):
+            (logits, state, weights), expected = fast.step(tokens, state, memory), decoder.step(tokens, state, memory)
+            torch.testing.assert_close(logits, expected[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(weights, expected[2])
 
 
 def test_the_memory_repeats_and_drops_rows():

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from toy_decoders import ROW_IMAGE, STEPS, B, R, build_updown, captions, every_updown, updown_inputs
+from toy_decoders import ROW_IMAGE, SOME_REGIONS, STEPS, R, build_updown, captions, every_updown, updown_inputs
 
 from captioning.fast.updown import _UpDown
 from captioning.rows import Packing
-
-MASK = torch.arange(R) < torch.tensor([[R], [2], [1]])  # of B images
 
 
 def read(decoder, inputs, mask, half=False):
@@ -21,9 +19,8 @@ def read(decoder, inputs, mask, half=False):
 
 
 @every_updown
-@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "some"])
+@pytest.mark.parametrize("mask", [None, SOME_REGIONS], ids=["all", "some"])
 def test_whole_sentences_are_those_of_the_plain_path(kind, mask, plainly):
-    assert len(MASK) == B
     decoder, inputs = build_updown(kind, torch.float64), updown_inputs(kind, torch.float64)
     for ours, plain in zip(read(decoder, inputs, mask), plainly(read, decoder, inputs, mask)):
         torch.testing.assert_close(ours, plain, rtol=1e-8, atol=1e-8 * max(1.0, float(plain.abs().max())))

@@ -2,13 +2,17 @@
 
 import base64
 import io
+import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from toy import feature_map, feature_vector, make_coco, write_config
 
+from captioning.batches.features import FeatureFiles
 from captioning.config import FeatureSpec, ModelConfig
+from captioning.datasets.base import ImageItem
 from captioning.decoder.search import Search, generate
 from captioning.errors import UserError
 from captioning.fast.steps import fast_decoder, ready
@@ -77,7 +81,7 @@ def test_files_that_are_no_regions(tmp_path, bad):
     buffer = io.BytesIO()
     arrays = {
         "object": {"feat": np.array([None])},
-        "other": {"x": np.ones((2, 4))},
+        "other": {"y": np.ones((2, 4))},
         "three": {"feat": np.ones((2, 2, 4))},
         "wide": {"feat": np.ones((2, 5))},
         "nan": {"feat": np.full((2, 4), np.nan)},
@@ -90,14 +94,34 @@ def test_files_that_are_no_regions(tmp_path, bad):
     assert "\n" not in str(caught.value)
 
 
+def test_a_converted_file_serves_images_by_their_names_without_extensions(tmp_path):
+    dataset = SimpleNamespace(name="d", features_path=str(tmp_path), keys_are_rows=False, labels=None)
+    dataset.old_key, dataset.parts = (lambda key: key), [dataset]
+    items = [ImageItem(key, key, None) for key in ("a.jpg", "b.jpg")]
+    dataset.photos = lambda: items
+    (tmp_path / "att").mkdir()
+    for item in items:
+        np.savez(tmp_path / f"att/{item.key[0]}.npz", feat=np.full((2, 3), ord(item.key[0]), np.float32))
+    convert(str(tmp_path / "att"), tmp_path / "att.lmdb")
+    for name in ("att/", "att.lmdb"):
+        files = FeatureFiles(dataset, name)
+        files.check(items)
+        assert files.get(items)[:, 0, 0].tolist() == [97, 98]
+
+
 def test_a_folder_without_features(tmp_path):
     with pytest.raises(UserError, match="holds no .npz or .npy files"):
         open_features(tmp_path)
 
 
+def boxes_of(number: int) -> np.ndarray:
+    """Boxes of the regions in a photo of 640x480."""
+    corners = np.random.default_rng(number).random((len(regions_of(number)), 4)) * [320, 240, 320, 240]
+    return (corners + [0, 0, 320, 240]).astype(np.float32)
+
+
 def tsv_line(number: int) -> str:
-    regions = regions_of(number)
-    boxes = np.zeros((len(regions), 4), np.float32)
+    regions, boxes = regions_of(number), boxes_of(number)
     fields = [str(number), "640", "480", str(len(regions))]
     return "\t".join([*fields, *(base64.b64encode(x.astype("<f4").tobytes()).decode() for x in (boxes, regions))])
 
@@ -118,6 +142,95 @@ def test_a_tsv_of_bottom_up_features(root, script, tmp_path):
         (tmp_path / "bad.tsv").write_text(text)
         done = script("extract_features.py", "--convert", tmp_path / "bad.tsv", "--output_file", tmp_path / "b.lmdb")
         assert done.status == 2 and "bad.tsv" in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_boxes_of_tsv_and_npz_files_stand_behind_their_regions(script, tmp_path):
+    (tmp_path / "a.tsv").write_text("\n".join(map(tsv_line, range(1, 5))) + "\n")
+    (tmp_path / "att").mkdir()
+    for number in range(1, 5):
+        boxes = {"bbox": boxes_of(number), "image_w": 640, "image_h": 480}
+        np.savez(tmp_path / f"att/{number}.npz", x=regions_of(number), num_bbox=len(regions_of(number)), **boxes)
+    for source in ("a.tsv", "att"):
+        file = tmp_path / f"{source}.lmdb"
+        done = script("extract_features.py", "--convert", tmp_path / source, "--output_file", file, "--boxes")
+        assert done.status == 0, done.err
+        for number in range(1, 5):
+            found, regions = open_features(file)[str(number)], regions_of(number)
+            assert found.shape == (len(regions), D + 5) and np.array_equal(found[:, :D], regions)
+            for row, (x1, y1, x2, y2) in zip(found, boxes_of(number).tolist()):
+                five = [x1 / 640, y1 / 480, x2 / 640, y2 / 480, (x2 - x1) * (y2 - y1) / (640 * 480)]
+                assert row[D:].tolist() == pytest.approx(five, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({}, "--boxes needs bbox, image_w, image_h"),
+        ({"bbox": np.zeros((3, 4)), "image_w": 9, "image_h": 9}, r"boxes of shape \(3, 4\) for 2 regions"),
+        ({"bbox": np.zeros((2, 4)), "image_w": 0, "image_h": 9}, "an image of 0.0 x 9.0 pixels"),
+        ({"bbox": np.full((2, 4), np.nan), "image_w": 9, "image_h": 9}, "no finite numbers"),
+        ({"bbox": np.zeros((2, 4)), "image_w": np.zeros(2), "image_h": 9}, "damaged"),
+    ],
+)
+def test_boxes_that_are_none(tmp_path, arrays, told):
+    (tmp_path / "att").mkdir()
+    np.savez(tmp_path / "att/1.npz", feat=np.ones((2, 4), np.float32), **arrays)
+    with pytest.raises(UserError, match=told):
+        convert(str(tmp_path / "att"), tmp_path / "att.lmdb", boxes=True)
+
+
+def test_boxes_are_of_folders_and_tsv_files(root, script, tmp_path):
+    file = tmp_path / "b.lmdb"
+    for source in (root / "features/att.lmdb", root / "features/fc"):
+        done = script("extract_features.py", "--convert", source, "--output_file", file, "--boxes")
+        assert done.status == 2 and "neither a .tsv" in done.err and done.err.count("\n") == 1
+    done = script("extract_features.py", "--image_dir", tmp_path, "--boxes")
+    assert done.status == 2 and "--boxes is for --convert" in done.err
+
+
+# ---- regions in HDF5 ----
+
+
+@pytest.mark.parametrize(("name", "options"), [("{}", {}), ("{}_features", {"compression": "gzip", "chunks": (2, D)})])
+def test_h5_with_a_dataset_for_each_image(root, tmp_path, name, options):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for number in range(1, 9):
+            file.create_dataset(name.format(number), data=regions_of(number), **options)
+            if "_" in name:
+                file.create_dataset(f"{number}_boxes", data=boxes_of(number))
+    reader, folder = open_features(tmp_path / "a.h5"), open_features(root / "features/att")
+    keys = ["3", "COCO_train_000000000004.jpg", "5.jpg"]
+    assert reader.shape == (0, D) and len(reader) == 8 and sorted(reader.keys()) == [str(n) for n in range(1, 9)]
+    assert np.array_equal(reader.get_many(keys), folder.get_many(keys))
+    assert reader.missing([*keys, "9", "3_boxes", "", "a\0b"]) == ["9", "3_boxes", "", "a\0b"]
+    with pytest.raises(UserError, match="has no record for '9'"):
+        reader.get_many(["9"])
+    assert convert(str(tmp_path / "a.h5"), tmp_path / "a.lmdb") == 8
+    assert np.array_equal(open_features(tmp_path / "a.lmdb").get_many(keys[:1]), folder.get_many(keys[:1]))
+
+
+@pytest.mark.parametrize("bad", ["group", "link", "text", "vector", "wide", "nan", "nothing", "bomb", "empty"])
+def test_h5_files_without_such_datasets(tmp_path, bad):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        if bad != "empty":
+            file["1"] = np.ones((2, 4), np.float32)
+        if bad == "group":
+            file.create_group("2")
+        elif bad == "link":
+            file["2"] = h5py.ExternalLink("/etc/passwd", "x")
+        elif bad == "text":
+            file["2"] = "abc"
+        elif bad == "bomb":
+            data = file.create_dataset("2", (2, 4), "f4", chunks=(2, 4), compression="gzip")
+            data.id.write_direct_chunk((0, 0), zlib.compress(bytes(2**27 + 2**24), 1))
+        elif bad not in ("nothing", "empty"):
+            arrays = {"vector": np.ones(4), "wide": np.ones((2, 5)), "nan": np.full((2, 4), np.nan)}
+            file["2"] = arrays[bad].astype(np.float32)
+    with pytest.raises(UserError, match=r"a\.h5") as caught:
+        open_features(tmp_path / "a.h5").get_many(["1", "2"])
+    assert "\n" not in str(caught.value)
 
 
 # ---- models ----
@@ -222,6 +335,8 @@ def test_training_and_captioning(root, script, tmp_path, flags):
     data = ["--dataset", "toy:train", "--validate", "toy:val", "--num_epochs", 2, "--warmup_steps", 1]
     done = script("train.py", *common, *where, *small, *data, *flags)
     assert done.status == 0, done.err
+    offer = f"./extract_features.py --convert {root}/features/att/ --output_file {root}/features/att.lmdb"
+    assert done.err.count(offer) == ("att/" in flags)
     model = tmp_path / "m" / "ep2.model"
     done = script("infer.py", "--model", model, "--dataset", "toy:val", *common, "--output_file", tmp_path / "o.json")
     assert done.status == 0, done.err

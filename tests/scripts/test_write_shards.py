@@ -233,6 +233,20 @@ def test_scripts_over_shards(write, data, tmp_path, script, encoder):
         captions[name] = done.out, json.loads((tmp_path / "o.json").read_text())
     assert captions["toy:val"] == captions["toy-val-shards"]
 
+    last = tmp_path / "val/shards-000001.tar"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:4_000])
+    done = script("infer.py", "--model", tmp_path / "m/run/ep3.model", "--dataset", name, *config, *encoder, *answer)
+    assert done.status == 1 and "shards-000001.tar: it is cut off" in done.err, done.err
+    assert 3 <= len(json.loads((tmp_path / "o.json").read_text())) < 6
+
+    last.write_bytes(whole)
+    shutil.rmtree(tmp_path / "train")  # the same images in other shards: the order would be another
+    assert write("--per_shard", 4, output="train").status == 0
+    config[1].write_text(config[1].read_text().replace("000004}", "000003}"))
+    done = script("train.py", *both, *flags, "--learning_rate", 0.05, "--num_epochs", 4, "--resume")
+    assert done.status == 2 and "--dataset (a checksum of images" in done.err, done.err
+
 
 @pytest.mark.slow
 def test_a_killed_run_over_shards_goes_on_exactly(write, data, tmp_path, encoder):

@@ -121,12 +121,12 @@ def test_the_example_ends_with_one_line_where_a_file_is_missing_or_broken(export
     (tmp_path / "text.jpg").write_text("no photo")
     for path, reason in (("no.jpg", "No such file"), ("text.jpg", "cannot identify"), ("cut.png", "truncated")):
         with pytest.raises(SystemExit) as stop:
-            example.main([str(folder), str(tmp_path / "good.png"), str(tmp_path / path)])
+            example.main(example.parse_args([str(folder), str(tmp_path / "good.png"), str(tmp_path / path)]))
         out, err = capsys.readouterr()
         assert stop.value.code == 2 and out.startswith(f"{tmp_path / 'good.png'}: ")
         assert err.count("\n") == 1 and err.startswith(f"caption.py: error: {tmp_path / path}: ") and reason in err
     with pytest.raises(SystemExit) as stop:
-        example.main([str(tmp_path / "none"), str(tmp_path / "good.png")])
+        example.main(example.parse_args([str(tmp_path / "none"), str(tmp_path / "good.png")]))
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
