@@ -250,7 +250,7 @@ class Loader:
 
 def return_free_memory() -> None:
     """Give the system back what was freed since the start: processes that are forked now would keep it for ever."""
-    with contextlib.suppress(OSError, AttributeError):  # the C library of Linux alone has it
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # only the C library of Linux has it
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -1,5 +1,6 @@
 """Products, linear layers and dropout against torch's own."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -177,3 +178,11 @@ def test_with_the_switch_off_everything_is_torchs(plainly):
     dropped = plainly(Dropout(0.4), x)
     torch.manual_seed(2)
     assert torch.equal(dropped, nn.Dropout(0.4)(x))
+
+
+def test_the_limits_of_caches_are_those_of_whoever_set_them(monkeypatch):
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    products.limit_caches()
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == str(products.CACHED)
