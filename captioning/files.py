@@ -23,8 +23,6 @@ except ImportError:  # Windows: leftovers stay, since nothing tells whether thei
 
 CANNOT_WRITE = UNWRITABLE | {errno.EISDIR}
 STREAM = re.compile(r"/dev/std(out|err)|/(?:dev|proc/self)/fd/(\d+)")  # what is open in this process, by its number
-LARGE_JSON = 2**20  # bytes; of smaller files the time to read them does not matter
-DIGITS_TO_ZERO, LONG_NUMBER = bytes.maketrans(b"123456789", b"000000000"), b"0" * 19
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # names that atomic_write gives
 
 
@@ -237,35 +235,12 @@ def read_json(path, what: str):
     A byte order mark is passed over. Raises UserError naming the file and, for malformed JSON, the line and column.
     """
     data = read_bytes(path, what)
-    if len(data) >= LARGE_JSON and (quick := _parse_large_json(data)):
-        return quick[0]
     try:
         return parse_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{what}: {path} is not UTF-8 text (byte {error.start})") from error
     except ValueError as error:
         raise UserError(f"{what}: {path} is not valid JSON: {error}") from error
-
-
-def _parse_large_json(data: bytes) -> tuple | None:
-    """The value of a JSON text as (value,) by orjson; None where that is not installed, or might give another value.
-
-    It does so for keys that stand there twice and for whole numbers of more than 64 bits, and refuses some that json
-    takes, such as NaN.
-    """
-    try:
-        import orjson
-    except ImportError:
-        return None
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if b"\\u003" in data or LONG_NUMBER in data.translate(DIGITS_TO_ZERO):  # \u003a is a colon
-        return None
-    try:
-        value = orjson.loads(data)
-        same = orjson.dumps(value).count(b":") == data.count(b":")  # one less for each key that was lost
-    except (ValueError, TypeError):  # malformed, which json describes better; or lists within lists too deep
-        return None
-    return (value,) if same else None
 
 
 def parse_json(text: str):

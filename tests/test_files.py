@@ -1,6 +1,5 @@
 """captioning/files.py: what is written is whole or not there, and every error is one line that names the file."""
 
-import json
 import os
 import resource
 import signal
@@ -10,11 +9,8 @@ import threading
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from running import ROOT
 
-from captioning import files
 from captioning.errors import UserError
 from captioning.files import atomic_write, read_json, read_lines, remove_leftovers
 
@@ -169,76 +165,3 @@ def test_a_stream_is_written_through_whatever_it_leads_to(tmp_path, name):
     assert (tmp_path / "out.txt").read_text() == "first\nthrough\nlast\n" and len(os.listdir(tmp_path)) == 1
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == "first\nthrough\nlast\n"
-
-
-def read_or_told(path) -> str:
-    try:
-        return repr(read_json(path, "captions"))
-    except UserError as error:
-        return str(error)
-
-
-def large_as_small(path, monkeypatch) -> str:
-    """What `path` gives as a small file. Fails where it gives anything else as a large one."""
-    plain = read_or_told(path)
-    with monkeypatch.context() as patched:
-        patched.setattr(files, "LARGE_JSON", 0)
-        assert read_or_told(path) == plain
-    return plain
-
-
-ODD_JSON = [
-    '{"a": 1, "a": 2}',
-    '[{"a": ":", "a": "::"}]',
-    r'{"a": "\u003a", "b": 1, "b": 2}',
-    r'{"a\u003A": "\u003a", "b" : ":", "b": 2}',
-    "[18446744073709551615, 18446744073709551616, -9223372036854775809]",
-    "[1e400, -0, -0.0, 1.0, 1e5, 0.1000000000000000055511151231257827]",
-    "[NaN, Infinity]",
-    r'["\ud800", "\ud83d\ude00", "\u0000"]',
-    "\ufeff[1]",
-    "[" * 2000 + "]" * 2000,
-    "[1, ]",
-    "",
-    "null",
-    '{"a": 1} x',
-]
-
-
-@pytest.mark.parametrize("text", ODD_JSON, ids=range(len(ODD_JSON)))
-def test_a_large_json_file_gives_what_a_small_one_gives(tmp_path, monkeypatch, text):
-    pytest.importorskip("orjson")
-    path = tmp_path / "x.json"
-    path.write_text(text, encoding="utf-8")
-    large_as_small(path, monkeypatch)
-    path.write_bytes(text.encode("utf-16"))
-    large_as_small(path, monkeypatch)
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
-    max_leaves=12,
-)
-
-
-@given(json_values, st.booleans(), st.sampled_from([None, 1]))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_large_json_files_give_what_was_written(tmp_path, monkeypatch, value, ascii_only, indent):
-    pytest.importorskip("orjson")
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps(value, ensure_ascii=ascii_only, indent=indent), encoding="utf-8", errors="surrogatepass")
-    large_as_small(path, monkeypatch)
-
-
-def test_a_usual_file_of_captions_is_read_by_orjson(tmp_path, monkeypatch):
-    pytest.importorskip("orjson")
-    content = {
-        "images": [{"id": 1, "file_name": "a:b.jpg"}],
-        "annotations": [{"image_id": 1, "caption": "He said: go"}],
-    }
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps(content, indent=2), encoding="utf-8-sig")
-    monkeypatch.setattr(files, "LARGE_JSON", 0)
-    monkeypatch.setattr(files, "parse_json", None)
-    assert read_json(path, "captions") == content
