@@ -6,7 +6,7 @@ import torchvision
 
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.joint import encode_all, give_own_layers, share_layers
-from captioning.encoder.recomputing import recomputing
+from captioning.encoder.recomputing import divided, recomputed, recomputing
 
 NAMES = ["efficientnet_lite0-conv", "efficientnet_lite0-classes"]
 
@@ -65,6 +65,22 @@ def test_the_gradients_are_the_same(monkeypatch, enabled, blocks, amp):
             return encoder(pixels(64))
 
     same_with_less(encoder, run, 0.6)
+
+
+def test_a_graph_is_divided_at_its_blocks():
+    """torchvision's networks are graphs, which call layers, not blocks."""
+    encoder = build_encoder("resnet18-conv", pretrained=False, transform={"size": 32})
+    encoder.unfreeze(3)
+    network = divided(encoder.network, tuple(encoder.trained_blocks()))
+    assert network is divided(encoder.network, tuple(encoder.trained_blocks()))
+    parts = [any(p.requires_grad for p in part.parameters()) for part in network.children()]
+    assert parts == [False, True, True, True]  # all that is frozen, then block by block
+    assert {id(p) for p in network.parameters()} <= {id(p) for p in encoder.network.parameters()}
+    calls = []
+    for part in network.children():
+        part.register_forward_hook(lambda *_: calls.append(1))
+    recomputed(encoder.network, encoder.trained_blocks(), torch.randn(1, 3, 32, 32)).sum().backward()
+    assert len(calls) == 4 and encoder.network.get_submodule("layer3.1.conv2").weight.grad is not None
 
 
 def test_with_the_classes_of_the_same_photos():

@@ -3,7 +3,7 @@
 import base64
 import io
 import zlib
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from toy import feature_map, feature_vector, make_coco, write_config
 
 from captioning.batches.features import FeatureFiles
 from captioning.config import FeatureSpec, ModelConfig
-from captioning.datasets.base import ImageItem
+from captioning.datasets.factory import open_dataset
 from captioning.decoder.search import Search, generate
 from captioning.errors import UserError
 from captioning.fast.steps import fast_decoder, ready
@@ -95,18 +95,17 @@ def test_files_that_are_no_regions(tmp_path, bad):
 
 
 def test_a_converted_file_serves_images_by_their_names_without_extensions(tmp_path):
-    dataset = SimpleNamespace(name="d", features_path=str(tmp_path), keys_are_rows=False, labels=None)
-    dataset.old_key, dataset.parts = (lambda key: key), [dataset]
-    items = [ImageItem(key, key, None) for key in ("a.jpg", "b.jpg")]
-    dataset.photos = lambda: items
-    (tmp_path / "att").mkdir()
-    for item in items:
-        np.savez(tmp_path / f"att/{item.key[0]}.npz", feat=np.full((2, 3), ord(item.key[0]), np.float32))
-    convert(str(tmp_path / "att"), tmp_path / "att.lmdb")
+    make_coco(tmp_path, {"own": 2})
+    write_config(tmp_path, ["own"])
+    dataset = open_dataset("toy:own", str(tmp_path / "datasets.conf"))
+    (tmp_path / "features/att").mkdir(parents=True)
+    for number, item in enumerate(dataset.items, 1):
+        np.savez(tmp_path / f"features/att/{Path(item.key).stem}.npz", feat=np.full((2, 3), number, np.float32))
+    convert(str(tmp_path / "features/att"), tmp_path / "features/att.lmdb")
     for name in ("att/", "att.lmdb"):
         files = FeatureFiles(dataset, name)
-        files.check(items)
-        assert files.get(items)[:, 0, 0].tolist() == [97, 98]
+        files.check(dataset.items)
+        assert files.get(list(dataset.items))[:, 0, 0].tolist() == [1, 2]
 
 
 def test_a_folder_without_features(tmp_path):
