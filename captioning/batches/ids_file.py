@@ -31,7 +31,7 @@ def caption_ids(items: Items, vocabulary, settings: LoaderSettings, num_workers:
         return CaptionIds.of(items, vocabulary, settings.max_sentences, num_workers)
     origin = ids_hash(items, vocabulary, settings.max_sentences)
     path = Path(settings.ids_folder) / f"{origin[:16]}.ids.npz"
-    if (known := read_ids(path, origin, items)) is not None:
+    if (known := read_ids(path, origin, items, len(vocabulary))) is not None:
         return known
     made = CaptionIds.of(items, vocabulary, settings.max_sentences, num_workers)
     if settings.rank == 0:
@@ -74,16 +74,35 @@ def write_ids(path: Path, origin: str, ids: CaptionIds) -> None:
         np.savez(file, **arrays)
 
 
-def read_ids(path: Path, origin: str, items: Items) -> CaptionIds | None:
-    """The CaptionIds of `items` in the file `path`; None where it is not there, damaged, or of another origin."""
+def read_ids(path: Path, origin: str, items: Items, num_words: int) -> CaptionIds | None:
+    """The CaptionIds of `items` in the file `path`; None where it is not there, damaged, or of another origin.
+
+    num_words: of the vocabulary, whose ids they are.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             if str(file["origin"]) != origin:
                 return None
             sentences = file["sentences"] if "sentences" in file.files else None
-            return CaptionIds(file["flat"], file["bounds"], items.caption_counts(), sentences)
+            ids = CaptionIds(file["flat"], file["bounds"], items.caption_counts(), sentences)
+            check_ids(ids, num_words)
+            return ids
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    # RuntimeError: a header of the archive says that it is encrypted, or packed in a way that zipfile does not know
+    except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
         print(f"{path} is damaged and is made anew: {error}")
         return None
+
+
+def check_ids(ids: CaptionIds, num_words: int) -> None:
+    """Raises ValueError where rows are not those of as many captions, or word ids not those of so many words."""
+    rows = np.ones(ids.first[-1], np.int64) if ids.sentences is None else ids.sentences  # of each caption
+    if ids.flat.dtype.kind not in "iu" or ids.bounds.dtype.kind != "i" or rows.dtype.kind != "i":
+        raise ValueError("its arrays are not of whole numbers")
+    if rows.shape != (ids.first[-1],) or rows.min(initial=1) < 1 or ids.bounds.shape != (rows.sum() + 1,):
+        raise ValueError("it has rows of other captions")
+    if ids.bounds[0] != 0 or np.diff(ids.bounds).min(initial=2) < 2 or ids.flat.shape != (ids.bounds[-1],):
+        raise ValueError("its rows have other lengths")
+    if not 0 <= ids.flat.min(initial=0) <= ids.flat.max(initial=0) < num_words:
+        raise ValueError("its word ids are not those of the vocabulary")

@@ -90,13 +90,40 @@ def test_a_damaged_file_is_made_anew(items, words, kept, tmp_path, capsys):
     (path,) = (tmp_path / "kept").iterdir()
     whole, chance = path.read_bytes(), random.Random(5)
     broken = [b"", whole[:-30], whole[: len(whole) // 2], b"PK" + bytes(200)]
-    for _ in range(20):
-        place = chance.randrange(len(whole))
+    places = [whole.index(b"PK\1\2") + place for place in (6, 8, 10)]  # the archive's version, flags, method
+    for place in [*places, *(chance.randrange(len(whole)) for _ in range(20))]:
         broken.append(whole[:place] + bytes([whole[place] ^ (1 << chance.randrange(8))]) + whole[place + 1 :])
     for content in broken:
         path.write_bytes(content)
         assert same(caption_ids(items, words, kept, 1), wanted)
     assert "is damaged and is made anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("most", [None, 2])
+def test_a_file_whose_arrays_do_not_fit_is_made_anew(items, words, kept, tmp_path, capsys, most):
+    kept = replace(kept, max_sentences=most)
+    wanted = caption_ids(items, words, kept, 1)
+    (path,) = (tmp_path / "kept").iterdir()
+    with np.load(path) as file:
+        sound = dict(file)
+    changed = [
+        {"flat": sound["flat"][:-1]},
+        {"flat": sound["flat"] + len(words)},
+        {"flat": sound["flat"].astype(float)},
+        {"flat": np.array("text")},
+        {"bounds": sound["bounds"][:-1]},
+        {"bounds": sound["bounds"][::-1]},
+        {"bounds": sound["bounds"] + 1},
+        {"sentences": np.ones(3, np.int64)},
+        {"sentences": np.array("text")},
+    ]
+    for change in changed:
+        np.savez(path, **sound | change)
+        assert same(caption_ids(items, words, kept, 1), wanted), change
+        assert "is damaged and is made anew" in capsys.readouterr().out, change
+    with open(path, "wb") as file:
+        np.save(file, sound["flat"])  # no archive
+    assert same(caption_ids(items, words, kept, 1), wanted)
 
 
 def test_a_file_of_another_origin_is_not_taken(items, words, kept, tmp_path):
