@@ -157,7 +157,7 @@ def print_sizes(dataset: CaptionDataset, counter: Counter, vocabulary: Vocabular
     print(f"which is {100 * kept / max(tokens, 1):.2f}% of the tokens; {len(vocabulary)} with the special ones")
 
 
-def main(args) -> None:
+def main(args) -> int:
     workers = core_count() if args.num_workers is None else args.num_workers
     split = ("whitespace", False) if args.no_tokenize else (args.tokenizer, True)
     counting = Counting(args.dataset_config_file, *split, workers)
@@ -175,7 +175,7 @@ def main(args) -> None:
     elif source:
         write_counts(leftovers, leftovers_of_dataset(source, args.dataset, args.vocab_threshold, counting))
     if source:
-        return
+        return 0
 
     dataset = counting.read(args.dataset)
     if args.show_tokens:
@@ -202,6 +202,7 @@ def main(args) -> None:
     if output:
         data = ["--dataset", args.dataset, *config_words(args.typed_flags.get("dataset_config_file"))]
         print_next(["train.py", *data, "--vocab", output, "--model_name", "NAME"])
+    return 1 if dataset.damaged else 0
 
 
 if __name__ == "__main__":

@@ -160,7 +160,8 @@ class Loader:
 
     items: the images it uses; shards: the number of each item's tar shard (N,) where the order of training follows
     them, else None; unknown_share: of the words of their captions that are <unk>; inputs: where a model's inputs come
-    from; bad_items: a message for every image that was dropped, missing files included; each is printed once.
+    from; bad_items: a message for every image that was dropped, missing files included, and for damage to tar shards;
+    each is printed once.
     A batch that lost all of its images is passed over; in training with several processes a stand-in takes its place.
     Raises UserError while iterating where a feature file turns out to be damaged.
     """
@@ -176,6 +177,7 @@ class Loader:
             mix, count = ",".join(f"{times:g}" for times in settings.mix), len(dataset.parts)
             raise UserError(f"--mix {mix}: {dataset.name} has {count} parts, give a number for each of them")
         items, self.bad_items = with_files(dataset, items) if transform is not None else (items, [])
+        self.bad_items += dataset.damaged
         for source in opened(inputs):  # of all items now: training must not die of a missing record in the night
             source.check(items)
         self.items, self.inputs = items, list(inputs)

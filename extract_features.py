@@ -210,7 +210,7 @@ class ExtractRun:
             for writer in self.open_ones:
                 print(f"{len(writer):,} records in {writer.path} ({speed:.0f} images/s)")
             if bad:
-                print(f"{len(bad)} images could not be read and have no features", file=sys.stderr)
+                print(self.dataset.bad_line(bad, "images could not be read and have no features"), file=sys.stderr)
             self.print_next(encoder)
         return share(1 if bad else 0)
 

@@ -310,7 +310,7 @@ class InferRun:
             plan.write(self.settings.html, self.results, self.metrics)
             note(f"{self.settings.html}: gallery of {len(self.results)} images")
         if bad:
-            note(f"{script_name()}: {len(bad)} of {len(self.rest)} images could not be read")
+            note(f"{script_name()}: {self.dataset.bad_line(bad, f'of {len(self.rest)} images could not be read')}")
         unscored = self.metrics and self.results and (scores is None or scores.left_out)
         if unwritten := sum(output.counts["failed"] for output in self.outputs):
             note(f"{script_name()}: the captions of {unwritten} images could not be written into them")

@@ -146,6 +146,7 @@ class TrainRun:
 
     def open_data(self, dataset: CaptionDataset) -> Objective:
         """Open the batches for training and for validation. Returns the objective, before self-critical training."""
+        self.dataset = dataset
         cached, bad = self.cache(dataset) if self.data.cache_features else ({}, [])
         with first_speaks():
             objective = self.open_loaders(readable(dataset, cached), cached)
@@ -343,7 +344,9 @@ class TrainRun:
             status = self.run_epochs()
         if status == 0:
             if is_main():
-                report_end(self.folder, self.loader.bad_items, self.validation_words())
+                what = "images could not be read and were left out"
+                bad_line = self.dataset.bad_line(self.loader.bad_items, what)
+                report_end(self.folder, bad_line, self.validation_words())
             wait_for_all()  # gloo may abort a process that leaves while another still works
         return status or int(bool(self.loader.bad_items))
 

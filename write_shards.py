@@ -45,6 +45,8 @@ def parse_args(argv=None):
     if not size or float(size[1]) * UNITS[size[2].upper()] < 1:
         parser.error(f"--max_size {args.max_size[:60]}: give a number of bytes, such as 500M or 2G")
     args.max_size = int(float(size[1]) * UNITS[size[2].upper()])
+    if "::" in args.output + args.prefix:
+        parser.error("--output, --prefix: :: stands between the shards of a section: give names without it")
     if re.search(r"[/\\{},]", args.prefix) or not args.prefix:
         parser.error(f"--prefix {args.prefix[:60]!r}: give a name without / and braces")
     return args
@@ -56,7 +58,7 @@ if __name__ == "__main__":
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,8 +75,10 @@ from captioning.images.encoding import OVERSAMPLING, encoded
 from captioning.images.image_file import ImageError, image_error, image_size, open_image, resize_square
 from captioning.images.kinds import EXTENSIONS
 from captioning.next_steps import config_words, print_next
-from captioning.processes import in_processes
+from captioning.processes import in_chunks
 from captioning.progress import Bar
+
+CHUNK = 16  # images that a process encodes at a time
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,11 @@ class Encoding:
 
 
 # ---- an image with its captions becomes a sample ----
+
+
+def samples_of(chunk: Sequence[tuple[int, ImageItem]], encoding: Encoding) -> list[dict | str]:
+    """`sample_of` of each."""
+    return [sample_of(numbered, encoding) for numbered in chunk]
 
 
 def sample_of(numbered: tuple[int, ImageItem], encoding: Encoding) -> dict | str:
@@ -182,33 +191,35 @@ def shard_path(folder: str, prefix: str, number: int) -> Path:
     return Path(folder) / f"{prefix}-{number:06d}.tar"
 
 
-def existing_shards(place: Callable[[int], Path]) -> list[Path]:
-    """The shards that are there, from the first one to the last before a gap."""
-    found = []
-    while place(len(found)).exists():
-        found.append(place(len(found)))
-    return found
+def existing_shards(folder: str, prefix: str) -> list[Path]:
+    """The shards that are there, in order. Raises UserError where one is missing before others."""
+    name = re.compile(re.escape(prefix) + r"-([0-9]{6,})\.tar")
+    there = os.listdir(folder) if os.path.isdir(folder) else []
+    numbers = sorted(int(found[1]) for one in there if (found := name.fullmatch(one)))
+    for place, number in enumerate(numbers):
+        if place != number:  # it would be replaced, or left beside shards of another time
+            missing, later = (shard_path(folder, prefix, one) for one in (place, number))
+            raise UserError(f"--output: {later} is there, but not {missing}: remove it and the shards after it")
+    return [shard_path(folder, prefix, number) for number in numbers]
 
 
-def items_done(shards: Sequence[Path], items: Sequence[ImageItem]) -> int:
-    """How many of `items` come before what is to be written after `shards`.
+def items_done(shards: Sequence[Path], items: Sequence[ImageItem]) -> tuple[int, int]:
+    """How many of `items` come before what is to be written after `shards`, and how many of these are in them.
 
     Raises UserError where a shard is damaged or was written from other data.
     """
-    done = 0
+    done, written = 0, 0
     for shard in read_shards([str(path) for path in shards]):
         if shard.damaged:
             raise UserError(f"--resume: {shard.path}: {shard.damaged[0]}: remove it and the shards after it")
         for sample in shard.samples:
             number = int(stem) if (stem := sample.name.partition(".")[0]).isdecimal() else -1
-            same = done <= number < len(items) and (sample.image_id, sample.captions) == (
-                items[number].image_id,
-                items[number].captions,
-            )
-            if not same:
+            item = items[number] if done <= number < len(items) else None
+            about = sample.image_id, sample.key, sample.captions
+            if item is None or about != (item.image_id, item.key, item.captions):
                 raise UserError(f"--resume: {shard.path} holds other images or captions: give another --output")
-            done = number + 1
-    return done
+            done, written = number + 1, written + 1
+    return done, written
 
 
 def require_single_images(dataset: CaptionDataset) -> None:
@@ -237,22 +248,24 @@ def main(args) -> int:
     require_package()
     dataset = open_dataset(args.dataset, args.dataset_config_file, args.images)
     require_single_images(dataset)
-    place = partial(shard_path, args.output, args.prefix)
-    shards = existing_shards(place)
+    shards = existing_shards(args.output, args.prefix)
     if shards and not args.resume:
         raise UserError(f"--output: {shards[0]} is there already: --resume goes on after it, or give another folder")
     items = dataset.items
-    done, bad = items_done(shards, items) if args.resume else 0, 0
+    done, earlier = items_done(shards, items) if args.resume else (0, 0)
+    bad = done - earlier  # those that could not be read before
     encoding = Encoding(args.image_size, args.quality)
     changes = args.image_size is not None or any(item.box for item in items)
     workers = (core_count() if args.num_workers is None else args.num_workers) if changes else 0
-    todo = [(number, items[number]) for number in range(done, len(items))]
+    todo = ((number, items[number]) for number in range(done, len(items)))
+    work = partial(samples_of, encoding=encoding)
+    place = partial(shard_path, args.output, args.prefix)
     with (
-        in_processes(partial(sample_of, encoding=encoding), todo, workers) as samples,
+        closing(in_chunks(work, todo, workers, CHUNK if workers > 1 else 1)) as chunks,
         Bar(len(items), "write", "image", done, stream=sys.stderr) as bar,
         ShardFiles(place, len(shards), args.max_size, args.per_shard) as files,
     ):
-        for sample in bar.over(samples):
+        for sample in bar.over(sample for _, samples in chunks for sample in samples):
             if isinstance(sample, str):
                 bar.tell(shown(f"write_shards.py: {sample}"))
                 bad += 1
@@ -260,13 +273,13 @@ def main(args) -> int:
                 files.write(sample)
     if not files.number:
         raise UserError(f"--dataset {args.dataset}: none of its {len(items)} images can be read")
-    report(args, dataset, files.number, len(todo) - bad, done, bad)
-    return 1 if bad else 0
+    report(args, dataset, files.number, len(items) - earlier - bad, earlier, bad)
+    return 1 if bad or dataset.damaged else 0
 
 
-def report(args, dataset: CaptionDataset, count: int, written: int, done: int, bad: int) -> None:
+def report(args, dataset: CaptionDataset, count: int, written: int, earlier: int, bad: int) -> None:
     """Say what was written, and how it is used."""
-    before = f", {done:,} there already" if done else ""
+    before = f", {earlier:,} there already" if earlier else ""
     print(f"{args.output}: {count} shards; {written:,} images written{before}, {bad} could not be read")
     lines = section(dataset, args.dataset, f"{args.output}/{args.prefix}-{{000000..{count - 1:06d}}}.tar")
     print("for datasets.conf:", *(f"  {line}" for line in lines), sep="\n")

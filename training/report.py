@@ -113,10 +113,11 @@ class EpochTimes:
         return ", ".join(parts)
 
 
-def report_end(folder: RunFolder, bad_items: list[str], validation: Sequence[str] = ()) -> None:
+def report_end(folder: RunFolder, bad_line: str, validation: Sequence[str] = ()) -> None:
     """Where things are, which epoch was best, and what may be typed next.
 
-    validation: the flags of infer.py that name the validation data; nothing where there is none.
+    bad_line: what is said of images that could not be read, "" where there are none; validation: the flags of infer.py
+    that name the validation data, nothing where there is none.
     """
     best = folder.best_epoch()
     if best is not None:
@@ -125,8 +126,8 @@ def report_end(folder: RunFolder, bad_items: list[str], validation: Sequence[str
         why = folder.criterion_text().removeprefix(name)
         print(f"best epoch {best} ({figure}{why}): {folder.path / 'best.model'}")
     print(f"statistics: {folder.path / 'train_stats.json'}")
-    if bad_items:
-        print(f"{len(bad_items)} images could not be read and were left out", file=sys.stderr)
+    if bad_line:
+        print(bad_line, file=sys.stderr)
     infer = ["infer.py", "--model", folder.path / "best.model"]
     scored = [[*infer, *validation, "--scoring", "bleu,cider"]] if validation else []
     print_next([*infer, "photo.jpg"], *scored, ["plot_stats.py", folder.path / "train_stats.json"])

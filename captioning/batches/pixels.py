@@ -124,7 +124,7 @@ def file_exists(path: str, listed: dict[str, set[str]]) -> bool:
 
 
 def with_files(dataset: CaptionDataset, items: Iterable[ImageItem]) -> tuple[Items, list[str]]:
-    """The items whose image file exists, and a message for each file that does not, and for damage to tar shards.
+    """The items whose image file exists, and a message for each file that does not.
 
     A story goes on with the photos that are there. Raises UserError where the folder of images, or every file, is
     missing.
@@ -150,7 +150,6 @@ def with_files(dataset: CaptionDataset, items: Iterable[ImageItem]) -> tuple[Ite
             raise UserError(f"--dataset {dataset.name}: none of its {len(items)} image files is there: {names}")
         total = sum(len(item.photos or (item,)) for item in items)
         warn(f"--dataset {dataset.name}: {len(absent)} of {total} image files are missing and left out: {names}")
-    bad += [line for part in dataset.parts for line in part.damaged]
     if cut_short:
         return Items(cut_short.get(number) or items[number] for number in present), bad
     return items.chosen(present) if absent else items, bad

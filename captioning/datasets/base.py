@@ -102,6 +102,16 @@ class CaptionDataset:
         if self.image_dir is not None and not os.path.isdir(self.image_dir) and not is_zip(self.image_dir):
             raise UserError(f"--dataset {self.name}: no such image folder: {self.image_dir}")
 
+    def bad_line(self, bad: Iterable[str], what: str) -> str:
+        """How many images `what` ("images could not be read"), and how many places in tar shards are damaged.
+
+        bad: the messages of a Loader. Gives "" where there are none.
+        """
+        messages, damaged = set(bad), set(self.damaged)
+        images, places = len(messages - damaged), len(messages & damaged)
+        lines = [f"{images} {what}"] if images else []
+        return ", ".join(lines + ([f"{places} places in shards are damaged or left out"] if places else []))
+
     # ---- for the classes of the formats ----
 
     def require_caption_path(self) -> str:

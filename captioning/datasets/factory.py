@@ -57,6 +57,7 @@ def join_datasets(parts: list[CaptionDataset]) -> CaptionDataset:
         return parts[0]
     dataset = CaptionDataset(replace(parts[0].params, name="+".join(part.name for part in parts)))
     dataset.parts, dataset.items, first = parts, joined(part.items for part in parts), 0
+    dataset.damaged = [line for part in parts for line in part.damaged]
     for part in parts:
         part.items = dataset.items[first : first + len(part)]
         first += len(part)

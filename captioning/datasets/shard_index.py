@@ -26,7 +26,7 @@ from captioning.processes import in_processes
 from captioning.progress import Bar
 from captioning.text.cleaning import can_be_a_name
 
-FORM = 1  # of the index: another number is made anew
+FORM = 2  # of the index: another number is made anew
 BLOCK = tarfile.BLOCKSIZE
 TEXTS = ("txt", "json")
 LONGEST_TEXT = 2**20  # bytes of a .txt or .json
@@ -174,6 +174,8 @@ def members_of(tar: tarfile.TarFile, file, damaged: list[str]) -> Iterator[Membe
             if info.offset > end and is_damage(file, end, info.offset):
                 damaged.append(f"damaged from byte {end:,} to byte {info.offset:,}: what was there is lost")
             end = info.offset_data + -(-info.size // BLOCK) * BLOCK
+            if info.islnk() or info.issym() or info.issparse():
+                damaged.append(f"{info.name} is left out: it is a {'sparse file' if info.issparse() else 'link'}")
             if not info.isreg() or info.issparse():
                 continue
             if leads_out(info.name) or not can_be_a_name(info.name):
@@ -265,7 +267,8 @@ def read_text(sample: Sample, ending: str, content: bytes) -> Sample:
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 text (byte {error.start})") from None
     if ending == "txt":
-        return sample._replace(captions=[line for line in text.splitlines() if line.strip()])
+        lines = text.replace("\r", "\n").split("\n")  # splitlines() would also cut at marks within a caption
+        return sample._replace(captions=[line for line in lines if line.strip()])
     value = parse_json(text)
     table = value if isinstance(value, dict) else {"captions": value}
     captions = next((table[name] for name in CAPTION_KEYS if table.get(name) is not None), [])

@@ -42,7 +42,7 @@ def test_what_a_sample_says(tmp_path, opened):
         tmp_path / "a.tar",
         {
             "text.JPG": picture(0, "JPEG"),
-            "text.txt": "\ufeffA café.\n\n  A dog \r\n".encode(),
+            "text.txt": "\ufeffA café.\n\n  A dog,\u2028asleep \r\n".encode(),
             "sub/table.json": as_json(about),
             "sub/table.png": picture(1),
             "./one.webp": picture(2, "WEBP"),
@@ -59,7 +59,7 @@ def test_what_a_sample_says(tmp_path, opened):
     )
     dataset = opened()
     assert captions(dataset) == {
-        "text": ["A café.", "A dog"],
+        "text": ["A café.", "A dog,\u2028asleep"],
         42: ["One.", "Two."],
         "one": ["From the web."],
         "list": ["a", "b"],
@@ -182,6 +182,35 @@ def test_broken_members_are_named_and_passed_over(tmp_path, opened, capsys):
     assert [item.image_id for item in batch.items] == [str(number) for number in range(7)]
     assert loader.bad_items[-1].startswith(f"cannot read image {tmp_path}/a.tar/7.png: not a JPEG")
     assert capsys.readouterr().err == f"warning: {loader.bad_items[-1]}\n"
+
+
+def test_links_are_named(tmp_path, opened):
+    """What they lead to may be in no shard."""
+    make_tar(tmp_path / "a.tar", {"1.png": picture(1)})
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        for name, kind in (("1.txt", tarfile.SYMTYPE), ("2.png", tarfile.LNKTYPE), ("folder", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "1.png"
+            tar.addfile(info)
+    dataset = opened()
+    assert captions(dataset) == {"1": []}
+    assert [line.partition(".tar: ")[2] for line in dataset.damaged] == [
+        "1.txt is left out: it is a link",
+        "2.png is left out: it is a link",
+    ]
+
+
+def test_what_is_said_of_images_and_of_shards(tmp_path, opened):
+    make_tar(tmp_path / "a.tar", {"1.png": picture(1), "1.json": b"{", "2.png": b"nothing"})
+    dataset = opened()
+    loader = get_eval_loader(dataset, settings=LoaderSettings(9, num_workers=0), transform=lambda image, seed: tensor())
+    assert len(list(loader)) == 1 and len(loader.bad_items) == 2
+    assert (
+        dataset.bad_line(loader.bad_items, "images lost") == "1 images lost, 1 places in shards are damaged or left out"
+    )
+    assert dataset.bad_line(dataset.damaged * 2, "images lost") == "1 places in shards are damaged or left out"
+    assert dataset.bad_line(["a", "b"], "images lost") == "2 images lost"
+    assert dataset.bad_line([], "images lost") == ""
 
 
 def test_a_shard_that_is_cut_while_it_is_in_use(tmp_path, opened):

@@ -108,6 +108,26 @@ def test_going_on(write, tmp_path, monkeypatch, script, lost):
     assert other.status == 2 and "shards-000000.tar holds other images or captions" in other.err
 
 
+def test_shards_after_a_gap_are_not_replaced(write, tmp_path):
+    assert write("--per_shard", 4).status == 0
+    (tmp_path / "out/shards-000001.tar").unlink()
+    left = contents(tmp_path / "out")
+    for flags in ([], ["--resume"]):
+        done = write("--per_shard", 3, *flags)
+        assert done.status == 2 and "shards-000002.tar is there, but not" in done.err, done.err
+    assert contents(tmp_path / "out") == left
+    assert write("--prefix", "others").status == 0
+
+
+def test_damaged_shards_as_the_source(write, tmp_path):
+    done = write("--per_shard", 3)
+    config = pasted(done.out, tmp_path)
+    last = tmp_path / "out/shards-000004.tar"
+    last.write_bytes(last.read_bytes()[:700])
+    done = write(dataset="toy-train-shards", config=config, output="copy")
+    assert done.status == 1 and "12 images written, 0 could not be read" in done.out, done.out
+
+
 def test_broken_images(write, data, tmp_path):
     config = tmp_path / "datasets.conf"
     shutil.copytree(data / "images/val", tmp_path / "images")
@@ -124,7 +144,7 @@ def test_broken_images(write, data, tmp_path):
     dataset = open_dataset("v-shards", pasted(done.out, tmp_path))
     assert [item.key for item in dataset.items] == [names[number] for number in (0, 2, 3, 4)]
     again = write("--per_shard", 2, "--resume", dataset="v", config=config)
-    assert again.status == 1 and "0 images written, 5 there already, 1 could not be read" in again.out
+    assert again.status == 1 and "0 images written, 4 there already, 2 could not be read" in again.out
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"")
     none = write(dataset="v", config=config, output="none")
@@ -165,6 +185,7 @@ def test_regions_zip_files_and_stories(write, tmp_path):
         (["--quality", 101], "--quality 101: must be at most 100"),
         (["--prefix", "a/b"], "--prefix 'a/b': give a name"),
         (["--image_size", 0], "--image_size 0: must be at least 1"),
+        (["--prefix", "a::b"], "give names without it"),
     ],
 )
 def test_mistakes(write, flags, message):
