@@ -178,8 +178,8 @@ def members_of(tar: tarfile.TarFile, file, damaged: list[str]) -> Iterator[Membe
                 damaged.append(f"{info.name} is left out: it is a {'sparse file' if info.issparse() else 'link'}")
             if not info.isreg() or info.issparse():
                 continue
-            if leads_out(info.name) or not can_be_a_name(info.name):
-                damaged.append(f"{info.name!r} is left out: it is no name within a folder")
+            if leads_out(info.name) or not is_name(info.name):
+                damaged.append(f"{info.name!r} is left out: it is no name within a folder, or has a line break")
             elif info.offset_data + info.size <= size:
                 yield Member(info.name, info.offset_data, info.size, text_of(file, info))
             else:
@@ -192,6 +192,11 @@ def members_of(tar: tarfile.TarFile, file, damaged: list[str]) -> Iterator[Membe
         broken = True
     if broken:
         damaged.append(f"it is cut off, or damaged, at byte {end:,}")
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be an image's id or its key in feature files, whose names stand on a line each."""
+    return text != "" and can_be_a_name(text) and not {"\n", "\r"} & set(text)
 
 
 def is_damage(file, begin: int, end: int) -> bool:
@@ -276,6 +281,6 @@ def read_text(sample: Sample, ending: str, content: bytes) -> Sample:
     if not is_texts(captions):
         raise ValueError("its captions are neither a text nor a list of texts")
     image_id, key = table.get("image_id", sample.image_id), table.get("key", sample.key)
-    if not is_a(image_id, ID) or image_id == "" or not is_a(key, ID) or key == "":
-        raise ValueError("its image_id or key is neither a text nor a whole number")
+    if not all(is_a(value, ID) and is_name(str(value)) for value in (image_id, key)):
+        raise ValueError("its image_id or key is neither a text of one line nor a whole number")
     return sample._replace(image_id=image_id, key=str(key), captions=captions or sample.captions)

@@ -14,6 +14,7 @@ from captioning.features.lmdb_file import LmdbStore
 from captioning.features.npy_file import NpyStore
 from captioning.features.partial import PartialFolder, is_unfinished
 from captioning.features.picsom_file import BinStore
+from captioning.features.sharded import shards
 from captioning.files import is_plain, read_json
 
 DTYPES = ("float32", "float16")
@@ -54,6 +55,8 @@ class FeatureWriter:
             raise UserError(f"feature file {path}: {self.shape} is no shape of a record")
         if not is_plain(path) or (self.path.is_dir() and store is not LmdbStore):
             raise UserError(f"feature file {path} is not a plain file: name another one")
+        if shards(path) != [self.path]:  # a reader would look for the files of the range
+            raise UserError(f"feature file {path}: one file is written: give a name without {{FIRST..LAST}}")
         self.provenance, self.keys = provenance, None if keys is None else list(keys)
         if store.beside:
             self._check_siblings()

@@ -167,20 +167,28 @@ def test_a_shard_of_zeros_is_named(tmp_path, opened):
 def test_broken_members_are_named_and_passed_over(tmp_path, opened, capsys):
     names = {"0.json": b'{"captions": [1]}', "1.json": b"{", "2.json": b"\xff", "3.json": b'{"image_id": 1.5}'}
     names |= {"4.txt": b"x" * (2**20 + 1), "5.txt": b"\xff\xfe", "6.json": as_json({"image_id": ""})}
+    names |= {"7.json": as_json({"key": "two\nlines"})}
     members = {}
     for number, (name, content) in enumerate(names.items()):
         members |= {f"{number}.png": picture(number), name: content}
-    members |= {"../out.png": picture(0), "/etc/out.png": picture(0), "7.png": b"no picture", "7.txt": b"lost"}
+    members |= {"../out.png": picture(0), "/etc/out.png": picture(0), "two\nlines.png": picture(0)}
+    members |= {"8.png": b"no picture", "8.txt": b"lost"}
     make_tar(tmp_path / "a.tar", members)
     dataset = opened()
-    assert captions(dataset) == {**{str(number): [] for number in range(7)}, "7": ["lost"]}
-    assert [line.split(" ")[1] for line in dataset.damaged[:2]] == ["'../out.png'", "'/etc/out.png'"]
-    assert [line.partition(".tar: ")[2].split(" ")[0] for line in dataset.damaged[2:]] == list(names)
+    assert captions(dataset) == {**{str(number): [] for number in range(8)}, "8": ["lost"]}
+    assert [line.split(" ")[1] for line in dataset.damaged[:3]] == [
+        "'../out.png'",
+        "'/etc/out.png'",
+        "'two\\nlines.png'",
+    ]
+    assert [line.partition(".tar: ")[2].split(" ")[0] for line in dataset.damaged[3:]] == list(names)
     capsys.readouterr()
-    loader = get_eval_loader(dataset, settings=LoaderSettings(9, num_workers=0), transform=lambda image, seed: tensor())
+    loader = get_eval_loader(
+        dataset, settings=LoaderSettings(10, num_workers=0), transform=lambda image, seed: tensor()
+    )
     (batch,) = loader
-    assert [item.image_id for item in batch.items] == [str(number) for number in range(7)]
-    assert loader.bad_items[-1].startswith(f"cannot read image {tmp_path}/a.tar/7.png: not a JPEG")
+    assert [item.image_id for item in batch.items] == [str(number) for number in range(8)]
+    assert loader.bad_items[-1].startswith(f"cannot read image {tmp_path}/a.tar/8.png: not a JPEG")
     assert capsys.readouterr().err == f"warning: {loader.bad_items[-1]}\n"
 
 

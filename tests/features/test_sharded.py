@@ -56,3 +56,9 @@ def test_files_that_do_not_belong_together(tmp_path):
     np.save(tmp_path / "y-1.npy", ROWS)
     with pytest.raises(UserError, match="no y-0.keys.txt"):
         open_features(tmp_path / "y-{0..1}.npy")
+
+
+def test_a_range_is_not_written(tmp_path):
+    with pytest.raises(UserError, match="one file is written: give a name without {FIRST..LAST}"):
+        write(tmp_path / "x-{0..1}.lmdb", range(5))
+    assert not list(tmp_path.iterdir())
