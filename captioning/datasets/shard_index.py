@@ -71,8 +71,13 @@ def read_shards(paths: Sequence[str]) -> list[Shard]:
             in_processes(index_shard, lacking, own_cores()) as shards,
             Bar(len(lacking), "index", "shard", stream=sys.stderr) as bar,
         ):
-            for shard in bar.over(shards):
+            errors = []
+            for shard, error in bar.over(shards):
                 found[shard.path] = shard
+                errors += [error] if error else []
+        if errors:
+            what = f"{len(errors)} shards are read at every start, since their indexes cannot be kept"
+            note_once(f"{what}: {errors[0]}")
     return [found[path] for path in paths]
 
 
@@ -81,8 +86,8 @@ def index_path(path: str) -> str:
     return f"{path}.index"
 
 
-def index_shard(path: str) -> Shard:
-    """Read a shard and keep its index beside it, or tell once that this is not possible there."""
+def index_shard(path: str) -> tuple[Shard, str]:
+    """Read a shard and keep its index beside it. Gives the shard, and why the index is not kept, "" where it is."""
     stamp = stamp_of(path)
     shard = read_shard(path)
     content = {"form": FORM, **stamp, "samples": shard.samples, "damaged": shard.damaged, "bare": shard.bare}
@@ -90,8 +95,8 @@ def index_shard(path: str) -> Shard:
         with atomic_write(index_path(path), flush=False) as file:
             json.dump(content, file)
     except UserError as error:
-        note_once(f"the shards are read at every start, since their index cannot be kept: {error}")
-    return shard
+        return shard, str(error)
+    return shard, ""
 
 
 def kept_index(path: str) -> Shard | None:

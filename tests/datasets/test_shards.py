@@ -235,7 +235,7 @@ def test_a_shard_that_is_cut_while_it_is_in_use(tmp_path, opened):
 # ---- the index ----
 
 
-def test_the_index_is_used_until_the_shard_changes(tmp_path, opened, monkeypatch):
+def test_the_index_is_used_until_the_shard_changes(tmp_path, opened, monkeypatch, capsys):
     urls = make_shards(tmp_path, [2, 1])
     first = captions(opened(urls))
     read, real = [], shard_index.read_shard
@@ -263,9 +263,14 @@ def test_the_index_is_used_until_the_shard_changes(tmp_path, opened, monkeypatch
         assert captions(opened(urls)) == changed and read == ["s-0.tar"], text[:80]
         assert json.loads(index.read_text()) == content
     index.unlink()
-    index.mkdir()  # where nothing can be written
+    (tmp_path / "s-1.tar.index").unlink()
+    for number in (0, 1):
+        (tmp_path / f"s-{number}.tar.index").mkdir()  # where nothing can be written
     note_once.cache_clear()
-    assert captions(opened(urls)) == changed
+    capsys.readouterr()
+    assert captions(opened(urls)) == changed == captions(opened(urls))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "2 shards are read at every start, since their indexes cannot be kept" in said
     (tmp_path / ".s-0.tar.index.abcd1234.tmp").write_text("of a killed process")
     opened(urls)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
