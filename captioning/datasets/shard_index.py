@@ -176,6 +176,9 @@ def members_of(tar: tarfile.TarFile, file, damaged: list[str]) -> Iterator[Membe
     try:
         for info in tar:
             tar.members = []  # or it would keep them all
+            if info.size < 0 or info.offset < end:  # older versions of Python would read the same members for ever
+                damaged.append(f"damaged at byte {info.offset:,}: what follows is lost")
+                return
             if info.offset > end and is_damage(file, end, info.offset):
                 damaged.append(f"damaged from byte {end:,} to byte {info.offset:,}: what was there is lost")
             end = info.offset_data + -(-info.size // BLOCK) * BLOCK
@@ -194,6 +197,8 @@ def members_of(tar: tarfile.TarFile, file, damaged: list[str]) -> Iterator[Membe
     except tarfile.ReadError:
         if end == 0:
             raise
+        broken = True
+    except (ValueError, OverflowError, MemoryError):  # of tarfile, by a header whose numbers make no sense
         broken = True
     if broken:
         damaged.append(f"it is cut off, or damaged, at byte {end:,}")

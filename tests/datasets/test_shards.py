@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -155,6 +156,21 @@ def tensor():
     import torch
 
     return torch.zeros(3, 2, 2, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "size, kind",
+    [(-512, tarfile.REGTYPE), (-2048, tarfile.REGTYPE), (-512, tarfile.GNUTYPE_LONGNAME), (10**15, tarfile.XHDTYPE)],
+)
+def test_a_size_that_makes_no_sense_ends_the_shard(tmp_path, opened, size, kind):
+    content = three(tmp_path)
+    place = place_of(content, "1.png")
+    info = tarfile.TarInfo.frombuf(bytes(content[place : place + 512]), "utf-8", "strict")
+    info.size, info.type = size, kind
+    content[place : place + 512] = info.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "a.tar").write_bytes(content)
+    assert captions(opened()) == {"0": ["photo 0"]}
+    assert re.search(rf"damaged,? at byte {place:,}", opened().damaged[0])
 
 
 def test_a_shard_of_zeros_is_named(tmp_path, opened):
