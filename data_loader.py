@@ -14,7 +14,6 @@ Shapes: B images in the batch, N captions (rows), T time steps, D feature size, 
 """
 
 import contextlib
-import ctypes
 import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +36,7 @@ from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.items import Items
 from captioning.errors import WORKER_DIED, UserError, warn
+from captioning.fast.memory import return_free_memory
 from captioning.signals import serve
 
 __all__ = ["Batch", "Loader", "LoaderSettings", "get_eval_loader", "get_loader", "open_dataset"]
@@ -248,12 +248,6 @@ class Loader:
         iterator, self._data._iterator = self._data._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()
-
-
-def return_free_memory() -> None:
-    """Give the system back what was freed since the start: processes that are forked now would keep it for ever."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # only the C library of Linux has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def begin_worker(parent: int, number: int) -> None:

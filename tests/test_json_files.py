@@ -18,7 +18,8 @@ from captioning.features.partial import PartialFolder
 from captioning.features.writer import FeatureWriter
 from captioning.files import expect, member, read_json
 from captioning.scoring.document_frequencies import CachedWords, count_documents
-from inference import caption_files, results
+from inference import caption_files
+from inference.results import reading
 from training.curves import histories
 from training.curves.runs import Run, chosen_scores, described
 from training.run_folder import RunFolder, read_stats
@@ -115,7 +116,7 @@ KINDS = {
     "captions in a list": ("l.json", [{"image": "a.jpg", "caption": ["A dog."], "split": "val"}], own_captions),
     "captions in lines": ("l.jsonl", {"file_name": "a.jpg", "text": "A dog.", "image_id": 3}, own_captions),
     "captions by names": ("n.json", {"a.jpg": ["A dog.", "A cat."], "b.jpg": "A bird."}, own_captions),
-    "jsonl": ("r.jsonl", LINE, lambda path: results.read_results(path, "jsonl", words=True)),
+    "jsonl": ("r.jsonl", LINE, lambda path: reading.read_results(path, "jsonl", words=True)),
     "vocabulary": ("v.json", build_vocabulary(["a dog", "a cat"], 1).to_dict(), encode),
     "cached words": ("w.json", table_of_words, lambda path: CachedWords.load(path).to_dict()),
     "metadata of features": ("m.json", PROVENANCE, reopen),

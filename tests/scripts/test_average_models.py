@@ -7,7 +7,8 @@ from toy import feature_map, make_coco, write_config, write_features
 
 from captioning import checkpoint
 from captioning.errors import UserError
-from infer import InferRun, parse_args
+from infer import parse_args
+from inference.run.search import SearchFlags
 from model import load_captioner
 from training.averages import Average, greedy_soup, half_precision
 
@@ -108,10 +109,10 @@ def test_a_length_penalty_in_the_file_is_infers_default(models, tmp_path):
     kept = tmp_path / "kept.model"
     assert run_here("average_models.py", models[1], "--length_penalty", 0.7, "--output", kept).status == 0
     captioner = load_captioner(kept, photos=False)
-    asked = [InferRun(**vars(parse_args(flags))).search(captioner) for flags in ([], ["--length_penalty", "0"])]
+    asked = [SearchFlags.of(vars(parse_args(flags))).search(captioner) for flags in ([], ["--length_penalty", "0"])]
     assert [search.length_penalty for search in asked] == [0.7, 0.0]
     plain = load_captioner(models[1], photos=False)
-    assert InferRun(**vars(parse_args([]))).search(plain).length_penalty == 0.0
+    assert SearchFlags.of(vars(parse_args([]))).search(plain).length_penalty == 0.0
 
 
 def test_another_image_size(tmp_path, models):
