@@ -168,3 +168,9 @@ SPEED = re.compile(r"torch\.ops\.mkldnn|\bdata_ptr\b|\._version\b|\bset_num_thre
 @pytest.mark.parametrize("name", sorted(name for name in FILES if part(name) != "captioning.fast"))
 def test_what_trades_plain_torch_for_speed_is_in_its_folder(name):
     assert not SPEED.findall(FILES[name].read_text(encoding="utf-8"))
+
+
+def test_names_of_test_files_are_unique():
+    """pytest imports them by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
