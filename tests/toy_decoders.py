@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from captioning.config import FeatureSpec, ModelConfig
+from captioning.decoder.search import Search, beam_search
 from captioning.decoder.sentence import Memory, SentenceDecoder
 from captioning.decoder.transformer import TransformerDecoder
 from captioning.decoder.updown import UpDownDecoder
@@ -130,6 +131,16 @@ def brute_force(decoder, memory, length: int) -> list[tuple[float, list[int]]]:
     each = log_probs_of(logits, packing.targets(rows))
     totals = torch.zeros(len(rows), dtype=each.dtype).index_add(0, packing.row, each)
     return sorted(zip(totals.tolist(), sentences), reverse=True)
+
+
+def check_beams_against_brute_force(decoder, memory) -> None:
+    """With as many beams as there are sentences, the four best of each of B images are those of all sentences."""
+    found = beam_search(decoder, memory, Search(beam_size=60, n_best=4, max_length=2))
+    for image in range(B):
+        best = brute_force(decoder, memory.select(torch.tensor([image])), 2)[:4]
+        assert found.log_prob[image].tolist() == pytest.approx([p for p, _ in best], abs=1e-4)
+        for tokens, (_, expected) in zip(found.tokens[image].tolist(), best):
+            assert tokens[: tokens.index(END)] == expected
 
 
 # ---- a decoder whose logits are a function of the image and of every word so far ----

@@ -43,7 +43,8 @@ def limit_caches() -> None:
         os.environ.setdefault(name, str(CACHED))
 
 
-limit_caches()  # they are read when oneDNN is first used
+if switch.enabled:
+    limit_caches()  # they are read when oneDNN is first used
 onednn = find_onednn()
 
 
