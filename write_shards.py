@@ -8,7 +8,8 @@
 Each sample is 000000042.jpg, the file of the image byte for byte, and 000000042.json with its image_id, its key in
 feature files and its captions, so that results and feature files of the dataset stay valid. With --image_size larger
 images are shrunk and encoded anew. The section for datasets.conf is printed at the end. A shard that is there is
-complete; --resume goes on after the last one. Images that cannot be read are named and left out; the exit status is
+complete; --resume goes on after the last one, with the same --image_size and --quality (noted in
+shards.json). Images that cannot be read are named and left out; the exit status is
 then 1.
 """
 
@@ -69,16 +70,18 @@ from captioning.datasets.factory import open_dataset
 from captioning.datasets.names import short_names
 from captioning.datasets.shard_index import BLOCK, read_shards, require_package
 from captioning.errors import UserError, first_few, run, shown
-from captioning.files import atomic_write
+from captioning.files import atomic_write, naming_file, read_json
 from captioning.images.archives import archive_of, read_member
 from captioning.images.encoding import OVERSAMPLING, encoded
 from captioning.images.image_file import ImageError, image_error, image_size, open_image, resize_square
 from captioning.images.kinds import EXTENSIONS
+from captioning.locks import FileLock
 from captioning.next_steps import config_words, print_next
 from captioning.processes import in_chunks
 from captioning.progress import Bar
 
 CHUNK = 16  # images that a process encodes at a time
+SETTINGS = "image_size", "quality"  # flags that all shards of a prefix are written with
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,24 @@ def items_done(shards: Sequence[Path], items: Sequence[ImageItem]) -> tuple[int,
     return done, written
 
 
+def hold_settings(args, resume: bool) -> None:
+    """Note in PREFIX.json, beside the shards, how their images are written.
+
+    Raises UserError where `resume` is True and the shards that are there were written with others.
+    """
+    noted = Path(args.output) / f"{args.prefix}.json"
+    given = {name: getattr(args, name) for name in SETTINGS}
+    before = read_json(noted, "--resume") if resume and noted.exists() else given
+    if not isinstance(before, dict):
+        raise UserError(f"--resume: {noted} is no file of write_shards.py")
+    if changed := [name for name in SETTINGS if before.get(name) != given[name]]:
+        said = ", ".join(f"--{name} {before.get(name) or 'none'} (now {given[name] or 'none'})" for name in changed)
+        raise UserError(f"--resume: the shards that are there were written with {said[:200]}: give another --output")
+    if before is given:
+        with atomic_write(noted) as file:
+            json.dump(given, file)
+
+
 def require_single_images(dataset: CaptionDataset) -> None:
     """Raises UserError where shards cannot hold the dataset."""
     dataset.require_images()
@@ -248,11 +269,23 @@ def main(args) -> int:
     require_package()
     dataset = open_dataset(args.dataset, args.dataset_config_file, args.images)
     require_single_images(dataset)
+    with naming_file(args.output):
+        os.makedirs(args.output, exist_ok=True)
+    lock = FileLock(Path(args.output) / f".{args.prefix}.lock", f"{args.prefix}-*.tar in {args.output}")
+    try:
+        return write(args, dataset)
+    finally:
+        lock.release(remove=True)
+
+
+def write(args, dataset: CaptionDataset) -> int:
+    """Write the shards that are missing. Gives the exit status."""
     shards = existing_shards(args.output, args.prefix)
     if shards and not args.resume:
         raise UserError(f"--output: {shards[0]} is there already: --resume goes on after it, or give another folder")
     items = dataset.items
     done, earlier = items_done(shards, items) if args.resume else (0, 0)
+    hold_settings(args, resume=bool(shards))
     bad = done - earlier  # those that could not be read before
     encoding = Encoding(args.image_size, args.quality)
     changes = args.image_size is not None or any(item.box for item in items)

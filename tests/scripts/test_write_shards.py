@@ -21,6 +21,7 @@ from captioning.datasets.factory import open_dataset
 from captioning.features.factory import open_features
 from captioning.images.archives import read_member
 from captioning.images.image_file import open_image
+from captioning.locks import FileLock
 from vocabulary import Vocabulary
 
 pytest.importorskip("webdataset")
@@ -56,7 +57,7 @@ def rows(dataset) -> list[tuple]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".index"}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".tar"}
 
 
 def test_the_shards_are_the_dataset(write, data, tmp_path):
@@ -106,6 +107,33 @@ def test_going_on(write, tmp_path, monkeypatch, script, lost):
     assert "0 images written, 14 there already" in write("--resume").out
     other = write("--resume", dataset="toy:val")
     assert other.status == 2 and "shards-000000.tar holds other images or captions" in other.err
+
+
+def test_going_on_with_other_flags(write, tmp_path):
+    """Shards of one prefix have one size: a later run is refused, and nothing changes."""
+    assert write("--image_size", 32).status == 0
+    before = contents(tmp_path / "out")
+    for flags, told in ((["--image_size", 24], "--image_size 32 (now 24)"), ([], "--image_size 32 (now none)")):
+        done = write("--resume", *flags)
+        assert done.status == 2 and told in done.err and "give another --output" in done.err, done.err
+    done = write("--resume", "--image_size", 32, "--quality", 80)
+    assert done.status == 2 and "--quality 95 (now 80)" in done.err, done.err
+    assert write("--resume", "--image_size", 32, "--per_shard", 3).status == 0
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "out/shards.json").write_text("[]")
+    done = write("--resume", "--image_size", 32)
+    assert done.status == 2 and "shards.json is no file of write_shards.py" in done.err, done.err
+    (tmp_path / "out/shards.json").unlink()  # as shards of an earlier version
+    assert write("--resume", "--image_size", 32).status == 0
+
+
+def test_two_writers(write, tmp_path):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out/.shards.lock", "it"):
+        done = write()
+    assert done.status == 2 and "another process is at work on shards-*.tar" in done.err, done.err
+    assert contents(tmp_path / "out") == {}
+    assert write().status == 0 and not (tmp_path / "out/.shards.lock").exists()
 
 
 def test_shards_after_a_gap_are_not_replaced(write, tmp_path):
