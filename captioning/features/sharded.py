@@ -9,6 +9,7 @@ import numpy as np
 
 from captioning.errors import UserError, first_few
 from captioning.features.base import FeatureReader, RowReader
+from captioning.features.regions import padded
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_FILES = 10_000
@@ -56,10 +57,12 @@ class ShardsReader(FeatureReader):
         return [key for key, part in zip(keys, self._find(keys)) if part < 0]
 
     def get_many(self, keys: Sequence) -> np.ndarray:
-        records = np.empty((len(keys), *self.shape), self.dtype)
         places = np.array(self._find(keys), np.int64)
         if len(places) and places.min() < 0:
             raise self.no_record(keys[int(places.argmin())])
+        if len(self.shape) == 2 and self.shape[0] == 0:  # of any number of regions
+            return padded([self.parts[place][key] for place, key in zip(places, keys)], self.shape[1], self.dtype)
+        records = np.empty((len(keys), *self.shape), self.dtype)
         for number in np.unique(places):
             rows = np.flatnonzero(places == number)
             records[rows] = self.parts[number].get_many([keys[row] for row in rows])

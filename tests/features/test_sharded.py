@@ -33,6 +33,20 @@ def test_several_files_are_one(tmp_path, ending):
         reader.get_many([KEYS[0], "no"])
 
 
+def test_several_files_of_regions_are_padded_together(tmp_path):
+    for n in range(6):
+        with FeatureWriter(tmp_path / f"x-{n}.lmdb", (0, 6)) as writer:
+            writer.write(KEYS[n], ROWS[: n + 1])
+    reader = open_features(tmp_path / "x-{0..5}.lmdb")
+    found = reader.get_many([KEYS[n] for n in (4, 0, 2)])
+    assert reader.shape == (0, 6) and found.shape == (3, 5, 6)
+    for row, count in zip(found, (5, 1, 3)):
+        assert np.array_equal(row[:count], ROWS[:count]) and not row[count:].any()
+    assert reader.get_many([]).shape == (0, 0, 6) and reader[KEYS[1]].shape == (2, 6)
+    with pytest.raises(UserError, match="has no record for 'no'"):
+        reader.get_many([KEYS[0], "no"])
+
+
 def test_names_of_the_files():
     assert [path.name for path in shards("a/x-{8..11}.lmdb")] == ["x-8.lmdb", "x-9.lmdb", "x-10.lmdb", "x-11.lmdb"]
     assert [path.name for path in shards("x{007..008}y.npy")] == ["x007y.npy", "x008y.npy"]
