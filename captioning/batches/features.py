@@ -19,7 +19,7 @@ from captioning.features.base import FeatureReader, RowReader
 from captioning.features.factory import open_features
 from captioning.features.lmdb_file import LmdbReader
 from captioning.features.places import require_feature_file
-from captioning.features.regions import FolderReader, number_of, padded
+from captioning.features.regions import FolderReader, padded
 
 
 class FeatureFiles:
@@ -203,6 +203,15 @@ def pixels_of(item: ImageItem) -> tuple:
     A story keeps both where some of its photos are missing.
     """
     return item.path, ("story", item.image_id) if item.photos else item.box
+
+
+def number_of(key) -> str:
+    """The number that a key ends in, its extension aside, as bottom-up features name images; "" where it has none.
+
+    391895 of COCO_val2014_000000391895.jpg.
+    """
+    stem = Path(str(key)).stem
+    return stem[len(stem.rstrip("0123456789")) :].lstrip("0")
 
 
 def alternatives(item: ImageItem) -> str | tuple[str, ...]:

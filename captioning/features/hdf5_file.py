@@ -132,7 +132,7 @@ def check_data(file, name: str = "data") -> None:
     if data.chunks and math.prod(data.chunks) * data.dtype.itemsize > LARGEST_CHUNK:
         raise ValueError(f"its chunks of {data.chunks} are larger than {LARGEST_CHUNK:,} bytes")
     if not data.id.get_storage_size():
-        raise ValueError("its rows were never written")
+        raise ValueError(f"{name!r} in it is empty or was never written")
 
 
 def check_chunk(data, corner: tuple[int, ...]) -> None:

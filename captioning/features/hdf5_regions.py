@@ -1,7 +1,7 @@
 """Regions in HDF5: `.h5` with a dataset (R, D) for each image, R of its own, instead of one dataset `data`.
 
 The datasets are called ID, or ID_features, as in the files of Cornia et al. 2020, whose others (ID_boxes) are left out.
-ID is the key, the key without its extension, or the number that it ends in, as in regions.py.
+ID is the key of an image.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from captioning.errors import UserError
 from captioning.features.base import FeatureReader
 from captioning.features.handles import handle, handles_lock, naming
 from captioning.features.hdf5_file import H5Reader, check_chunk, check_data, h5py
-from captioning.features.regions import names_of, padded
+from captioning.features.regions import padded, require_alike
 from captioning.files import require_plain_file
 
 SUFFIX = "_features"
@@ -62,27 +62,19 @@ class H5Regions(FeatureReader):
         return iter(self._names)
 
     def missing(self, keys: Iterable) -> list:
-        return [key for key in keys if self._find(key) is None]
+        return [key for key in keys if str(key) not in self._names]
 
     def get_many(self, keys: Sequence) -> np.ndarray:
         records = []
         with naming(self.path), handles_lock:
             for key in keys:
-                name = self._find(key)
+                name = self._names.get(str(key))
                 if name is None:
                     raise self.no_record(key)
                 record = self._read(name)
-                if record.shape[1] != self.shape[1]:
-                    raise UserError(
-                        f"feature file {self.path}: {name!r} has {record.shape[1]} numbers a region, others "
-                        f"{self.shape[1]}"
-                    )
+                require_alike(record, self.shape, self.dtype, f"feature file {self.path}: {name!r}")
                 records.append(record)
         return self.finite(padded(records, self.shape[1], self.dtype), keys)
-
-    def _find(self, key) -> str | None:
-        """The dataset of `key`, or None."""
-        return next((self._names[name] for name in names_of(key) if name in self._names), None)
 
     def _read(self, name: str) -> np.ndarray:
         """The dataset `name`, (R, D) floats. Raises ValueError where it is no such dataset, or unpacks to any size."""

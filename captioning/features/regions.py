@@ -4,15 +4,16 @@ A record is (R, D) with R of its own. Records of several images are padded to th
 region of nothing but zeros is no region: `real_regions` tells them apart again, wherever the batch has been.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from captioning.config import MOST_NUMBERS
 from captioning.errors import UserError
 from captioning.features.base import FeatureReader
+from captioning.features.handles import naming
 from captioning.files import require_plain_file
 
 NAMES = "feat", "x"  # of the array in an .npz file: of ImageCaptioning.pytorch, of bottom-up-attention.pytorch
@@ -22,24 +23,21 @@ BOX = "bbox", "image_w", "image_h"  # boxes (R, 4) in an .npz file, and the size
 def padded(records: Sequence[np.ndarray], size: int, dtype: np.dtype) -> np.ndarray:
     """Records (R_i, size) as (n, R, size), R of the longest, the others with regions of zeros behind theirs."""
     out = np.zeros((len(records), max((len(record) for record in records), default=0), size), dtype)
-    for row, record in zip(out, records):
-        row[: len(record)] = record
+    with np.errstate(over="ignore"):  # readers refuse what is infinite then
+        for row, record in zip(out, records):
+            row[: len(record)] = record
     return out
 
 
-def number_of(key) -> str:
-    """The number that a key ends in, its extension aside, as bottom-up features name images; "" where it has none.
+def require_alike(record: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
+    """Raises UserError, naming `where` the record is from, unless it is one of a reader with this shape and dtype.
 
-    391895 of COCO_val2014_000000391895.jpg.
+    float16 would round the records of other types.
     """
-    stem = Path(str(key)).stem
-    return stem[len(stem.rstrip("0123456789")) :].lstrip("0")
-
-
-def names_of(key) -> list[str]:
-    """What the record of `key` may be called: the key, the key without its extension, or the number it ends in."""
-    names = dict.fromkeys((str(key), Path(str(key)).stem, number_of(key)))
-    return [name for name in names if name and "/" not in name]
+    if record.ndim != len(shape) or record.shape[-1] != shape[-1]:
+        raise UserError(f"{where} has the shape {record.shape}, other records {shape}")
+    if dtype == np.float16 and record.dtype != dtype:
+        raise UserError(f"{where} has numbers of the type {record.dtype}, other records float16: use one type for all")
 
 
 def with_boxes(regions: np.ndarray, boxes: np.ndarray, width: float, height: float) -> np.ndarray:
@@ -57,24 +55,23 @@ def with_boxes(regions: np.ndarray, boxes: np.ndarray, width: float, height: flo
 
 
 class FolderReader(FeatureReader):
-    """A folder with a file for each image: `ID.npz` with regions (R, D) under `feat` or `x`, or `ID.npy` with a vector.
+    """A folder with a file for each image: `KEY.npz` with regions (R, D) under `feat` or `x`, or `KEY.npy` with (D,).
 
-    As cocobu_att/ and cocobu_fc/ of ImageCaptioning.pytorch. ID is the key, the key without its extension, or the
-    number that it ends in: 391895.npz is of COCO_val2014_000000391895.jpg. shape: (0, D) of regions, else (D,).
-    boxes: records are those of `with_boxes`, from what the .npz files say of boxes.
+    As cocobu_att/ and cocobu_fc/ of ImageCaptioning.pytorch. shape: (0, D) of regions, else (D,). boxes: records are
+    those of `with_boxes`, from what the .npz files say of boxes.
     """
 
     def __init__(self, path: Path, boxes: bool = False):
         super().__init__(path)
         self.boxes = boxes
-        try:
-            first = next((file for file in path.iterdir() if file.suffix in (".npz", ".npy")), None)
-        except OSError as error:
-            raise UserError(f"cannot read the feature folder {path}: {error.strerror or error}") from error
-        if first is None:
+        names = self._names()
+        first = [min((name for name in names if name.endswith(suffix)), default=None) for suffix in (".npz", ".npy")]
+        if not any(first):
             raise UserError(f"feature folder {path} holds no .npz or .npy files")
-        self.suffix = first.suffix
-        record = self._read(first)
+        if all(first):
+            raise UserError(f"feature folder {path} holds .npz and .npy files: put these into a folder of their own")
+        self.suffix = ".npz" if first[0] else ".npy"
+        record = self._read(path / (first[0] or first[1]))
         self.dtype = record.dtype
         self.shape = (0, record.shape[1]) if record.ndim == 2 else record.shape
 
@@ -82,7 +79,7 @@ class FolderReader(FeatureReader):
         return sum(1 for _ in self.keys())
 
     def keys(self) -> Iterator[str]:
-        return (file.stem for file in sorted(self.path.iterdir()) if file.suffix == self.suffix)
+        return (name.removesuffix(self.suffix) for name in sorted(self._names()) if name.endswith(self.suffix))
 
     def missing(self, keys: Iterable) -> list:
         return [key for key in keys if self._find(key) is None]
@@ -94,8 +91,7 @@ class FolderReader(FeatureReader):
             if file is None:
                 raise self.no_record(key)
             record = self._read(file)
-            if record.shape[-1] != self.shape[-1] or record.ndim != len(self.shape):
-                raise UserError(f"{file} has the shape {record.shape}, other files of its folder {self.shape}")
+            require_alike(record, self.shape, self.dtype, f"feature file {file}")
             records.append(record)
         if len(self.shape) == 1:
             out = np.stack(records).astype(self.dtype) if records else np.empty((0, *self.shape), self.dtype)
@@ -103,21 +99,26 @@ class FolderReader(FeatureReader):
             out = padded(records, self.shape[1], self.dtype)
         return self.finite(out, keys)
 
+    def _names(self) -> list[str]:
+        """The names of the files in the folder. Hidden ones, as other systems leave them, do not count."""
+        with naming(self.path):
+            return [entry.name for entry in os.scandir(self.path) if entry.name[0] != "." and entry.is_file()]
+
     def _find(self, key) -> Path | None:
         """The file of `key`, or None."""
-        files = (self.path / f"{name}{self.suffix}" for name in names_of(key))
-        return next((file for file in files if file.is_file()), None)
+        file = f"{self.path}/{key}{self.suffix}"
+        return Path(file) if "/" not in str(key) and os.path.isfile(file) else None
 
     def _read(self, file: Path) -> np.ndarray:
         """The record of a file: (R, D) or (D,), floats. Raises UserError, naming it, where it is no such record."""
         require_plain_file(file, "feature file")
-        try:
-            record = np.load(file, allow_pickle=False)
-            if file.suffix == ".npz":
-                with record as archive:
-                    record = self._regions(archive)
-        except (OSError, ValueError, KeyError, TypeError, BadZipFile, EOFError) as error:
-            raise UserError(f"feature file {file} is damaged or holds no array {NAMES[0]!r}: {error}") from error
+        with naming(file), open(file, "rb") as opened:
+            if opened.read(2) != (b"PK" if self.suffix == ".npz" else b"\x93N"):
+                raise ValueError(f"it is empty or no {self.suffix} file of NumPy")
+            opened.seek(0)
+            record = np.load(opened, allow_pickle=False)
+            if self.suffix == ".npz":
+                record = self._regions(record)
         if not isinstance(record, np.ndarray) or record.dtype.kind not in "fiu" or record.ndim not in (1, 2):
             raise UserError(f"feature file {file} holds no vector (D,) and no regions (R, D)")
         if not 0 < record.size <= MOST_NUMBERS:
@@ -126,14 +127,17 @@ class FolderReader(FeatureReader):
 
     def _regions(self, archive) -> np.ndarray:
         """The regions of an .npz file, with their boxes where these are wanted."""
-        regions = self._array(archive, next((name for name in NAMES if name in archive), NAMES[0]))
+        name = next((name for name in NAMES if name in archive), None)
+        if name is None:
+            raise ValueError(f"it holds no array 'feat' or 'x', but {', '.join(archive) or 'nothing'}")
+        regions = self._array(archive, name)
         if not self.boxes:
             return regions
         absent = [name for name in BOX if name not in archive]
         if absent:
             raise ValueError(f"--boxes needs {', '.join(absent)} in it")
         boxes, width, height = (self._array(archive, name) for name in BOX)
-        return with_boxes(regions.astype(np.result_type(regions, np.float16)), boxes, float(width), float(height))
+        return with_boxes(regions.astype(np.result_type(regions, np.float16)), boxes, width.item(), height.item())
 
     def _array(self, archive, name: str) -> np.ndarray:
         """An array of an .npz file, once what the archive says of its size is within reason."""
