@@ -97,7 +97,7 @@ from captioning.datasets.base import CaptionDataset, ImageItem
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
 from captioning.datasets.names import short_names
-from captioning.features.partial import discard_partial, is_unfinished, refuse_unfinished
+from captioning.features.partial import discard_partial, is_unfinished, partial_path, refuse_unfinished
 from captioning.features.places import own_place
 from captioning.files import check_writable, require_file
 from captioning.next_steps import config_words, print_next
@@ -197,7 +197,7 @@ class ExtractRun:
         self.dataset.items = [self.items[key] for key in todo]
         bad: list[str] = []
         began = time.monotonic()
-        with self.saying_how_to_go_on(), contextlib.ExitStack() as stack:
+        with saying_how_to_go_on([writer.path for writer in self.open_ones]), contextlib.ExitStack() as stack:
             for writer in self.open_ones:
                 stack.enter_context(writer)
             if todo:
@@ -256,17 +256,6 @@ class ExtractRun:
         attention = ["--attention", "soft"] if any(len(shape) == 3 for shape in encoder.shapes) else []
         print_next(["train.py", *data, "--features", features, *attention])
 
-    @contextlib.contextmanager
-    def saying_how_to_go_on(self):
-        """Within it, a signal that ends the run leaves a line about what has been done."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            for writer in self.open_ones:
-                if is_unfinished(writer.path):
-                    print(f"\n{writer.partial} has the records so far: add --resume to go on", file=sys.stderr)
-            raise
-
     def close(self) -> None:
         if self.joined:
             from captioning.devices import end_processes
@@ -274,21 +263,34 @@ class ExtractRun:
             end_processes()
 
 
+@contextlib.contextmanager
+def saying_how_to_go_on(paths: list[Path]):
+    """Within it, a signal that ends the run leaves a line about what has been done of the feature files `paths`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for path in filter(is_unfinished, paths):
+            print(f"\n{partial_path(path)} has the records so far: add --resume to go on", file=sys.stderr)
+        raise
+
+
 def copy_features(source: str, flags) -> int:
     """--convert: write the features of `source` into one file. Returns the exit status."""
     from captioning.features.convert import convert
-    from captioning.features.partial import discard_partial
 
     path = Path(flags.output_dir or "") / flags.output_file
     if process_count() > 1:
         raise UserError("--convert runs as one process: run it by itself")
-    if path.exists() and not flags.force:
+    if path.exists() and not flags.force and not (flags.resume and is_unfinished(path)):
         raise UserError(f"--output_file {path} exists: --force replaces it")
-    if flags.force:
+    if flags.force and not flags.resume:
         discard_partial(path)
-    count = convert(source, path, flags.dtype, flags.boxes)
+    with saying_how_to_go_on([path]):
+        count, left_out = convert(source, path, flags.dtype, flags.boxes, flags.resume)
     print(f"{count:,} records of {source} -> {path}")
-    return 0
+    if left_out:
+        print(f"{len(left_out):,} records could not be used and were left out", file=sys.stderr)
+    return 1 if left_out else 0
 
 
 def main(args) -> int:

@@ -21,6 +21,7 @@ from captioning.errors import UserError
 from captioning.fast.steps import fast_decoder, ready
 from captioning.features.convert import convert
 from captioning.features.factory import is_feature_file, open_features
+from captioning.features.writer import FeatureWriter
 from captioning.rows import Packing
 from captioning.text.tokens import SPECIALS
 from model import build_model, caption_features, load_captioner
@@ -215,6 +216,57 @@ def test_a_tsv_of_bottom_up_features(root, script, tmp_path):
         assert done.status == 2 and "bad.tsv" in done.err and done.err.count("\n") == 1, done.err
 
 
+def test_bad_lines_of_a_tsv_are_left_out_by_name(script, tmp_path):
+    lines = [tsv_line(1), "", tsv_line(2)[:-7], tsv_line(3), tsv_line(1), "4\t640"]  # cut off, twice, cut off
+    lines += [tsv_line(5).replace("\t3\t", "\t4\t"), tsv_line(6).replace("\t4\t", "\t0\t")]  # of so many boxes
+    source, file = tmp_path / "train.tsv.0", tmp_path / "a.lmdb"
+    source.write_text("\r\n".join(lines) + "\r\n")
+    done = script("extract_features.py", "--convert", source, "--output_file", file)
+    assert done.status == 1 and "Traceback" not in done.err, done.err
+    for told in ("line 3: no", "'1' is there twice", "line 6: no bottom-up features: 2 fields", "line 8: no"):
+        assert done.err.count(told) == 1
+    assert "'5' has the shape (4, 12), others (0, 16)" in done.err and "5 records could not be used" in done.err
+    assert list(open_features(file).keys()) == ["1", "3"]
+
+
+def test_a_damaged_file_of_a_folder_is_left_out_by_name(tmp_path, capsys):
+    (tmp_path / "att").mkdir()
+    for number in range(1, 5):
+        np.savez(tmp_path / f"att/{number}.npz", feat=regions_of(number) if number < 4 else np.ones((2, D + 1)))
+    (tmp_path / "att/2.npz").write_bytes(b"PK" + bytes(50))
+    count, left_out = convert(str(tmp_path / "att"), tmp_path / "att.lmdb")
+    assert count == 2 and ["2.npz" in left_out[0], "4.npz" in left_out[1]] == [True, True]
+    assert capsys.readouterr().err.count("left out\n") == 2
+    assert list(open_features(tmp_path / "att.lmdb").keys()) == ["1", "3"]
+
+
+@pytest.mark.parametrize("kind", ["tsv", "folder"])
+def test_an_interrupted_conversion_goes_on(root, script, monkeypatch, tmp_path, kind):
+    source, file = tmp_path / "a.tsv", tmp_path / "a.lmdb"
+    source.write_text("\n".join(map(tsv_line, range(1, 9))) + "\n")
+    source = source if kind == "tsv" else root / "features/att"
+    write, calls = FeatureWriter.write, []
+
+    def interrupted(writer, key, numbers):
+        calls.append(key)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        write(writer, key, numbers)
+
+    monkeypatch.setattr(FeatureWriter, "write", interrupted)
+    flags = ["--convert", source, "--output_file", file]
+    done = script("extract_features.py", *flags)
+    assert done.status == 130 and "has the records so far: add --resume to go on" in done.err
+    done = script("extract_features.py", *flags)
+    assert done.status == 2 and "--resume" in done.err and not file.exists()
+    done, first = script("extract_features.py", *flags, "--resume"), calls[:3]
+    assert done.status == 0 and not set(first) & set(calls[4:]), done.err
+    reader, numbers = open_features(file), range(1, 9 if kind == "tsv" else 37)
+    assert len(reader) == len(numbers)
+    for number in numbers:
+        assert np.array_equal(reader[str(number)], regions_of(number))
+
+
 def test_boxes_of_tsv_and_npz_files_stand_behind_their_regions(script, tmp_path):
     (tmp_path / "a.tsv").write_text("\n".join(map(tsv_line, range(1, 5))) + "\n")
     (tmp_path / "att").mkdir()
@@ -277,7 +329,7 @@ def test_h5_with_a_dataset_for_each_image(root, tmp_path, name, options):
     assert reader.missing([*keys, "9", "3_boxes", "", "a\0b"]) == ["9", "3_boxes", "", "a\0b"]
     with pytest.raises(UserError, match="has no record for '9'"):
         reader.get_many(["9"])
-    assert convert(str(tmp_path / "a.h5"), tmp_path / "a.lmdb") == 8
+    assert convert(str(tmp_path / "a.h5"), tmp_path / "a.lmdb") == (8, [])
     assert np.array_equal(open_features(tmp_path / "a.lmdb").get_many(keys[:1]), folder.get_many(keys[:1]))
 
 
