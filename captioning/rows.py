@@ -32,8 +32,13 @@ def each_row(of_images: Tensor, rows: int) -> Tensor:
 
 
 def real_regions(regions: Tensor) -> Tensor:
-    """(B, R, D) -> (B, R): which regions there are. Padding is a region of nothing but zeros."""
-    return (regions != 0).any(2)
+    """(B, R, D) -> (B, R): which regions there are. Padding is a region of nothing but zeros.
+
+    An image of nothing but zeros has one region, of zeros: attention needs something to attend to.
+    """
+    there = (regions != 0).any(2)
+    there[:, 0] |= ~there.any(1)
+    return there
 
 
 def mean_of_regions(regions: Tensor, mask: Tensor | None) -> Tensor:

@@ -421,11 +421,27 @@ def test_a_padded_batch_equals_single_images(kind):
             torch.testing.assert_close(found.log_prob[n], alone.log_prob[0], rtol=0, atol=1e-4)
 
 
+@every_model
+def test_an_image_of_zeros_alone_has_one_region(kind):
+    """Beside others it has the numbers that it has by itself, and those are finite."""
+    model, inputs = model_of(**MODELS[kind]), inputs_of([4, 7])
+    inputs[1][0] = 0
+    tokens, lengths = torch.randint(4, 11, (2, 4)), torch.tensor([4, 4])
+    logits, _, _, row = model(None, inputs, tokens, lengths, torch.arange(2))
+    logits.sum().backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+    alone, *_ = model(None, [inputs[0][:1], inputs[1][:1, :1]], tokens[:1], lengths[:1], torch.zeros(1).long())
+    torch.testing.assert_close(logits[row == 0], alone, rtol=0, atol=1e-5)
+    with torch.inference_mode():
+        memory = model.encode(None, inputs)
+        assert torch.isfinite(generate(*ready(fast_decoder(model.decoder), memory), Search(beam_size=2)).log_prob).all()
+
+
 def searching(model, numbers) -> tuple:
     return ready(fast_decoder(model.decoder), model.encode(None, inputs_of(numbers)))
 
 
-@pytest.mark.parametrize("kind", ["soft", "transformer"])
+@pytest.mark.parametrize("kind", ["soft", "updown", "transformer"])
 def test_the_fast_paths_mask_alike(kind, fast, plainly):
     model, packing = model_of(**MODELS[kind]), Packing.of(torch.tensor([3, 3, 3]), "cpu")
 
