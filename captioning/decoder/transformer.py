@@ -36,6 +36,7 @@ class TransformerMemory(ImageMemory):
     keys: Tensor  # (B, L, h, S, d)
     values: Tensor  # (B, L, h, S, d)
     mask: Tensor | None = None  # (B, S) True where a region is; None: all are
+    persist: Tensor | None = None  # (B, D) persistent features, which a search may ask for what an image shows
 
 
 class FeedForward(nn.Module):
@@ -239,7 +240,7 @@ class TransformerDecoder(nn.Module):
             tokens = layer(tokens, mask)
         tokens = self.region_norm(tokens)
         keys, values = zip(*(layer.of_image(tokens) for layer in self.layers))
-        return TransformerMemory(torch.stack(keys, 1), torch.stack(values, 1), mask)
+        return TransformerMemory(torch.stack(keys, 1), torch.stack(values, 1), mask, persist)
 
     def start(self, memory: TransformerMemory) -> State:
         """State before the first word: of each layer the keys and values, each (1, N, h, 0, d)."""

@@ -28,6 +28,7 @@ class UpDownMemory(ImageMemory):
     keys: Tensor  # (N, R, A) the regions' part of the attention score
     context: Tensor  # (N, C) the mean region, and pooled and persistent features
     mask: Tensor | None = None  # (N, R) True where a region is; None: all are
+    persist: Tensor | None = None  # (N, D) persistent features, which a search may ask for what an image shows
 
 
 class UpDownDecoder(nn.Module):
@@ -76,7 +77,7 @@ class UpDownDecoder(nn.Module):
         values = torch.relu(self.regions(self.region_dropout(regions)))
         others = [self.region_dropout(x) for x in (image, persist) if x is not None]
         context = torch.cat([mean_of_regions(values, mask), *others], 1)
-        return UpDownMemory(values, self.attention.key(values), context, mask)
+        return UpDownMemory(values, self.attention.key(values), context, mask, persist)
 
     def start(self, memory: UpDownMemory) -> State:
         """Zero: hidden states and cells (2, N, H), the attention LSTM's first."""

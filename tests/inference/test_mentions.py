@@ -19,9 +19,9 @@ def captioner(**changes) -> Captioner:
     torch.manual_seed(5)
     features = [FeatureSpec("map", (6, 2, 2), True)]
     persist = [FeatureSpec("other", (3,), True), FeatureSpec("x", (1000,), True, {"extractor": "net-classes"})]
-    config = ModelConfig(features, persist, 4, 5, attention="soft", attention_size=3, value_size=4)
-    for name, value in changes.items():
-        setattr(config, name, value)
+    sizes = {"embed_size": 4, "hidden_size": 8, "attention_size": 3, "value_size": 4}
+    settings = {"features": features, "persist_features": persist, "attention": "soft", **sizes, **changes}
+    config = ModelConfig(**settings)
     vocabulary = Vocabulary(WORDS)
     return Captioner(CaptionModel(config, len(WORDS), [None] * len(config.specs)).eval(), vocabulary)
 
@@ -61,9 +61,10 @@ def test_every_caption_has_the_words():
     assert all("pizza" in words and words & {"dog", "puppy"} for words in found)
 
 
-def test_auto_asks_for_what_the_classes_are_sure_of():
+@pytest.mark.parametrize("decoder", [{}, {"attention": "updown"}, {"attention": None, "decoder": "transformer"}])
+def test_auto_asks_for_what_the_classes_are_sure_of(decoder):
     """Two breeds of dogs together are sure enough; a photo without a sure class is captioned as ever."""
-    one = captioner()
+    one = captioner(**decoder)
     search = with_mentions(Search(beam_size=2, max_length=5), "auto", one)
     inputs = photos({151: 0.3, 207: 0.4}, {963: 0.9, 151: SURE - 0.1}, {963: 0.2}, {963: 0.6, 200: 0.55})
     found = words_of_captions(one, search, inputs)
