@@ -26,13 +26,20 @@ class Timm(nn.Module):
         if self.kind == "pooled":
             return self.model.forward_head(x)  # num_classes=0: what the classifier would read
         if self.tokens is None:  # the first run tells; torch.fx, which traces later ones, could not
+            if not isinstance(x, Tensor):
+                raise UserError(f"{self.name}-{self.kind}: {self.name} gives several maps at once: name it alone")
             self.tokens = x.ndim == 3
         if self.kind == "tokens" and not self.tokens:
             raise no_tokens(self.name)
         if self.tokens:
-            prefix = getattr(self.model, "num_prefix_tokens", 0)
-            return tokens_to_map(x, prefix) if self.kind == "conv" else tokens_to_regions(x)
+            return tokens_to_map(x, prefix_tokens(self.model)) if self.kind == "conv" else tokens_to_regions(x)
         return x.permute(0, 3, 1, 2) if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC") else x
+
+
+def prefix_tokens(model: nn.Module) -> int:
+    """How many tokens of a model, of its classes and the like, come before those of the image."""
+    own = 0 if getattr(model, "cls_token", None) is None else 1  # VOLO, for one, does not give their number
+    return getattr(model, "num_prefix_tokens", own)
 
 
 def build_timm(base: str, kind: str, weights: str | None, pretrained: bool, changes: dict):

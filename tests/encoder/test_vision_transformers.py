@@ -13,6 +13,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from captioning.encoder.factory import build_encoder, interpolated
 from captioning.encoder.names import split_name
+from captioning.encoder.timm_networks import prefix_tokens
 from captioning.encoder.tokens import tokens_to_map
 from captioning.errors import UserError
 
@@ -83,6 +84,40 @@ def test_positions_of_torchvisions_vits():
     wanted = nn.functional.interpolate(grid, size=6, mode="bicubic", align_corners=True)
     assert_close(found[:, 1:], wanted.flatten(2).transpose(1, 2))
     assert torch.equal(found[:, 0], state["encoder.pos_embedding"][:, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("timm:crossvit_tiny_240-conv", "timm:crossvit_tiny_240 gives several maps at once: name it alone"),
+        ("timm:crossvit_tiny_240-tokens", "timm:crossvit_tiny_240 gives several maps at once"),
+        ("timm:pit_ti_224-conv", "gives a vector only, no tokens of places in the image: leave out -conv"),
+    ],
+)
+def test_networks_of_timm_without_a_map(name, told):
+    with pytest.raises(UserError, match=told):
+        build_encoder(name, pretrained=False)
+
+
+def test_tokens_before_those_of_the_image():
+    assert prefix_tokens(SimpleNamespace(num_prefix_tokens=5, cls_token=torch.zeros(1))) == 5
+    assert prefix_tokens(SimpleNamespace(cls_token=torch.zeros(1))) == 1
+    assert prefix_tokens(SimpleNamespace(cls_token=None)) == prefix_tokens(SimpleNamespace()) == 0
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_mambaout"])
+@torch.no_grad()
+def test_a_change_at_the_upper_right_is_at_the_upper_right_of_the_map(name):
+    """Of tokens, and of maps with the channels in front or, as mambaout and Swin have them, behind."""
+    torch.manual_seed(0)
+    extractor = build_encoder(f"timm:{name}-conv", pretrained=False)
+    pixels = pixels_for(extractor, 1)
+    size, (rows, columns) = pixels.shape[2], extractor.grid
+    changed = pixels.clone()
+    changed[:, :, size // 50 : size // 7, -size // 5 : -size // 50] = 0
+    difference = (extractor(pixels) - extractor(changed)).abs().sum(1)[0]
+    row, column = divmod(int(difference.argmax()), columns)
+    assert difference.shape == (rows, columns) and row < rows / 2 <= column
 
 
 def test_tokens_that_lie_in_no_square():
