@@ -50,10 +50,12 @@ def attention_regularisation(weights: Tensor, row: Tensor, n_rows: int) -> Tenso
     """Doubly stochastic attention (Xu et al. 2015, eq. 14): the mean of (1 - sum over time of weights)^2.
 
     weights (M, R) of the real tokens, row (M,) the row of each. The paper sums over the regions; the mean makes the
-    factor independent of their number.
+    factor independent of their number. Regions that an image lacks, whose weights are 0, are left out of its mean.
     """
     over_time = weights.new_zeros(n_rows, weights.shape[1]).index_add(0, row, weights)
-    return ((1 - over_time) ** 2).mean()
+    there = over_time.detach() != 0
+    of_rows = ((1 - over_time) ** 2 * there).sum(1) / there.sum(1).clamp(min=1)
+    return of_rows.mean()
 
 
 def projection_regularisation(weight: Tensor) -> Tensor:

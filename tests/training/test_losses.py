@@ -46,6 +46,14 @@ def test_attention_regularisation_by_hand():
     assert attention_regularisation(weights, row, 2).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_regions_that_an_image_lacks_do_not_count():
+    """A batch padded to its longest image has the mean of what its images have by themselves."""
+    few, many = torch.tensor([[0.3, 0.7], [0.6, 0.4]]), torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    alone = [attention_regularisation(x, torch.zeros(len(x), dtype=torch.long), 1) for x in (few, many)]
+    padded = torch.cat([torch.nn.functional.pad(few, (0, 2)), many])
+    assert attention_regularisation(padded, torch.tensor([0, 0, 1]), 2).item() == pytest.approx(float(sum(alone)) / 2)
+
+
 def test_attention_that_sees_every_region_once_costs_nothing():
     assert attention_regularisation(torch.full((4, 4), 0.25), torch.zeros(4, dtype=torch.long), 1).item() == 0
 
