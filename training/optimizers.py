@@ -97,7 +97,7 @@ def make_optimizer(settings: TrainSettings, groups: ParameterGroups) -> optim.Op
     kinds = {"rmsprop": optim.RMSprop, "adam": optim.Adam, "adamw": optim.AdamW, "sgd": optim.SGD}
     of_encoder, of_words = (
         1.0 if rate is None else rate / settings.learning_rate
-        for rate in (settings.encoder_learning_rate or None, settings.lr_word_decoder)
+        for rate in (settings.encoder_learning_rate, settings.lr_word_decoder)
     )
     shares = [(groups.decoder, 1.0)]
     decay = settings.encoder_lr_decay

@@ -92,6 +92,7 @@ def test_the_norm_of_the_gradient_is_clipped():
     [
         (["--grad_clip", "1", "--grad_clip_norm", "1"], "exclude each other"),
         (["--grad_clip_norm", "0"], "--grad_clip_norm 0.0: above 0"),
+        (["--encoder_learning_rate", "0", "--finetune_encoder"], "--encoder_learning_rate 0.0: above 0"),
         (["--encoder_lr_decay", "0.5"], "--encoder_lr_decay needs an encoder that is trained"),
         (["--encoder_lr_decay", "1.5", "--finetune_encoder"], "--encoder_lr_decay 1.5: above 0 and at most 1"),
         (["--activation_checkpointing"], "--activation_checkpointing needs an encoder that is trained"),
