@@ -63,8 +63,8 @@ def parse_args(argv=None):
     add_device(add)
     args = parser.parse_args(argv)
     if args.convert:
-        if not (args.output_file or "").endswith(".lmdb"):
-            parser.error("--convert needs --output_file NAME.lmdb")
+        if not (args.output_file or "").endswith(".lmdb") or "," in args.output_file:
+            parser.error("--convert needs --output_file NAME.lmdb, one name without commas")
         if args.dataset or args.image_dir:
             parser.error("--convert takes no --dataset and no --image_dir")
         return args

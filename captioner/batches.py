@@ -45,7 +45,8 @@ def caption_features(
 
     features: for the one name of the model's `--features` an array, a tensor, or nested lists of numbers; for several
     names a list or tuple of such, in the order of the names. A vector feature is (B, D), a map (B, D, h, w) or its
-    regions row by row (B, R, D); a single image may leave B out. persist_features: the same for `--persist_features`.
+    regions row by row (B, R, D); a single image may leave B out. Where images have different numbers of regions, a list
+    with an array (R, D) for each will do. persist_features: the same for `--persist_features`.
     Both may stand in for encoders that run within the model. search: None for beam 3. batch_size: images at a time.
     Raises UserError where a feature that the model needs is not given, or one has another shape or is not finite.
     """

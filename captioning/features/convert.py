@@ -18,7 +18,7 @@ from captioning.config import MOST_NUMBERS
 from captioning.errors import UserError, warn
 from captioning.features.base import FeatureReader
 from captioning.features.factory import open_features
-from captioning.features.regions import FolderReader, with_boxes
+from captioning.features.regions import FolderReader, require_alike, with_boxes
 from captioning.features.writer import FeatureWriter
 
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
@@ -67,8 +67,10 @@ def fault_of(record: Record, shape: tuple[int, ...], seen: set[str]) -> str:
         return str(record.error)
     if record.key in seen:
         return f"{record.key!r} is there twice"
-    if record.numbers.ndim != len(shape) or record.numbers.shape[-1] != shape[-1]:
-        return f"{record.key!r} has the shape {record.numbers.shape}, others {shape}"
+    try:
+        require_alike(record.numbers, shape, record.numbers.dtype, repr(record.key))
+    except UserError as error:
+        return str(error)
     return ""
 
 
@@ -119,7 +121,7 @@ def bottom_up(path: Path, boxes: bool) -> Iterator[Record]:
                 if row:
                     yield record_of_line(row, boxes, f"{path}, line {number}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def record_of_line(row: list[str], boxes: bool, place: str) -> Record:

@@ -44,5 +44,7 @@ def open_features(path, keys: Sequence[str] | None = None, labels: dict[str, int
         return FolderReader(path)
     kind = READERS.get(path.suffix.lower())
     if kind is None:
+        if not path.exists():
+            raise UserError(f"no such feature file or folder: {path}")
         raise UserError(f"feature file {path}: unknown extension {path.suffix!r}; known: {' '.join(READERS)}")
     return open_or_mean(path, kind, keys, *([labels] if kind in (BinReader, ListReader) else []))

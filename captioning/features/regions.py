@@ -35,7 +35,8 @@ def require_alike(record: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, w
     float16 would round the records of other types.
     """
     if record.ndim != len(shape) or record.shape[-1] != shape[-1]:
-        raise UserError(f"{where} has the shape {record.shape}, other records {shape}")
+        others = f"(R, {shape[1]})" if len(shape) == 2 else shape
+        raise UserError(f"{where} has the shape {record.shape}, other records {others}")
     if dtype == np.float16 and record.dtype != dtype:
         raise UserError(f"{where} has numbers of the type {record.dtype}, other records float16: use one type for all")
 

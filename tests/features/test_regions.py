@@ -12,6 +12,7 @@ import pytest
 import torch
 from toy import feature_map, feature_vector, make_coco, write_config
 
+from captioning.batches.arrays import tensors_for
 from captioning.batches.features import FeatureFiles
 from captioning.config import FeatureSpec, ModelConfig
 from captioning.datasets.factory import open_dataset
@@ -24,7 +25,7 @@ from captioning.features.factory import is_feature_file, open_features
 from captioning.features.writer import FeatureWriter
 from captioning.rows import Packing
 from captioning.text.tokens import SPECIALS
-from model import build_model, caption_features, load_captioner
+from model import Captioner, build_model, caption_features, load_captioner
 from vocabulary import Vocabulary
 
 D = 16
@@ -225,7 +226,7 @@ def test_bad_lines_of_a_tsv_are_left_out_by_name(script, tmp_path):
     assert done.status == 1 and "Traceback" not in done.err, done.err
     for told in ("line 3: no", "'1' is there twice", "line 6: no bottom-up features: 2 fields", "line 8: no"):
         assert done.err.count(told) == 1
-    assert "'5' has the shape (4, 12), others (0, 16)" in done.err and "5 records could not be used" in done.err
+    assert "'5' has the shape (4, 12), other records (R, 16)" in done.err and "5 records could not be used" in done.err
     assert list(open_features(file).keys()) == ["1", "3"]
 
 
@@ -302,11 +303,17 @@ def test_boxes_that_are_none(tmp_path, arrays, told):
         convert(str(tmp_path / "att"), tmp_path / "att.lmdb", boxes=True)
 
 
-def test_boxes_are_of_folders_and_tsv_files(root, script, tmp_path):
+def test_sources_that_are_none_or_have_no_boxes(root, script, tmp_path):
     file = tmp_path / "b.lmdb"
     for source in (root / "features/att.lmdb", root / "features/fc"):
         done = script("extract_features.py", "--convert", source, "--output_file", file, "--boxes")
         assert done.status == 2 and "neither a .tsv" in done.err and done.err.count("\n") == 1
+    done = script("extract_features.py", "--convert", tmp_path / "none.tsv", "--output_file", file)
+    assert done.status == 2 and done.err.endswith("none.tsv: No such file or directory\n")
+    done = script("extract_features.py", "--convert", tmp_path / "none", "--output_file", file)
+    assert done.status == 2 and "no such feature file or folder" in done.err
+    done = script("extract_features.py", "--convert", root / "features/fc", "--output_file", "a.lmdb,b.lmdb")
+    assert done.status == 2 and "one name without commas" in done.err
     done = script("extract_features.py", "--image_dir", tmp_path, "--boxes")
     assert done.status == 2 and "--boxes is for --convert" in done.err
 
@@ -450,6 +457,27 @@ def test_the_fast_paths_mask_alike(kind, fast, plainly):
         return model.decoder(memory, torch.full((3, 3), 5), packing, torch.arange(3))[0].detach()
 
     torch.testing.assert_close(logits(), plainly(logits), rtol=0, atol=1e-5)
+
+
+@every_model
+def test_features_in_memory_may_be_a_list_of_regions(kind):
+    captioner = Captioner(model_of(**MODELS[kind]), VOCABULARY)
+    vectors, padded = inputs_of([4, 7])
+    wanted = [one[0].tokens for one in caption_features(captioner, [vectors, padded])]
+    each = [regions_of(4), torch.from_numpy(regions_of(7))]
+    assert [one[0].tokens for one in caption_features(captioner, [vectors, each])] == wanted
+    with pytest.raises(UserError, match=r"have shape \(2, 0, 16\)"):
+        caption_features(captioner, [vectors, padded[:, :0]])
+    with pytest.raises(UserError, match="no array of numbers"):
+        caption_features(captioner, [vectors, [regions_of(4), regions_of(7)[:, :3]]])
+
+
+def test_one_list_of_regions_is_the_one_feature():
+    specs = [FeatureSpec("att/", (D, 0, 1), True)]
+    each = [regions_of(4), regions_of(7)]
+    for given in (each, [each], (each[0].tolist(), each[1].tolist())):
+        (found,) = tensors_for("features", given, specs)
+        assert torch.equal(found, inputs_of([4, 7])[1])
 
 
 def test_paragraphs_need_as_many_regions_for_all():
