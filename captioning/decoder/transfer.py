@@ -15,6 +15,8 @@ from captioning.errors import UserError
 from captioning.text.tokens import UNK
 
 OF_WORDS = ("embed.weight", "linear.weight", "linear.bias")  # a row for each word
+OF_UPDOWN = "attention_lstm.weight_ih"
+READ_PERSIST = ("rnn.weight_ih_l0", "inputs.persist.weight", OF_UPDOWN)  # columns for persistent features
 
 
 @dataclass
@@ -37,13 +39,16 @@ def begin_with(decoder: nn.Module, words: list[str], config: ModelConfig, source
     ids = {word: number for number, word in enumerate(source.words)}
     known = [(number, ids[word]) for number, word in enumerate(words) if word in ids]
     for name in dict.fromkeys([*own, *theirs]):
+        if name == "inputs.persist.weight" and name not in theirs:
+            advice = "a Transformer that was trained without persistent features cannot take up any"
+            raise UserError(f"--init_model {source.name}: {advice}")
         if name not in own or name not in theirs:
             raise UserError(f"--init_model {source.name} does not fit: {name} is in one of the models alone")
         if name in OF_WORDS:
             own[name] = rows_of_words(own[name], theirs[name], known, divided=name == "linear.bias")
-        elif name == "rnn.weight_ih_l0" and own[name].shape[1] > theirs[name].shape[1]:  # persistent features are last
-            own[name] = torch.zeros_like(own[name])
-            own[name][:, : theirs[name].shape[1]] = theirs[name]
+        elif name in READ_PERSIST and own[name].shape[1] > theirs[name].shape[1]:
+            behind = config.embed_size if name == OF_UPDOWN else 0  # there the word comes last
+            own[name] = with_columns(theirs[name], own[name].shape[1], behind)
         elif own[name].shape != theirs[name].shape:
             shapes = f"{tuple(theirs[name].shape)} there, {tuple(own[name].shape)} here"
             raise UserError(f"--init_model {source.name} does not fit: {name} is {shapes}")
@@ -51,6 +56,12 @@ def begin_with(decoder: nn.Module, words: list[str], config: ModelConfig, source
             own[name] = theirs[name]
     decoder.load_state_dict(own)
     return len(words) - len(known)
+
+
+def with_columns(weight: Tensor, columns: int, behind: int) -> Tensor:
+    """`weight` (H, D) as (H, columns): new columns are zero and stand before the last `behind`."""
+    old, new = weight.tensor_split([weight.shape[1] - behind], 1)
+    return torch.cat([old, weight.new_zeros(len(weight), columns - weight.shape[1]), new], 1)
 
 
 def rows_of_words(own: Tensor, theirs: Tensor, known: list[tuple[int, int]], divided: bool) -> Tensor:

@@ -28,15 +28,22 @@ def begun_with(new: Captioner, old: Captioner) -> int:
     return begin_with(new.model.decoder, new.vocabulary.words, new.config, source)
 
 
+TRANSFORMER = {"decoder": "transformer", "attention": None, "heads": 2}
+WIDER = [((), (9,)), ((3,), (3, 9)), ((3,), (3,))]
+CASES = [({}, *pair) for pair in WIDER] + [({"attention": "updown"}, *pair) for pair in WIDER]
+
+
 @torch.inference_mode()
-@pytest.mark.parametrize("persist", [((), (9,)), ((3,), (3, 9)), ((3,), (3,))])
-def test_it_writes_what_the_other_one_wrote(persist):
-    old, new = captioner("a dog runs fast", persist[0]), captioner("the dog a pizza runs", persist[1])
+@pytest.mark.parametrize(("settings", "before", "after"), [*CASES, *((TRANSFORMER, *pair) for pair in WIDER[1:])])
+def test_it_writes_what_the_other_one_wrote(settings, before, after):
+    persist = before, after
+    old = captioner("a dog runs fast", before, **settings)
+    new = captioner("the dog a pizza runs", after, **settings)
     for one in (old, new):
         one.model.decoder.linear.bias[UNK] = -4.0
     assert begun_with(new, old) == 2
     shared, more = torch.randn(6, 4, 7), [torch.randn(6, size) for size in persist[1]]
-    search = Search(max_length=6)
+    search = Search(max_length=6, min_length=1)
     theirs = old.encode(None, [shared, *more[: len(persist[0])]])
     ours = new.encode(None, [shared, *more])
     words = torch.tensor([1] * 6)
@@ -44,11 +51,11 @@ def test_it_writes_what_the_other_one_wrote(persist):
     for one, memory in ((old, theirs), (new, ours)):
         logits, _, _ = one.model.decoder.step(words, one.model.decoder.start(memory), memory)
         log_probs.append({word: logits[:, number] for number, word in enumerate(one.vocabulary.words)})
-    before, after = log_probs
+    of_old, of_new = log_probs
     for word in (*SPECIAL, "a", "dog", "runs"):
-        torch.testing.assert_close(after[word], before[word])
-    both = torch.stack([after["the"], after["pizza"]]).logsumexp(0)
-    torch.testing.assert_close(both, before["<unk>"])
+        torch.testing.assert_close(of_new[word], of_old[word])
+    both = torch.stack([of_new["the"], of_new["pizza"]]).logsumexp(0)
+    torch.testing.assert_close(both, of_old["<unk>"])
     assert all(found[0].text for found in new.caption(ours, search))
 
 
@@ -62,3 +69,5 @@ def test_what_does_not_fit_is_told():
     ):
         with pytest.raises(UserError, match=message):
             begun_with(other, old)
+    with pytest.raises(UserError, match="a Transformer that was trained without persistent features"):
+        begun_with(captioner("a dog", (3,), **TRANSFORMER), captioner("a dog", **TRANSFORMER))
