@@ -8,8 +8,8 @@
 Data are made up: captions in COCO's format, features of 32 numbers in an lmdb file. train.py runs twice with
 `--verbose`, first without the files that it keeps beside its vocabulary, then with them. The times are those from the
 start of Python to the end of the first step. The memory is the sum of the proportional memory (PSS) of train.py and of
-its workers: a page that n processes share counts as 1/n in each. Its parts are told too: other programs on the machine
-that use the same libraries change the part that lies in files.
+its workers: a page that n processes share counts as 1/n in each. Each figure is the mean of twenty readings. Its parts
+are told too: other programs on the machine that use the same libraries change the part that lies in files.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import mean
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,6 +34,7 @@ from captioning.files import atomic_write
 
 FROM_STEP = 100  # the first step after which memory is read: by then the workers are at work
 READ_EVERY = 100  # steps
+READINGS = 20  # the mean of so many: what a step holds at one moment is up to a tenth more than at another
 SECTION, MODEL = "start", "start"
 KINDS = {"Pss": "memory", "Pss_Anon": "of it in no file", "Pss_File": "of it in files", "Pss_Shmem": "of it shared"}
 START = re.compile(r"start: +([\d.]+) s (.+)")
@@ -99,16 +101,17 @@ class Watched:
                     return time.monotonic() - self.began, parts
         raise RuntimeError(f"train.py ended with {self.process.wait()} before its first step")
 
-    def memory(self) -> dict[int, dict[str, int]]:
-        """Bytes of each kind of memory after each hundred steps, until train.py ends."""
-        read: dict[int, dict[str, int]] = {}
+    def memory(self, workers: int) -> dict[int, dict[str, int]]:
+        """Bytes of each kind of memory after each hundred steps, means of some readings, while so many workers live."""
+        read: dict[int, list[dict[str, int]]] = {}
         while self.process.poll() is None:
-            if (step := self._step()) >= FROM_STEP and step not in read:
+            if (step := self._step()) >= FROM_STEP and len(read.get(step, ())) < READINGS:
                 processes = tree(self.process.pid)
-                if len(processes) > 1:  # the workers have not ended yet
-                    read[step] = {kind: sum(proportional(pid, kind) for pid in processes) for kind in KINDS}
-            time.sleep(0.05)
-        return read
+                if len(processes) > workers:  # at the end of the run they are gone
+                    now = {kind: sum(proportional(pid, kind) for pid in processes) for kind in KINDS}
+                    read.setdefault(step, []).append(now)
+            time.sleep(0.03)
+        return {step: {kind: round(mean(one[kind] for one in all_)) for kind in KINDS} for step, all_ in read.items()}
 
     def _step(self) -> int:
         """The last step that is in the log of the run."""
@@ -138,7 +141,7 @@ def measure(folder: Path, args) -> dict:
             seconds, parts = watched.first_step()
             figures[f"{which}_start_seconds"], figures[f"{which}_start_parts"] = seconds, parts
             if which == "second":
-                figures["bytes_after_steps"] = watched.memory()
+                figures["bytes_after_steps"] = watched.memory(args.num_workers)
         finally:
             watched.end()
     return figures

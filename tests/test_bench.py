@@ -213,8 +213,8 @@ def test_every_row_has_its_function():
 
 @pytest.mark.slow
 def test_the_start_with_many_captions_is_measured(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/bench_start.py", "--captions", "600", "--images", "120"]
-    command += ["--steps", "300", "--json", tmp_path / "start.json"]
+    command = [sys.executable, ROOT / "benchmarks/bench_start.py", "--captions", "28000", "--images", "5600"]
+    command += ["--steps", "210", "--json", tmp_path / "start.json"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "start.json").read_text())
