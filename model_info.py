@@ -193,7 +193,10 @@ def spec_line(spec: dict) -> str:
     provenance = (spec.get("maker") or {}).get("extractor")
     origin = "a file" if spec["external"] else "within the model"
     origin += f", made by {provenance}" if spec["external"] and provenance else ""
-    shape = "x".join(map(str, spec["shape"])) if tuple(spec["shape"]) != (0,) else "counted with the one before"
+    size, *grid = spec["shape"]
+    shape = "x".join(map(str, spec["shape"])) if size else "counted with the one before"
+    if grid == [0, 1]:
+        shape = f"regions of {size}, as many as an image has"
     return f"{spec['name']}: {shape} ({origin})"
 
 

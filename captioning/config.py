@@ -59,6 +59,12 @@ def is_shape(shape) -> bool:
     return varying or (whole and len(shape) in (1, 3) and math.prod(shape) <= MOST_NUMBERS and all(shape[1:]))
 
 
+def shape_text(shape) -> str:
+    """The shape of a feature as errors show it: (D,), (D, h, w), or (R, D) where the number R of regions differs."""
+    varying = len(shape) == 3 and tuple(shape[1:]) == (0, 1)
+    return f"(R, {shape[0]}) with R regions of an image" if varying else str(tuple(shape))
+
+
 def check_fields(cls, values, place: str) -> None:
     """Raises UserError where `values` is no dict of fields of the dataclass `cls`, of their types, and within reason.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from captioning.batches.features import CachedFeatures, FeatureFiles
-from captioning.config import FeatureSpec, ModelConfig
+from captioning.config import FeatureSpec, ModelConfig, shape_text
 from captioning.datasets.base import CaptionDataset
 from captioning.errors import UserError, warn
 from captioning.features.factory import is_feature_file
@@ -151,7 +151,8 @@ def check_file(spec: FeatureSpec, files: FeatureFiles, strict: bool) -> None:
     """
     path = files.readers[0].path
     if tuple(files.shape) != tuple(spec.shape):
-        raise UserError(f"{path} has features of shape {tuple(files.shape)}, but the model reads {tuple(spec.shape)}")
+        has, wants = shape_text(files.shape), shape_text(spec.shape)
+        raise UserError(f"{path} has features of shape {has}, but the model reads {wants}")
     for key in ("extractor", "weights_sha256", "feature_type"):
         has, wants = ((provenance or {}).get(key) for provenance in (files.provenance, spec.provenance))
         if has and wants and has != wants:

@@ -14,6 +14,7 @@ from toy import feature_map, feature_vector, make_coco, write_config
 
 from captioning.batches.arrays import tensors_for
 from captioning.batches.features import FeatureFiles
+from captioning.batches.inputs import check_file
 from captioning.config import FeatureSpec, ModelConfig
 from captioning.datasets.factory import open_dataset
 from captioning.datasets.folder import GenericDataset
@@ -480,6 +481,12 @@ def test_one_list_of_regions_is_the_one_feature():
         assert torch.equal(found, inputs_of([4, 7])[1])
 
 
+def test_a_file_of_vectors_is_no_file_of_regions(root):
+    files = FeatureFiles(open_dataset("toy:val", str(root / "datasets.conf")), "fc/")
+    with pytest.raises(UserError, match=r"shape \(16,\), but the model reads \(R, 16\) with R regions of an image"):
+        check_file(FeatureSpec("att/", (D, 0, 1), True), files, strict=False)
+
+
 def test_paragraphs_need_as_many_regions_for_all():
     from captioning.config import ParagraphConfig
 
@@ -511,6 +518,8 @@ def test_training_and_captioning(root, script, tmp_path, flags):
     model = tmp_path / "m" / "ep2.model"
     done = script("infer.py", "--model", model, "--dataset", "toy:val", *common, "--output_file", tmp_path / "o.json")
     assert done.status == 0, done.err
+    about = script("model_info.py", model).out
+    assert f"regions of {D}, as many as an image has (a file)" in about
     table = ["--attention_output", tmp_path / "a.npz", "--output_file", tmp_path / "p.json"]
     done = script("infer.py", "--model", model, "--dataset", "toy:val", *common, *table)
     assert done.status == 2 and "different numbers of regions" in done.err and done.err.count("\n") == 1
