@@ -120,7 +120,7 @@ def test_damage_anywhere_in_a_file_is_no_traceback(tmp_path, damage):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, feat=feature_map(1, D, 4).reshape(-1, D))
     whole, refused = buffer.getvalue(), 0
-    for place in range(0, len(whole) - len(damage), 5):
+    for place in range(0, len(whole) - len(damage), 17):
         (tmp_path / "1.npz").write_bytes(whole[:place] + damage + whole[place + len(damage) :])
         try:
             open_features(tmp_path).get_many(["1"])
