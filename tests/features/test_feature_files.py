@@ -185,6 +185,8 @@ def test_npy_mistakes(tmp_path):
     assert "not rows of numbers" in message(path)
     path.unlink()
     assert "no such feature file" in message(path)
+    assert "no such feature file or folder" in message(tmp_path / "x.mat")
+    (tmp_path / "x.mat").write_bytes(b"MATLAB")
     assert "known: .npy" in message(tmp_path / "x.mat")
 
 
