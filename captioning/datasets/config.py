@@ -9,14 +9,14 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from captioning.datasets.names import as_path, looks_like_path, split_names
+from captioning.datasets.names import as_path, is_shards, looks_like_path, split_names
 from captioning.errors import UserError, warn_once
 from captioning.files import read_lines
 
 DEFAULT_FILE = "datasets/datasets.conf"
 CONFIG_HELP = f"file of the datasets (default: {DEFAULT_FILE}, or the one in ~/.config/image_captioning)"
 GENERIC = "generic"
-OF_PATHS = "CaptionFile"  # the class of datasets that are named by a path
+OF_PATHS, OF_SHARDS = "CaptionFile", "WebDataset"  # the classes of datasets that are named by a path
 PATH_KEYS = ("image_dir", "caption_path", "features_path")
 CODE_DIR = Path(__file__).resolve().parents[2]  # the folder of the scripts
 MOST_BYTES = 2**20  # of a file
@@ -71,7 +71,7 @@ class DatasetParams:
 def get_datasets(
     spec: str, config_file: str | None = None, option: str = "--dataset", images: str | None = None
 ) -> list[DatasetParams]:
-    """The settings of every dataset named in `spec`, "a:x+b:y", in that order: sections, or paths of captions.
+    """The settings of every dataset named in `spec`, "a:x+b:y", in that order: sections, paths of captions, tar shards.
 
     `config_file` is looked for as it stands, then in ~/.config/image_captioning/, then beside the code; None means
     datasets/datasets.conf. option: the flag that errors name; images: where the images of paths lie. Raises UserError
@@ -88,6 +88,9 @@ def get_datasets(
         if name in known:
             found.append(_section(parser, name, path))
             continue
+        if is_shards(name):
+            found.append(DatasetParams(name, OF_SHARDS, extra={"urls": name}, option=option))
+            continue
         place = None if name.partition(":")[0] in known else as_path(name)
         if place is None:
             _refuse(name, known, path, config_file, option)
@@ -95,7 +98,8 @@ def get_datasets(
         found.append(DatasetParams(name, OF_PATHS, **where, option=option))
         of_paths += 1
     if images and not of_paths and option != "--validate":
-        raise UserError(f"--images {images}: {option} {spec} is a section of {path}, which says where its images are")
+        why = "has its images in it" if is_shards(spec) else f"is a section of {path}, which says where its images are"
+        raise UserError(f"--images {images}: {option} {spec} {why}")
     if images and not os.path.exists(images):
         raise UserError(f"--images: no such folder: {images}")
     return found

@@ -35,7 +35,7 @@ DATASET_CLASSES = {
 def open_dataset(
     spec: str, config_file: str | None = None, images: str | None = None, option: str = "--dataset"
 ) -> CaptionDataset:
-    """The dataset `spec`, sections of datasets.conf or paths of captions, "a:x+b:y" joined into one.
+    """The dataset `spec`, sections of datasets.conf, paths of captions or tar shards, "a:x+b:y" joined.
 
     images: where the images of paths lie; option: the flag that errors name. Raises UserError for whatever is wrong
     with the configuration or a caption file.

@@ -1,4 +1,4 @@
-"""What `--dataset` is made of: sections of datasets.conf and paths of captions, joined by +, a path with :SPLIT.
+"""What `--dataset` is made of: sections of datasets.conf, tar shards, paths of captions with :SPLIT, joined by +.
 
 split_names("coco:train2014+photos/a+b.csv:train", known)      # ["coco:train2014", "photos/a+b.csv:train"]
 as_path("photos/a+b.csv:train")                                # ("photos/a+b.csv", "train")
@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 
 _SPLIT = re.compile(r"\w[\w-]*")
-_LIKE_A_PATH = re.compile(r"[/\\]|\.(?:csv|tsv|jsonl?|txt|token)(?::|$)", re.IGNORECASE)
+_LIKE_A_PATH = re.compile(r"[/\\]|\.(?:csv|tsv|jsonl?|txt|token|tar)(?::|$)", re.IGNORECASE)
 
 
 def split_names(spec: str, known: Collection[str] = ()) -> list[str]:
@@ -40,6 +40,11 @@ def as_path(name: str) -> tuple[str, str | None] | None:
     return None
 
 
+def is_shards(name: str) -> bool:
+    """Whether a name means tar shards: `shards-{0000..0099}.tar`, one of them, or several patterns joined by `::`."""
+    return name.lower().endswith(".tar")
+
+
 def looks_like_path(name: str) -> bool:
     """Whether a name that is not there was meant as a path."""
     return _LIKE_A_PATH.search(name) is not None
@@ -49,7 +54,9 @@ def short_names(spec: str) -> str:
     """`spec` with the name of the file, or folder, in place of each path: part of the names of other files."""
     names = []
     for name in split_names(spec):
-        if (place := as_path(name)) is not None and looks_like_path(name):
+        if is_shards(name):
+            name = re.sub(r"[{}]", "", os.path.basename(name.partition("::")[0].strip())[: -len(".tar")])
+        elif (place := as_path(name)) is not None and looks_like_path(name):
             path, split = place
             base = os.path.basename(os.path.abspath(path))
             name = (base if os.path.isdir(path) else os.path.splitext(base)[0]) + (f":{split}" if split else "")

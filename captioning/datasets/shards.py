@@ -47,7 +47,8 @@ class WebDataset(CaptionDataset):
         """The files that `urls` names. Raises UserError where one is not there."""
         from braceexpand import UnbalancedBracesError, braceexpand  # webdataset requires it
 
-        where = f"{self.params.config_path}: [{self.name}] urls = {urls}"
+        place = self.params.config_path  # None where --dataset names the shards themselves
+        where = f"{place}: [{self.name}] urls = {urls}" if place else f"{self.params.option} {urls}"
         if not urls:
             raise UserError(f"--dataset {self.name}: set urls in {self.params.config_path}: shards-{{0000..0099}}.tar")
         if "://" in urls or urls.startswith("pipe:"):

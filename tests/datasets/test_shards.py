@@ -11,6 +11,7 @@ from toy_shards import make_shards, make_tar, picture, write_section
 
 from captioning.datasets import shard_index
 from captioning.datasets.factory import open_dataset
+from captioning.datasets.names import short_names
 from captioning.errors import UserError, note_once
 from captioning.images.archives import archive_of, read_member
 from captioning.images.image_file import open_image
@@ -328,3 +329,23 @@ def test_mistakes_of_the_section(tmp_path, opened, monkeypatch):
     monkeypatch.setattr(shard_index, "is_installed", lambda module: False)
     with pytest.raises(UserError, match="needs a package: pip install webdataset"):
         opened("s-0.tar")
+
+
+def test_shards_without_a_section(tmp_path):
+    """--dataset names the shards themselves, also with braces, and beside captions of another kind."""
+    for number in range(3):
+        sample = {f"{number}.png": picture(number), f"{number}.txt": b"A dog.\n"}
+        make_tar(tmp_path / f"s-{number}.tar", sample)
+    pattern = f"{tmp_path}/s-{{0..2}}.tar"
+    assert captions(open_dataset(pattern)) == {str(number): ["A dog."] for number in range(3)}
+    assert len(open_dataset(f"{tmp_path}/s-0.tar::{tmp_path}/s-2.tar")) == 2
+    picture_file = tmp_path / "own" / "x.png"
+    picture_file.parent.mkdir()
+    picture_file.write_bytes(picture(0))
+    picture_file.with_suffix(".txt").write_text("A cat.")
+    assert len(open_dataset(f"{pattern}+{picture_file.parent}")) == 4
+    assert short_names(f"{pattern}+{tmp_path}/s-1.tar") == "s-0..2+s-1"
+    with pytest.raises(UserError, match=r"^--validate .*s-\{2\.\.3\}\.tar: 1 of 2 shards are missing: .*s-3\.tar"):
+        open_dataset(f"{tmp_path}/s-{{2..3}}.tar", option="--validate")
+    with pytest.raises(UserError, match="--images .* has its images in it"):
+        open_dataset(pattern, images=str(tmp_path))

@@ -13,7 +13,7 @@ from captioning.files import parse_json, read_bytes
 KNOWN = (
     "CSV or TSV with a column of images and one of captions; JSON Lines; COCO's, Karpathy's or another JSON of images "
     "and captions; lines NAME#NUMBER, tab, caption; a folder with Hugging Face's metadata.jsonl or .csv; a folder of "
-    "x.jpg beside x.txt"
+    "x.jpg beside x.txt; tar shards, shards-{0000..0099}.tar"
 )
 WIDE = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # how spreadsheets save "Unicode text"
 
