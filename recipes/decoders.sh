@@ -20,29 +20,8 @@ exec > >(tee -a "$WORK/log.txt") 2>&1
 config=(--dataset_config_file "$WORK/datasets.conf")
 running=()
 
-run() { # show a command as it would be typed, then run it
-    printf '\n$ %s\n' "$*"
-    "$@"
-}
-
-if [ -f "$SPLIT" ]; then
-    run python datasets/karpathy_split.py "$SPLIT" "$WORK/annotations"
-    annotations=$WORK/annotations
-else
-    annotations=$(cd "$SPLIT" && pwd)
-fi
-run ./resize.py --image_dir "$IMAGES" --output_dir "$WORK/images" --image_size 224
-cat >"$WORK/datasets.conf" <<CONF
-[flickr8k]
-dataset_class = CocoDataset
-image_dir = $WORK/images
-
-[flickr8k:train]
-caption_path = $annotations/captions_train.json
-
-[flickr8k:val]
-caption_path = $annotations/captions_val.json
-CONF
+. recipes/flickr8k_data.sh
+flickr8k_data 224
 [ -f "$WORK/vocab.json" ] || run ./build_vocab.py --dataset flickr8k:train "${config[@]}" --vocab_output_path "$WORK/vocab.json"
 
 # 1. The features, once: the 7x7 map of the last convolution.

@@ -23,31 +23,8 @@ mkdir -p "$WORK"
 exec > >(tee -a "$WORK/log.txt") 2>&1
 config=(--dataset_config_file "$WORK/datasets.conf")
 
-run() { # show a command as it would be typed, then run it
-    printf '\n$ %s\n' "$*"
-    "$@"
-}
-
-if [ -f "$SPLIT" ]; then
-    run python datasets/karpathy_split.py "$SPLIT" "$WORK/annotations"
-    annotations=$PWD/$WORK/annotations
-    [ "${WORK:0:1}" = / ] && annotations=$WORK/annotations
-else
-    annotations=$(cd "$SPLIT" && pwd)
-fi
-run ./resize.py --image_dir "$IMAGES" --output_dir "$WORK/images" --image_size 256
-cat > "$WORK/datasets.conf" <<CONF
-[flickr8k]
-dataset_class = CocoDataset
-root_dir = $(cd "$WORK" && pwd)
-image_dir = images
-
-[flickr8k:train]
-caption_path = $annotations/captions_train.json
-
-[flickr8k:val]
-caption_path = $annotations/captions_val.json
-CONF
+. recipes/flickr8k_data.sh
+flickr8k_data 256
 [ -f "$WORK/vocab.json" ] || run ./build_vocab.py --dataset flickr8k:train "${config[@]}" --vocab_output_path "$WORK/vocab.json"
 
 

@@ -25,33 +25,15 @@ WORK=$(cd "$WORK" && pwd)
 exec > >(tee -a "$WORK/log.txt") 2>&1
 config=(--dataset_config_file "$WORK/datasets.conf")
 
-run() { # show a command as it would be typed, then run it
-    printf '\n$ %s\n' "$*"
-    "$@"
-}
+. recipes/flickr8k_data.sh
 
 train() { # several processes, a core each: on busy cores quicker than one process with several threads
     run env OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc_per_node "${PROCESSES:-2}" train.py "$@"
 }
 
-if [ -f "$SPLIT" ]; then
-    run python datasets/karpathy_split.py "$SPLIT" "$WORK/annotations"
-    annotations=$WORK/annotations
-else
-    annotations=$(cd "$SPLIT" && pwd)
-fi
+flickr8k_data 256
 everyday=$(cd "$EVERYDAY" && pwd)
-run ./resize.py --image_dir "$IMAGES" --output_dir "$WORK/images" --image_size 256
-cat > "$WORK/datasets.conf" << CONF
-[flickr8k]
-dataset_class = CocoDataset
-image_dir = $WORK/images
-
-[flickr8k:train]
-caption_path = $annotations/captions_train.json
-
-[flickr8k:val]
-caption_path = $annotations/captions_val.json
+cat >>"$WORK/datasets.conf" <<CONF
 
 [everyday]
 dataset_class = CocoDataset
