@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from captioning.config import ModelConfig
+from captioning.config import FeatureSpec, ModelConfig
 from captioning.errors import UserError
 from captioning.text.tokens import UNK
 
@@ -78,11 +78,19 @@ def rows_of_words(own: Tensor, theirs: Tensor, known: list[tuple[int, int]], div
 
 
 def check_features(config: ModelConfig, source: Source) -> None:
-    """Raises UserError unless `config` has the features of `source`, and perhaps more persistent ones after them."""
+    """Raises UserError unless `config` has the features of `source`, and perhaps more persistent ones after them.
+
+    The regions of a map may be more or fewer: no weight depends on their number.
+    """
     other = source.config
-    shapes = [[spec.shape for spec in specs] for specs in (config.features, other.features)]
-    more, fewer = ([spec.shape for spec in one.persist_features] for one in (config, other))
-    if shapes[0] != shapes[1] or more[: len(fewer)] != fewer:
+    own, theirs = (sizes(specs) for specs in (config.features, other.features))
+    more, fewer = (sizes(one.persist_features) for one in (config, other))
+    if own != theirs or more[: len(fewer)] != fewer:
         names = ", ".join(spec.name for spec in other.specs)
         advice = "name features of the same sizes; new ones stand last in --persist_features"
         raise UserError(f"--init_model {source.name}: it reads {names}: {advice}")
+
+
+def sizes(specs: list[FeatureSpec]) -> list[tuple[bool, int]]:
+    """Of each feature whether it is a map, and the size of a region or of the vector."""
+    return [(spec.spatial, spec.shape[0]) for spec in specs]

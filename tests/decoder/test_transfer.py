@@ -14,11 +14,11 @@ from vocabulary import Vocabulary
 SPECIAL = ["<pad>", "<start>", "<end>", "<unk>"]
 
 
-def captioner(words: str, persist: tuple[int, ...] = (), **settings) -> Captioner:
+def captioner(words: str, persist: tuple[int, ...] = (), grid: tuple[int, int] = (2, 2), **settings) -> Captioner:
     torch.manual_seed(len(words))
     specs = [FeatureSpec(f"p{size}", (size,), True) for size in persist]
     settings = {"embed_size": 5, "hidden_size": 6, "attention": "soft", "attention_size": 3, "value_size": 4} | settings
-    config = ModelConfig([FeatureSpec("map", (7, 2, 2), True)], specs, **settings)
+    config = ModelConfig([FeatureSpec("map", (7, *grid), True)], specs, **settings)
     vocabulary = Vocabulary([*SPECIAL, *words.split()])
     return Captioner(CaptionModel(config, len(vocabulary), [None] * len(config.specs)).eval(), vocabulary)
 
@@ -57,6 +57,20 @@ def test_it_writes_what_the_other_one_wrote(settings, before, after):
     both = torch.stack([of_new["the"], of_new["pizza"]]).logsumexp(0)
     torch.testing.assert_close(both, of_old["<unk>"])
     assert all(found[0].text for found in new.caption(ours, search))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("settings", [{}, {"attention": "updown"}, TRANSFORMER])
+def test_a_map_may_have_more_regions(settings):
+    old, new = captioner("a dog", (3,), **settings), captioner("a dog", (3,), grid=(3, 3), **settings)
+    assert begun_with(new, old) == 0
+    regions = torch.randn(2, 9, 7)
+    features = [regions, torch.randn(2, 3)]
+    log_probs = []
+    for one in (old, new):
+        memory = one.encode(None, features)
+        log_probs.append(one.model.decoder.step(torch.tensor([1, 1]), one.model.decoder.start(memory), memory)[0])
+    torch.testing.assert_close(*log_probs)
 
 
 def test_what_does_not_fit_is_told():
