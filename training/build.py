@@ -82,8 +82,12 @@ class CaptionerBuilder:
         refuse_contradictions(other.config, self.typed_flags)
         size = self.typed_flags.get("crop_size") or other.size
         for spec, extractor in zip(other.config.specs, other.model.extractors):
-            if isinstance(extractor, ImageEncoder) and extractor.transform["size"] == size:
+            if not isinstance(extractor, ImageEncoder):
+                continue
+            if extractor.transform["size"] == size:
                 self.encoders[spec.name] = extractor
+            elif other.config.encoders_travel:
+                self.encoders[spec.name] = at_size(extractor, size, file)
         self.config.crop_size = size
         changes = {"finetune_encoder": self.config.finetune_encoder, "encoder_in_file": other.config.encoders_travel}
         for name in ("features", "persist_features"):
@@ -132,6 +136,19 @@ class CaptionerBuilder:
     def _captioner(self, config: ModelConfig, vocabulary: Vocabulary) -> Captioner:
         model = build_model(config, vocabulary, self.wanted.weights, extractors=self.encoders)
         return Captioner(model, vocabulary, self.wanted.weights)
+
+
+def at_size(extractor: ImageEncoder, size: int, file) -> ImageEncoder:
+    """An encoder with the weights of `extractor` that reads images of `size` by `size` pixels.
+
+    Raises UserError, naming the model `file`, where weights of the network depend on the size of its images.
+    """
+    other = build_encoder(extractor.name, pretrained=False, transform={**extractor.transform, "size": size})
+    try:
+        other.network.load_state_dict(extractor.network.state_dict())
+    except RuntimeError as error:
+        raise UserError(f"--init_model {file}: --crop_size {size}: {extractor.name} keeps its size") from error
+    return other
 
 
 def get_vocabulary(data: DataSettings, dataset: CaptionDataset) -> Vocabulary:

@@ -118,3 +118,18 @@ def test_a_vocabulary_that_is_not_used_is_told(run, first, tmp_path):
     (tmp_path / "other.txt").write_text("red\ngreen\n")
     done = run("second", *SHORT, "--load_model", first, "--vocab", tmp_path / "other.txt")
     assert done.status == 0 and "other.txt: not used" in done.out
+
+
+def test_a_fine_tuned_encoder_comes_along_at_another_size(run):
+    encoders = ["--features", "efficientnet_lite0-conv", "--persist_features", "efficientnet_lite0-classes"]
+    tuned = ["--finetune_encoder", 1, "--encoder_learning_rate", 0.1, "--optimizer", "sgd"]
+    done = run("tuned", *SMALL, *encoders, "--attention", "soft", *tuned, "--crop_size", 64, "--num_epochs", 1)
+    assert done.status == 0, done.err
+    begin = ["--init_model", run.folder / "tuned" / "ep1.model", "--crop_size", 96, "--batch_size", 10]
+    done = run("larger", *begin, "--vocab_threshold", 1, "--num_batches", 1, "--num_epochs", 1)
+    assert done.status == 0, done.err
+    small, large = (load_captioner(run.folder / name / "ep1.model") for name in ("tuned", "larger"))
+    assert (small.size, large.size) == (64, 96)
+    assert [one.grid for one in large.model.extractors] == [(3, 3), None]
+    for before, after in zip(small.model.extractors, large.model.extractors):
+        assert before.weights_sha256 == after.weights_sha256
