@@ -215,6 +215,20 @@ class Captioner:
         attended = [None] * len(captions) if weights is None else [x.float().cpu() for x in packing.by_row(weights)]
         return list(zip(attended, log_probs))
 
+    @torch.inference_mode()
+    def mean_log_probs(self, memory: ImageMemory, sentences: list[list[int]], images: list[int]) -> list[float]:
+        """How likely sentences are: of each the mean log-probability, natural, of its words and <end>.
+
+        sentences: word ids without <start> and <end>; images: the row of `memory` that each is about. Raises UserError
+        for a model of paragraphs.
+        """
+        if self.config.paragraphs is not None:
+            raise UserError("a model of paragraphs cannot say how likely a sentence is")
+        self.model.eval()
+        rows = torch.tensor(images, dtype=torch.long, device=self.device)
+        logits, targets, _, packing = self.model.read_sentences(memory, sentences, rows)
+        return [float(x.mean()) for x in packing.by_row(log_probs_of(logits, targets))]
+
     @property
     def of_deepcaption(self) -> bool:
         """Whether DeepCaption trained the model."""

@@ -157,8 +157,9 @@ def test_the_page_on_the_code_names_what_is_there():
 
 
 def test_named_flags_exist(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    known = OF_OTHERS.union(*(flags_of(script) for script in [*SCRIPTS, "bench.py"]))
+    for folder in ("benchmarks", "datasets"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    known = OF_OTHERS.union(*(flags_of(script) for script in [*SCRIPTS, "bench.py", "pair_sentences.py"]))
     for page in PAGES:
         text = re.sub(r"^\|.*left out.*\|$", "", text_of(page), flags=re.MULTILINE)  # rows of the table of flags
         older = OF_OLDER_VERSIONS if page == "docs/deepcaption.md" else set()

@@ -204,6 +204,9 @@ def _photos(root: Path) -> None:
     shutil.make_archive(str(root / "photos"), "zip", root / "photos")
     rows = [f"{number}.jpg,A picture of a thing.\n{number}.jpg,There is a thing\n" for number in range(19, 39)]
     (root / "captions.csv").write_text("image,caption\n" + "".join(rows))
+    pairs = {"images": [{"id": 1, "file_name": "19.jpg"}]}
+    pairs["annotations"] = [{"id": 1, "image_id": 1, "caption": "A picture of a red ball."}]
+    (root / "photos/pairs.json").write_text(json.dumps(pairs))  # of datasets/pair_sentences.py
     (root / "rules.txt").write_text("ride VBZ rides\nhorse NNS horses\n")
 
 

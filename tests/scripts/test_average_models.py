@@ -123,9 +123,10 @@ def test_another_image_size(tmp_path, models):
     captioner = load_captioner(tmp_path / "large.model")
     assert (captioner.size, captioner.transform.size, captioner.config.specs[0].shape) == (160, 160, (1280, 5, 5))
     pixels = torch.randint(0, 256, (1, 3, 160, 160), dtype=torch.uint8)
-    memory = captioner.encode(pixels, [None] * 3)
+    nothing = [None] * len(captioner.config.specs)
+    memory = captioner.encode(pixels, nothing)
     assert memory.values.shape[1] == 25
-    expected = load_captioner(bundled).encode(pixels, [None] * 3)
+    expected = load_captioner(bundled).encode(pixels, nothing)
     assert torch.allclose(memory.values, expected.values)
     done = run_here("average_models.py", models[0], "--image_size", 160, "--output", tmp_path / "x.model")
     assert done.status == 2 and "map.lmdb" in done.err
