@@ -42,6 +42,7 @@ def parse_args(argv=None) -> Namespace:
     add("--with_encoders", action="store_true", help="keep the encoders' weights in the file, those of features too")
     add("--image_size", type=int, metavar="PIXELS", help="caption photos of this size with the result")
     add("--length_penalty", type=float, metavar="A", help="default of infer.py --length_penalty for the result")
+    add("--no_repeat_words", action="store_true", help="have infer.py write no word of content twice with the result")
     add("--calibrate", metavar="NAME", help="make confidences by the captions of this validation data")
     add("--greedy", action="store_true", help="average only models that raise the CIDEr on --dataset (default: all)")
     add("--dataset", metavar="NAME", help="--greedy: validation data, sections of datasets.conf joined by +")
@@ -70,6 +71,7 @@ def calibration(average, args) -> dict:
     """What of log-probabilities makes confidences, by captions of --calibrate, as infer.py writes them by default."""
     from captioning.devices import choose_device
     from captioning.scoring.calibration import LEAST_IMAGES
+    from captioning.text.function_words import content_words
     from training.validation.data import validation_loader
     from training.validation.measuring import Validation
 
@@ -77,6 +79,8 @@ def calibration(average, args) -> dict:
     search = captioner.default_search()
     if args.length_penalty is not None:
         search = replace(search, length_penalty=args.length_penalty)
+    if args.no_repeat_words:
+        search = replace(search, once=content_words(captioner.vocabulary.words))
     with closing(validation_loader(captioner, data_of(args, args.calibrate))) as loader:
         if (count := len(loader.items)) < LEAST_IMAGES:
             raise UserError(f"--calibrate {args.calibrate}: {count} images with captions are too few: {LEAST_IMAGES}")
@@ -144,6 +148,10 @@ def main(args) -> int:
     if args.image_size:
         average.give_images_at(args.image_size)
     extra = {} if args.length_penalty is None else {"length_penalty": args.length_penalty}
+    if args.no_repeat_words:
+        if average.contents["vocabulary"].get("tokenizer") == "char":
+            raise UserError("--no_repeat_words: the models write characters, not words")
+        extra["no_repeat_words"] = True
     if args.calibrate:
         extra["calibration"] = calibration(average, args)
     average.write(output, half=args.half, command=sys.argv, **extra)

@@ -81,6 +81,7 @@ def describe(path) -> tuple[dict, Vocabulary | None]:
         "versions": contents.get("versions"),
         "stats": contents.get("stats"),
         "length_penalty": contents.get("length_penalty"),
+        "no_repeat_words": contents.get("no_repeat_words"),
         "calibration": contents.get("calibration"),
         "training_state": "training" in contents or bool(old and old.get("optimizer")),
         "history": command_history(contents),
@@ -144,6 +145,8 @@ def lines(info: dict, verbose: bool) -> list[str]:
         rows.append(("statistics", ", ".join(f"{name} {value:.4g}" for name, value in figures)))
     if penalty := info.get("length_penalty"):
         rows.append(("length penalty", f"{penalty:g}"))
+    if info.get("no_repeat_words"):
+        rows.append(("repeated words", "no word of content comes twice in a sentence"))
     if "calibration" in info:
         rows.append(("calibration", calibration_line(info["calibration"], info["file"])))
     if "config" in info:

@@ -26,6 +26,7 @@ from captioning.fast.steps import fast_decoder, ready
 from captioning.images.image_file import open_image, upright
 from captioning.rows import ImageMemory, log_probs_of
 from captioning.scoring.calibration import Calibration
+from captioning.text.function_words import content_words
 from captioning.text.paragraphs import PERIODS, join_sentences
 from captioning.text.tokens import upto_end
 from vocabulary import Vocabulary
@@ -77,6 +78,13 @@ class Captioner:
     def length_penalty(self) -> float:
         """The one that the model's file recommends for beam search."""
         return float(self.info.get("length_penalty", 0.0))
+
+    @property
+    def once(self) -> tuple[int, ...]:
+        """Ids of the words that come once in a sentence at most, where the model's file recommends that; else none."""
+        if not self.info.get("no_repeat_words") or self.vocabulary.tokenizer == "char":
+            return ()
+        return content_words(self.vocabulary.words)
 
     def expect_few(self) -> None:
         """A few photos are to be captioned, no more: the first one comes sooner, further ones would come later."""
@@ -244,12 +252,13 @@ class Captioner:
         """How infer.py and serve.py write: with three beams, or `n_best` where that is more.
 
         deepcaption: whether a model of DeepCaption writes as that did, greedily and with <unk>; the rest then counts
-        for other models only. length_penalty: None for that of the model's file.
+        for other models only. length_penalty: None for that of the model's file. The file may also say that no word of
+        content comes twice in a sentence.
         """
         if deepcaption and self.of_deepcaption:
             return Search(allow_unk=True)
         penalty = self.length_penalty if length_penalty is None else length_penalty
-        return Search(beam_size or max(BEAMS, n_best), length_penalty=penalty, n_best=n_best)
+        return Search(beam_size or max(BEAMS, n_best), length_penalty=penalty, n_best=n_best, once=self.once)
 
     def caption_photos(
         self, photos: Sequence, search: Search | None = None, batch_size: int = 32

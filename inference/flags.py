@@ -57,11 +57,12 @@ def add_search(add) -> None:
     add(
         "--no_repeat_words",
         action="store_true",
-        help="write no word twice in a sentence, but function words (a, in, is)",
+        help="write no word twice in a sentence, but function words (a, in, is) (default: as the model's file says)",
     )
     add(
         "--may_repeat", metavar="WORDS", help="--no_repeat_words: other words that may be repeated, separated by commas"
     )
+    add("--repeat_words", action="store_true", help="let words come twice where the model's file is against it")
     add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
     add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
     add("--n_best", default=1, metavar="N", help="captions of each image, best first")
@@ -186,6 +187,8 @@ def parse_args(doc: str, argv=None) -> Namespace:
         parser.error(f"--n_best {args.n_best} needs as many beams, not --beam_size {args.beam_size}")
     if args.min_words > (most := args.max_words or args.max_seq_length):
         parser.error(f"--min_words {args.min_words} is more than the {most} words of --max_words or --max_seq_length")
+    if args.no_repeat_words and args.repeat_words:
+        parser.error("--no_repeat_words and --repeat_words exclude each other")
     if args.may_repeat and not args.no_repeat_words:
         parser.error("--may_repeat is for --no_repeat_words")
     parser.one_device(args)

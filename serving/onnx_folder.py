@@ -34,6 +34,7 @@ def describe(captioner: Captioner, graphs: Graphs, model: str, precision: str) -
         "special": {"pad": PAD, "start": START, "end": END, "unk": UNK},
         "max_words": MAX_WORDS,
         "length_penalty": captioner.length_penalty,
+        "once": list(captioner.once),
         "calibration": captioner.info.get("calibration"),
         "tokenizer": captioner.vocabulary.tokenizer,
         "words": captioner.vocabulary.words,

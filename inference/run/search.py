@@ -36,6 +36,7 @@ class SearchFlags(Settings):
     trigram_penalty_alpha: float = 0.0
     no_repeat_words: bool = False
     may_repeat: str | None = None
+    repeat_words: bool = False
     no_repeat_sentences: bool = False
     only_complete_sentences: bool = False
     mention: str | None = None
@@ -69,7 +70,7 @@ class SearchFlags(Settings):
             allow_unk=self.allow_unk or default.allow_unk,
             block_trigrams=self.block_trigrams,
             trigram_penalty_alpha=self.trigram_penalty_alpha,
-            once=self._once(captioner.vocabulary),
+            once=() if self.repeat_words else self._once(captioner.vocabulary) or default.once,
             no_repeat_sentences=self.no_repeat_sentences,
             only_complete_sentences=self.only_complete_sentences,
         )

@@ -27,6 +27,7 @@ def search(encoder, step, info: dict, pixels: np.ndarray, beams: int, penalty: f
     """The words of the best caption that so many beams find; one beam is a greedy search."""
     made = dict(zip([x.name for x in encoder.get_outputs()], encoder.run(None, {"pixels": pixels})))
     state, memory = [made[name] for name in info["state"]], [made[name] for name in info["memory"]]
+    once = set(info.get("once", ()))  # words that come once at most
     never, end = [info["special"][name] for name in ("pad", "start", "unk")], info["special"]["end"]
     rows, scores, ended = [[info["special"]["start"]]], np.zeros(1), []
     for length in range(1, info["max_words"] + 2):
@@ -34,6 +35,8 @@ def search(encoder, step, info: dict, pixels: np.ndarray, beams: int, penalty: f
         read = {"tokens": np.array([words[-1] for words in rows])} | dict(zip(info["state"], state))
         read |= {name: np.repeat(x, len(rows), 0) for name, x in zip(info["memory"], memory)}
         log_probs, *state = step.run(["log_probs", *(f"next_{name}" for name in info["state"])], read)
+        for row, words in enumerate(rows):
+            log_probs[row, [word for word in words if word in once]] = -np.inf
         log_probs[:, np.arange(log_probs.shape[1]) != end if last else never] = -np.inf  # at last all captions end
         totals = (log_probs + scores[:, None]).ravel()
         best = np.argsort(-totals, kind="stable")[: 2 * beams]  # of these at least `beams` do not end

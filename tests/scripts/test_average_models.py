@@ -7,6 +7,7 @@ from toy import feature_map, make_coco, write_config, write_features
 
 from captioning import checkpoint
 from captioning.errors import UserError
+from captioning.text.function_words import content_words
 from infer import parse_args
 from inference.run.search import SearchFlags
 from model import load_captioner
@@ -113,6 +114,22 @@ def test_a_length_penalty_in_the_file_is_infers_default(models, tmp_path):
     assert [search.length_penalty for search in asked] == [0.7, 0.0]
     plain = load_captioner(models[1], photos=False)
     assert SearchFlags.of(vars(parse_args([]))).search(plain).length_penalty == 0.0
+
+
+def test_words_that_come_once_in_the_file_are_infers_default(models, tmp_path):
+    kept = tmp_path / "kept.model"
+    assert run_here("average_models.py", models[1], "--no_repeat_words", "--output", kept).status == 0
+    captioner = load_captioner(kept, photos=False)
+    content = content_words(captioner.vocabulary.words)
+    assert captioner.default_search().once == content
+    flags = ([], ["--repeat_words"], ["--no_repeat_words"], ["--no_repeat_words", "--may_repeat", "red"])
+    once = [SearchFlags.of(vars(parse_args(one))).search(captioner).once for one in flags]
+    assert once == [content, (), content, content_words(captioner.vocabulary.words, ["red"])] and once[3] != content
+    plain = load_captioner(models[1], photos=False)
+    assert SearchFlags.of(vars(parse_args([]))).search(plain).once == plain.default_search().once == ()
+    again = tmp_path / "again.model"
+    assert run_here("average_models.py", kept, "--half", "--output", again).status == 0
+    assert load_captioner(again, photos=False).once == content
 
 
 def test_another_image_size(tmp_path, models):

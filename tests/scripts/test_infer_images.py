@@ -150,6 +150,7 @@ def test_rules_about_words_hold_in_every_search(infer, tmp_path, search):
         (["--min_words", "21"], "--min_words 21 is more than the 20 words"),
         (["--min_words", "6", "--max_words", "5"], "--min_words 6 is more than the 5 words"),
         (["--max_words", "0"], "--max_words 0: must be at least 1"),
+        (["--no_repeat_words", "--repeat_words"], "--no_repeat_words and --repeat_words exclude each other"),
         (["--may_repeat", "dog"], "--may_repeat is for --no_repeat_words"),
         (["--prefix", "x"], "add --sidecar txt"),
         (["--existing", "skip"], "--existing is for --sidecar and --write_metadata"),

@@ -16,6 +16,7 @@ from captioning.encoder.encoder import ImageEncoder
 from captioning.encoder.factory import build_encoder
 from captioning.encoder.provenance import internal_spec
 from captioning.errors import UserError
+from captioning.text.function_words import content_words
 from model import Captioner
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -95,10 +96,12 @@ def test_numbers_are_those_of_pytorch_for_any_number_of_images(exported):
     assert largest_difference(captioner, graphs, 5) < 1e-4
 
 
-@pytest.mark.parametrize(("beams", "penalty"), [(1, 0.0), (3, 0.7)])
-def test_the_example_writes_the_same_captions(exported, example, tmp_path, beams, penalty):
+@pytest.mark.parametrize(("beams", "penalty", "once"), [(1, 0.0, False), (3, 0.7, False), (3, 0.7, True)])
+def test_the_example_writes_the_same_captions(exported, example, tmp_path, beams, penalty, once):
     captioner, _, folder = exported
     info = json.loads((folder / "captioner.json").read_text(encoding="utf-8"))
+    assert info["once"] == []
+    info["once"] = content_words(info["words"]) if once else ()
     sessions, texts = open_sessions(folder), set()
     for seed in range(6):
         path = tmp_path / f"{seed}.png"
@@ -108,7 +111,7 @@ def test_the_example_writes_the_same_captions(exported, example, tmp_path, beams
         assert np.array_equal(pixels, tensor.numpy())
         found = example.search(*sessions, info, pixels, beams, penalty)
         memory = captioner.encode(tensor, [None] * len(captioner.config.specs))
-        wanted = captioner.caption(memory, Search(beams, length_penalty=penalty))[0][0]
+        wanted = captioner.caption(memory, Search(beams, length_penalty=penalty, once=info["once"]))[0][0]
         assert found == wanted.tokens
         texts.add(example.as_text([info["words"][word] for word in found]))
     assert len(texts) > 1 or not captioner.config.attention  # untrained models without it may say the same of all
