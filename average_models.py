@@ -42,6 +42,7 @@ def parse_args(argv=None) -> Namespace:
     add("--with_encoders", action="store_true", help="keep the encoders' weights in the file, those of features too")
     add("--image_size", type=int, metavar="PIXELS", help="caption photos of this size with the result")
     add("--length_penalty", type=float, metavar="A", help="default of infer.py --length_penalty for the result")
+    add("--beams", type=int, metavar="K", help="default of infer.py --beam_size for the result")
     add("--no_repeat_words", action="store_true", help="have infer.py write no word of content twice with the result")
     add("--calibrate", metavar="NAME", help="make confidences by the captions of this validation data")
     add("--greedy", action="store_true", help="average only models that raise the CIDEr on --dataset (default: all)")
@@ -58,9 +59,9 @@ def parse_args(argv=None) -> Namespace:
         parser.error("--greedy and --weights exclude each other: a soup weighs its models alike")
     if args.dataset and not args.greedy:
         parser.error("--dataset is for --greedy")
-    parser.at_least(1, args, "image_size", "beam_size")
+    parser.at_least(1, args, "image_size", "beam_size", "beams")
     parser.at_least(0, args, "num_workers")
-    parser.at_most(10_000, args, "image_size", "beam_size")
+    parser.at_most(10_000, args, "image_size", "beam_size", "beams")
     parser.at_least(-MOST_PENALTY, args, "length_penalty")
     parser.at_most(MOST_PENALTY, args, "length_penalty")
     parser.at_most(1000, args, "num_workers")
@@ -79,6 +80,8 @@ def calibration(average, args) -> dict:
     search = captioner.default_search()
     if args.length_penalty is not None:
         search = replace(search, length_penalty=args.length_penalty)
+    if args.beams:
+        search = replace(search, beam_size=args.beams)
     if args.no_repeat_words:
         search = replace(search, once=content_words(captioner.vocabulary.words))
     with closing(validation_loader(captioner, data_of(args, args.calibrate))) as loader:
@@ -148,6 +151,8 @@ def main(args) -> int:
     if args.image_size:
         average.give_images_at(args.image_size)
     extra = {} if args.length_penalty is None else {"length_penalty": args.length_penalty}
+    if args.beams:
+        extra["beam_size"] = args.beams
     if args.no_repeat_words:
         if average.contents["vocabulary"].get("tokenizer") == "char":
             raise UserError("--no_repeat_words: the models write characters, not words")

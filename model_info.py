@@ -80,6 +80,7 @@ def describe(path) -> tuple[dict, Vocabulary | None]:
         "vocabulary": vocabulary and {"words": len(vocabulary), **facts},
         "versions": contents.get("versions"),
         "stats": contents.get("stats"),
+        "beam_size": contents.get("beam_size"),
         "length_penalty": contents.get("length_penalty"),
         "no_repeat_words": contents.get("no_repeat_words"),
         "calibration": contents.get("calibration"),
@@ -143,6 +144,8 @@ def lines(info: dict, verbose: bool) -> list[str]:
     if info.get("stats"):
         figures = ((name, value) for name, value in info["stats"].items() if value is not None)
         rows.append(("statistics", ", ".join(f"{name} {value:.4g}" for name, value in figures)))
+    if beams := info.get("beam_size"):
+        rows.append(("beams", str(beams)))
     if penalty := info.get("length_penalty"):
         rows.append(("length penalty", f"{penalty:g}"))
     if info.get("no_repeat_words"):

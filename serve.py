@@ -31,7 +31,12 @@ def parse_args(argv=None) -> Namespace:
     add_model_file(add)
     add_device(add)
     add = parser.group("search")
-    add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
+    add(
+        "--beam_size",
+        type=int,
+        metavar="K",
+        help="beams; 1 is greedy (default: the model's or 3, or --n_best where that is more)",
+    )
     add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
     add("--n_best", default=1, metavar="N", help="captions of each photo, best first")
     add("--max_seq_length", default=20, metavar="N", help="most words of a sentence")

@@ -13,6 +13,7 @@ exit status is then 1.
 import os
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from captioning.command_line import Parser, add_device
@@ -29,7 +30,7 @@ def parse_args(argv=None) -> Namespace:
     add("images", nargs="+", metavar="PHOTO", help="photos to caption")
     add_model_file(add)
     add("--output", metavar="FILE", help=".png, .svg, .pdf (a page a photo) or folder (default: PHOTO_attention.png)")
-    add("--beam_size", default=3, metavar="K", help="beams; 1 is greedy")
+    add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: the model's, or 3)")
     add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
     add("--max_seq_length", default=20, metavar="N", help="most words of a caption")
     add("--block_trigrams", action="store_true", help="write no three words twice in a caption")
@@ -86,7 +87,6 @@ def main(args) -> int:
         require_file("--weights", args.weights)
 
     # torch is imported only now, so that the mistakes above are answered at once
-    from captioning.decoder.search import Search
     from captioning.devices import choose_device
     from inference.attention_maps import draw_caption, write_figures
     from model import load_captioner
@@ -99,8 +99,8 @@ def main(args) -> int:
     if w == 1 != h:
         raise UserError(f"--model {model}: its regions lie in no grid of the photo, so they cannot be drawn")
     captioner.prepare_for_photos()
-    penalty = captioner.length_penalty if args.length_penalty is None else args.length_penalty
-    search = Search(args.beam_size, args.max_seq_length, penalty, block_trigrams=args.block_trigrams)
+    search = captioner.default_search(False, args.beam_size, length_penalty=args.length_penalty)
+    search = replace(search, max_length=args.max_seq_length, block_trigrams=args.block_trigrams)
 
     def draw(image: str) -> tuple:
         return draw_caption(image, captioner, search, not args.no_capitalize, args.columns)

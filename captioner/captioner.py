@@ -249,7 +249,7 @@ class Captioner:
         n_best: int = 1,
         length_penalty: float | None = None,
     ) -> Search:
-        """How infer.py and serve.py write: with three beams, or `n_best` where that is more.
+        """How infer.py writes: with the beams of the model's file, or three, or `n_best` where that is more.
 
         deepcaption: whether a model of DeepCaption writes as that did, greedily and with <unk>; the rest then counts
         for other models only. length_penalty: None for that of the model's file. The file may also say that no word of
@@ -258,7 +258,8 @@ class Captioner:
         if deepcaption and self.of_deepcaption:
             return Search(allow_unk=True)
         penalty = self.length_penalty if length_penalty is None else length_penalty
-        return Search(beam_size or max(BEAMS, n_best), length_penalty=penalty, n_best=n_best, once=self.once)
+        beams = beam_size or max(self.info.get("beam_size", BEAMS), n_best)
+        return Search(beams, length_penalty=penalty, n_best=n_best, once=self.once)
 
     def caption_photos(
         self, photos: Sequence, search: Search | None = None, batch_size: int = 32

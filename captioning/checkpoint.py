@@ -129,6 +129,7 @@ ENTRIES = {  # what a model file may hold -> whether a value is of the right typ
     "parts": lambda value: isinstance(value, list) and all(are_settings(one) for one in value),
     "averaged": lambda value: is_list_of(list | tuple, value) and all(map(is_weighed, value)),
     "calibration": is_plain_table,
+    "beam_size": lambda value: type(value) is int and 1 <= value <= 10_000,
     "no_repeat_words": lambda value: type(value) is bool,
     "length_penalty": lambda value: type(value) in (int, float) and -1e6 < value < 1e6,
     "training": is_position,

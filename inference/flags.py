@@ -63,7 +63,12 @@ def add_search(add) -> None:
         "--may_repeat", metavar="WORDS", help="--no_repeat_words: other words that may be repeated, separated by commas"
     )
     add("--repeat_words", action="store_true", help="let words come twice where the model's file is against it")
-    add("--beam_size", type=int, metavar="K", help="beams; 1 is greedy (default: 3, or --n_best where that is more)")
+    add(
+        "--beam_size",
+        type=int,
+        metavar="K",
+        help="beams; 1 is greedy (default: the model's or 3, or --n_best where that is more)",
+    )
     add("--length_penalty", type=float, metavar="A", help="rank beams by log p / length^A (default: the model's, or 0)")
     add("--n_best", default=1, metavar="N", help="captions of each image, best first")
     add("--block_trigrams", action="store_true", help="write no three words twice in a caption")

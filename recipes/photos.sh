@@ -90,13 +90,15 @@ critical sc_tuned tuned/ep6 --mix 1,2 --num_batches 120 --num_epochs 8
 train "${data[@]}" --dataset $captioned+pairs --mix 1,2,1 --validate $dev --model_name pairs \
     --load_model "$WORK/models/tuned/ep6.model" "${tuning[@]}" --learning_rate 5e-4 --warmup_steps 50 --num_epochs 9
 
-# 5. Self-critical training, twice.
+# 5. Self-critical training, mostly of Flickr8k, which gains less from the pairs.
 critical sc1 pairs/ep9 --mix 1,2 --num_batches 90 --num_epochs 11
 critical sc2 pairs/ep9 --mix 1,0.3 --num_batches 90 --num_epochs 11 --seed 7 --self_critical_samples 8
+critical sc3 sc2/ep11 --mix 1,0.6 --num_batches 90 --num_epochs 13 --seed 9 --self_critical_samples 8
+critical sc4 sc3/ep13 --mix 1,0.6 --num_batches 90 --num_epochs 16 --seed 11 --self_critical_samples 8
 
 # 6. The mean of epochs in one small file, how sure its captions are, and its scores.
-run ./average_models.py "$WORK"/models/sc1/ep1{0,1}.model "$WORK"/models/sc2/ep1{0,1}.model --half --image_size 272 \
-    --length_penalty 0.8 --calibrate $dev "${config[@]}" --force --output "$WORK/photos.model"
+run ./average_models.py MODELS --half --image_size 272 \
+    --length_penalty 0.8 --no_repeat_words --calibrate $dev "${config[@]}" --force --output "$WORK/photos.model"
 for dev in flickr8k:val everyday:dev; do
     run ./infer.py --model "$WORK/photos.model" --dataset $dev "${config[@]}" --scoring bleu,cider,rouge,meteor \
         --output_file "$WORK/results-${dev%%:*}.json"

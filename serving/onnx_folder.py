@@ -33,6 +33,7 @@ def describe(captioner: Captioner, graphs: Graphs, model: str, precision: str) -
         "attention": graphs.attention,
         "special": {"pad": PAD, "start": START, "end": END, "unk": UNK},
         "max_words": MAX_WORDS,
+        "beam_size": captioner.default_search().beam_size,
         "length_penalty": captioner.length_penalty,
         "once": list(captioner.once),
         "calibration": captioner.info.get("calibration"),

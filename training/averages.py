@@ -22,7 +22,13 @@ from model import Captioner, captioner_of
 from vocabulary import Vocabulary
 
 NEEDED = ("config", "vocabulary", "state")
-OF_ONE = ("epoch", "length_penalty", "no_repeat_words", "calibration")  # what a file made of a single model keeps of it
+OF_ONE = (
+    "epoch",
+    "beam_size",
+    "length_penalty",
+    "no_repeat_words",
+    "calibration",
+)  # what a file made of a single model keeps of it
 
 
 class Average:

@@ -63,7 +63,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder that export.py wrote")
     parser.add_argument("photos", nargs="+", metavar="PHOTO")
-    parser.add_argument("--beam_size", type=int, default=3, help="beams (default: 3); 1 is greedy")
+    parser.add_argument("--beam_size", type=int, help="beams (default: the model's); 1 is greedy")
     return parser.parse_args(argv)
 
 
@@ -73,7 +73,8 @@ def main(args) -> None:
         encoder, step = (onnxruntime.InferenceSession(args.folder / f"{name}.onnx") for name in ("encoder", "step"))
         for file in args.photos:
             pixels = read_pixels(file, info["size"], info["interpolation"])
-            found = search(encoder, step, info, pixels, args.beam_size, info["length_penalty"])
+            beams = args.beam_size or info.get("beam_size", 3)
+            found = search(encoder, step, info, pixels, beams, info["length_penalty"])
             print(f"{file}: {as_text([info['words'][word] for word in found])}")
     except OSError as error:  # the file is not there, or is no photo
         argparse.ArgumentParser().exit(2, f"caption.py: error: {file}: {error.strerror or error}\n")

@@ -118,8 +118,10 @@ def test_a_length_penalty_in_the_file_is_infers_default(models, tmp_path):
 
 def test_words_that_come_once_in_the_file_are_infers_default(models, tmp_path):
     kept = tmp_path / "kept.model"
-    assert run_here("average_models.py", models[1], "--no_repeat_words", "--output", kept).status == 0
+    assert run_here("average_models.py", models[1], "--no_repeat_words", "--beams", 5, "--output", kept).status == 0
     captioner = load_captioner(kept, photos=False)
+    beams = [SearchFlags.of(vars(parse_args(one))).search(captioner).beam_size for one in ([], ["--beam_size", "2"])]
+    assert beams == [5, 2]
     content = content_words(captioner.vocabulary.words)
     assert captioner.default_search().once == content
     flags = ([], ["--repeat_words"], ["--no_repeat_words"], ["--no_repeat_words", "--may_repeat", "red"])
