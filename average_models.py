@@ -87,7 +87,7 @@ def calibration(average, args) -> dict:
     with closing(validation_loader(captioner, data_of(args, args.calibrate))) as loader:
         if (count := len(loader.items)) < LEAST_IMAGES:
             raise UserError(f"--calibrate {args.calibrate}: {count} images with captions are too few: {LEAST_IMAGES}")
-        Validation(("cider",), search).measure(captioner, loader)
+        Validation(("cider",), search, blank=captioner.sees_pictures).measure(captioner, loader)
     found = captioner.calibration
     share = f"{found.good:.0%} of {found.images} captions have a CIDEr of {found.threshold:g} or more"
     print(f"{args.calibrate}: {share}; confidences are off by {found.error:.3f} on average")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ class Caption:
     log_prob: float  # natural, of the words and <end>; of a paragraph, the sum
     length: int  # tokens that log_prob is the sum of: the words and <end>, in a paragraph that of each sentence
     paragraph: Paragraph | None = None  # of a hierarchical model
+    blank: float | None = None  # mean log-probability of the words about a picture of nothing, if confidence needs it
 
     @property
     def mean_log_prob(self) -> float:
@@ -56,6 +58,7 @@ class Captioner:
     ):
         self.model, self.vocabulary, self.config, self.weights = model, vocabulary, model.config, weights
         self.info = info or {}  # epoch, versions, command, ...
+        self._blank_memory: ImageMemory | None = None
         self.calibration: Calibration | None = None  # what makes confidences of log-probabilities
         if self.info.get("calibration") is not None:
             self.calibration = Calibration.from_dict(self.info["calibration"], "model file")
@@ -159,10 +162,37 @@ class Captioner:
         found = self._search(memory, search, decoder)
         if not torch.isfinite(found.log_prob[:, 0]).all():
             raise UserError("the model's weights are no finite numbers, so it writes no caption: take an earlier epoch")
-        return [
+        captions = [
             [self._caption(*pair, search) for pair in zip(tokens, log_prob) if pair[1] > -float("inf")]
             for tokens, log_prob in zip(found.tokens.tolist(), found.log_prob.tolist())
         ]
+        if self.calibration is not None and self.calibration.blank_slope:
+            self.read_on_blank([caption for several in captions for caption in several])
+        return captions
+
+    def read_on_blank(self, captions: list[Caption]) -> None:
+        """Find out how likely captions of single sentences are about pictures that show nothing: `Caption.blank`.
+
+        One is grey all over, the other one noise; the higher of both means counts.
+
+        Raises UserError where the model cannot read pictures.
+        """
+        if not self.sees_pictures:
+            raise UserError("a blank picture says nothing to a model that reads features from files, or paragraphs")
+        if self._blank_memory is None:
+            noise = np.random.RandomState(0).randint(0, 256, (3, self.size, self.size))
+            pixels = torch.from_numpy(np.stack([np.full_like(noise, 128), noise]).astype(np.uint8)).to(self.device)
+            self._blank_memory = self.encode(pixels, [None] * len(self.config.specs))
+        sentences = [caption.tokens for caption in captions]
+        about = [self.mean_log_probs(self._blank_memory, sentences, [row] * len(captions)) for row in (0, 1)]
+        for caption, *values in zip(captions, *about):
+            caption.blank = max(values)
+
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether the model writes single sentences and its features are all made from pictures of one size."""
+        encoders = all(isinstance(extractor, ImageEncoder) for extractor in self.model.extractors)
+        return encoders and self.size is not None and self.config.paragraphs is None
 
     def _search(self, memory: ImageMemory, search: Search, decoder) -> Sentences:
         if not search.mention:
@@ -193,7 +223,7 @@ class Captioner:
 
         captioning/scoring/calibration.py says what a good caption is.
         """
-        return self.calibration and self.calibration.confidence(caption.mean_log_prob)
+        return self.calibration and self.calibration.confidence(caption.mean_log_prob, caption.blank)
 
     def text(self, caption: Caption, capitalize: bool = True) -> str:
         """The caption as it is printed, or as plain words."""

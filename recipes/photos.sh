@@ -97,8 +97,8 @@ critical sc3 sc2/ep11 --mix 1,0.6 --num_batches 90 --num_epochs 13 --seed 9 --se
 critical sc4 sc3/ep13 --mix 1,0.6 --num_batches 90 --num_epochs 16 --seed 11 --self_critical_samples 8
 
 # 6. The mean of epochs in one small file, how sure its captions are, and its scores.
-run ./average_models.py MODELS --half --image_size 272 \
-    --length_penalty 0.8 --no_repeat_words --calibrate $dev "${config[@]}" --force --output "$WORK/photos.model"
+run ./average_models.py "$WORK"/models/sc3/ep1{2,3}.model "$WORK"/models/sc4/ep1{4,5,6}.model --half --image_size 272 \
+    --length_penalty 0.8 --beams 5 --no_repeat_words --calibrate $dev "${config[@]}" --force --output "$WORK/photos.model"
 for dev in flickr8k:val everyday:dev; do
     run ./infer.py --model "$WORK/photos.model" --dataset $dev "${config[@]}" --scoring bleu,cider,rouge,meteor \
         --output_file "$WORK/results-${dev%%:*}.json"

@@ -7,7 +7,10 @@ Calibration.from_dict(calibration.to_dict(), "x.model")
 A caption is called good where its CIDEr against the references of its image is at least GOOD. How often that is so a
 log-probability alone does not tell: models differ, by their training above all.
 
-Shapes: N captions.
+A bland caption is likely whatever the photo shows. So the log-probability of the same words about a blank picture may
+count too: what is as likely there says little about the photo.
+
+Shapes: N captions, F numbers of each.
 """
 
 from collections.abc import Sequence
@@ -29,7 +32,8 @@ class Calibration:
 
     slope, bias: of the function; threshold: from which CIDEr on a caption is good; good: the share of good captions
     among those of the fit; images: how many those were; error: the expected calibration error on captions that were
-    left out of the fit; beam_size, length_penalty: of the search that wrote the captions.
+    left out of the fit; beam_size, length_penalty: of the search that wrote the captions; blank_slope: the factor of
+    the mean log-probability about a blank picture, 0 where that does not count.
     """
 
     slope: float
@@ -40,10 +44,17 @@ class Calibration:
     error: float
     beam_size: int = 1
     length_penalty: float = 0.0
+    blank_slope: float = 0.0
 
-    def confidence(self, mean_log_prob: float) -> float:
-        """The chance, from 0 to 1, that a caption is good. mean_log_prob: natural, of a token, <end> included."""
-        return float(sigmoid(np.float64(self.slope * mean_log_prob + self.bias)))
+    def confidence(self, mean_log_prob: float, blank: float | None = None) -> float:
+        """The chance, from 0 to 1, that a caption is good. mean_log_prob: natural, of a token, <end> included.
+
+        blank: the same of these words about a blank picture. Raises ValueError where it counts and is not given.
+        """
+        if self.blank_slope and blank is None:
+            raise ValueError("this calibration needs the log-probability about a blank picture too")
+        known = self.slope * mean_log_prob + (self.blank_slope * blank if self.blank_slope else 0.0)
+        return float(sigmoid(np.float64(known + self.bias)))
 
     def to_dict(self) -> dict:
         """The calibration in plain types, as model files hold it."""
@@ -53,7 +64,7 @@ class Calibration:
     def from_dict(cls, state, source: str) -> "Calibration":
         """The calibration in a model file. Raises UserError, naming `source`, where `state` is none."""
         kinds = {field.name: (int,) if field.type is int else (int, float) for field in fields(cls)}
-        if not isinstance(state, dict) or state.keys() != kinds.keys():
+        if not isinstance(state, dict) or {"blank_slope": 0.0, **state}.keys() != kinds.keys():
             raise UserError(f"{source} has a calibration that is not what average_models.py --calibrate writes")
         for name, value in state.items():
             sound = type(value) in kinds[name] and abs(value) < 1e6
@@ -63,51 +74,60 @@ class Calibration:
 
 
 def fit(
-    mean_log_probs: Sequence[float], scores: Sequence[float], beam_size: int = 1, length_penalty: float = 0.0
+    mean_log_probs: Sequence[float],
+    scores: Sequence[float],
+    beam_size: int = 1,
+    length_penalty: float = 0.0,
+    blank: Sequence[float] | None = None,
 ) -> Calibration:
     """The calibration of a captioner by N captions and their CIDEr against the references of their images.
 
     The error is measured by cross-validation in five parts. beam_size, length_penalty: of the search that wrote the
-    captions. Raises UserError where there are too few captions.
+    captions. blank: mean log-probabilities of the same words about a blank picture, where these are to count. Raises
+    UserError where there are too few captions.
     """
     if len(scores) < LEAST_IMAGES:
         raise UserError(f"{len(scores)} captioned images are too few to calibrate: give {LEAST_IMAGES} or more")
-    means, good = np.asarray(mean_log_probs, float), np.asarray(scores, float) >= GOOD
+    x, good = np.stack([mean_log_probs] if blank is None else [mean_log_probs, blank], 1), np.asarray(scores) >= GOOD
     left_out, fold_of = np.empty(len(good)), np.arange(len(good)) % FOLDS
     for fold in range(FOLDS):
         there = fold_of == fold
-        slope, bias = platt(means[~there], good[~there])
-        left_out[there] = sigmoid(slope * means[there] + bias)
+        slopes, bias = platt(x[~there], good[~there])
+        left_out[there] = sigmoid(x[there] @ slopes + bias)
     error = expected_calibration_error(left_out, good)
-    slope, bias = platt(means, good)
-    return Calibration(slope, bias, GOOD, float(good.mean()), len(good), error, beam_size, float(length_penalty))
+    slopes, bias = platt(x, good)
+    of_search = {"beam_size": beam_size, "length_penalty": float(length_penalty)}
+    of_blank = 0.0 if blank is None else float(slopes[1])
+    return Calibration(
+        float(slopes[0]), bias, GOOD, float(good.mean()), len(good), error, **of_search, blank_slope=of_blank
+    )
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(x, -500, 500)))
 
 
-def platt(x: np.ndarray, good: np.ndarray) -> tuple[float, float]:
-    """Slope and bias of the logistic function of x (N,) that fits `good` (N,) best, by Newton's method.
+def platt(x: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, float]:
+    """Slopes (F,) and bias of the logistic function of x (N, F) that fits `good` (N,) best, by Newton's method.
 
     The targets are not 1 and 0, but what a prior of one caption of either kind makes of them, so that the fit stays
     sound where no caption, or each, is good (Platt 1999, "Probabilistic outputs for support vector machines").
     """
     positives, negatives = good.sum(), (~good).sum()
     targets = np.where(good, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    middle, spread = x.mean(), max(x.std(), 1e-6)
-    z = np.stack([(x - middle) / spread, np.ones(len(x))], 1)
-    weights = np.array([0.0, np.log((positives + 1) / (negatives + 1))])
+    middle, spread = x.mean(0), np.maximum(x.std(0), 1e-6)
+    z = np.concatenate([(x - middle) / spread, np.ones((len(x), 1))], 1)
+    weights = np.append(np.zeros(x.shape[1]), np.log((positives + 1) / (negatives + 1)))
     for _ in range(100):
         p = sigmoid(z @ weights)
         gradient = z.T @ (p - targets) + RIDGE * weights
-        curvature = (z * (p * (1 - p))[:, None]).T @ z + RIDGE * np.eye(2)
+        curvature = (z * (p * (1 - p))[:, None]).T @ z + RIDGE * np.eye(len(weights))
         step = np.linalg.solve(curvature, gradient)
         weights -= step * min(1.0, 2 / max(abs(step).max(), 1e-12))  # far from the solution a step may be too long
         if abs(step).max() < 1e-9:
             break
-    slope = weights[0] / spread
-    return float(slope), float(weights[1] - slope * middle)
+    slopes = weights[:-1] / spread
+    return slopes, float(weights[-1] - slopes @ middle)
 
 
 def expected_calibration_error(confidences: Sequence[float], good: Sequence[bool]) -> float:

@@ -36,7 +36,22 @@ def test_the_fit_is_that_of_another_optimizer():
         return value
 
     optimizer.step(loss)
-    assert platt(x, good) == pytest.approx(weights.tolist(), abs=1e-4)
+    slopes, bias = platt(x[:, None], good)
+    assert [*slopes, bias] == pytest.approx(weights.tolist(), abs=1e-4)
+
+
+def test_what_is_as_likely_about_a_grey_picture_counts_less():
+    draw = np.random.default_rng(2)
+    x, blank = draw.normal(-0.5, 0.15, 4000), draw.normal(-2.2, 0.5, 4000)
+    good = draw.random(4000) < sigmoid(4 * x - 1.2 * blank - 0.7)
+    found = fit(x, good * 1.0, 5, 0.8, blank)
+    assert (found.slope, found.blank_slope, found.bias) == pytest.approx((4, -1.2, -0.7), abs=0.5)
+    assert found.confidence(-0.5, -2.5) > found.confidence(-0.5, -1.0) + 0.2
+    assert Calibration.from_dict(json.loads(json.dumps(found.to_dict())), "x.model") == found
+    older = {name: value for name, value in FITTED.to_dict().items() if name != "blank_slope"}
+    assert Calibration.from_dict(older, "x.model") == FITTED
+    with pytest.raises(ValueError, match="blank picture"):
+        found.confidence(-0.5)
 
 
 def test_confidences_are_the_share_of_good_captions():

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -36,7 +36,7 @@ class Validation:
 
     metrics: names of captioning.scoring.metrics. search: how captions are written. amp: "bf16" for mixed precision.
     words: document frequencies for the metric ciderd. best_by: as `criterion_of` gives it; None: by a rule of the run's
-    folder.
+    folder. blank: whether the calibration is to know how likely captions are about a blank picture.
     """
 
     metrics: tuple[str, ...]
@@ -44,6 +44,7 @@ class Validation:
     amp: str = "off"
     words: dict | None = None
     best_by: str | None = None
+    blank: bool = False
 
     @property
     def wanted(self) -> list[str]:
@@ -79,9 +80,12 @@ class Validation:
             with torch.inference_mode(), autocast(captioner.device, self.amp):
                 loss, tokens = held_out_loss(captioner, memory, batch, figures)
             one = BatchFigures(rank + count * batch.index, loss * tokens, tokens, {}, {}, figures)
+            if self.blank and captions:
+                captioner.read_on_blank([best[0] for best in captions])
             for item, best in zip(batch.items, captions or []):
                 one.written[image_key(item)] = best[0].text
                 one.mean_log_probs[image_key(item)] = best[0].mean_log_prob
+                one.blank[image_key(item)] = best[0].blank
                 if figures is not None:
                     figures.compare(best[0].paragraph, item.captions[0])
             measured.append(one)
@@ -101,16 +105,17 @@ class Validation:
         references = {image_key(item): item.captions for item in loader.items}
         scores = self._scores(written, {key: references[key] for key in written})
         mean_log_probs = [value for one in measured for value in one.mean_log_probs.values()]
-        captioner.calibration = self._calibration(mean_log_probs, scores.per_image)
+        blank = [value for one in measured for value in one.blank.values()] if self.blank else None
+        captioner.calibration = self._calibration(mean_log_probs, scores.per_image, blank)
         values = scores.values | caption_statistics(scores.by_words(list(written.values())))
         return results | {f"validation_{name}": value for name, value in values.items()}
 
-    def _calibration(self, mean_log_probs: list[float], per_image: dict) -> calibration.Calibration | None:
+    def _calibration(self, mean_log_probs: list[float], per_image: dict, blank) -> calibration.Calibration | None:
         """The calibration of the captions by their scores; None without CIDEr, and where there are few captions."""
         scores = per_image.get(calibration.METRIC, [])
         if len(scores) < calibration.LEAST_IMAGES:
             return None
-        return calibration.fit(mean_log_probs, scores, self.search.beam_size, self.search.length_penalty)
+        return calibration.fit(mean_log_probs, scores, self.search.beam_size, self.search.length_penalty, blank)
 
     def _scores(self, written: dict, references: dict) -> Scores:
         by = fitting("auto", (text for texts in references.values() for text in texts))
@@ -162,7 +167,7 @@ class BatchFigures:
 
     place: its number among the batches of all processes; loss_sum: nats of its `tokens`; written: a caption by
     `image_key`, none where no metric is asked for; mean_log_probs: of those captions, by `image_key`; paragraphs: of a
-    hierarchical model.
+    hierarchical model; blank: `Caption.blank` of the captions, where it is asked for.
     """
 
     place: int
@@ -171,6 +176,7 @@ class BatchFigures:
     written: dict
     mean_log_probs: dict
     paragraphs: "ParagraphFigures | None"
+    blank: dict = field(default_factory=dict)
 
 
 class ParagraphFigures:
