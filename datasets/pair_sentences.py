@@ -81,6 +81,8 @@ def main(args) -> int:
             bar.update(1)
     loader.close()
     contents = as_coco(names, pairs, args.share)
+    if not contents["images"]:
+        raise UserError(f"no photo of {args.image_dir} got a sentence: the model's captions share no words with them")
     with atomic_write(output) as file:
         json.dump(contents, file)
     print(f"{output}: {len(contents['images']):,} photos, {len(contents['annotations']):,} captions")

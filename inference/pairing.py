@@ -39,7 +39,7 @@ class Pair:
 
 
 class Sentences:
-    """Those of `lines` that have FEWEST to MOST tokens, all of them in the vocabulary; each once.
+    """Those of `lines` that have FEWEST to MOST tokens, all of them in the vocabulary; each once, whatever its marks.
 
     Raises UserError where none is left.
     """
@@ -50,8 +50,9 @@ class Sentences:
         known = set()
         for text in map(str.strip, lines):
             ids = vocabulary.encode(text)
-            if UNK not in ids and FEWEST <= len(ids) <= MOST and tuple(ids) not in known:
-                known.add(tuple(ids))
+            words = tuple(word for word in vocabulary.tokens(ids) if any(map(str.isalnum, word)))
+            if UNK not in ids and FEWEST <= len(ids) <= MOST and words not in known:
+                known.add(words)
                 self.texts.append(text)
                 self.ids.append(ids)
         if not self.texts:

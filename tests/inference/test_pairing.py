@@ -19,7 +19,7 @@ from vocabulary import Vocabulary
 
 THINGS = [(a, b, c) for a in ("red", "blue", "green") for b in ("ball", "dog") for c in ("red", "blue")]
 LINES = [f"the {a} {b} is on the {c} box" for a, b, c in THINGS]
-LINES += ["the man runs under the red dog", "a dog", "the zebra is on the red box", LINES[0], ""]
+LINES += ["the man runs under the red dog", "a dog", "the zebra is on the red box", LINES[0], f"{LINES[1]} ,", ""]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_the_best_share_is_kept():
 def test_the_file_is_a_dataset(world, tmp_path):
     done = pair(*flags(world, tmp_path / "pairs.json"), "--share", 1, root=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "13 of 16 sentences can be used" in done.stdout
+    assert "13 of 17 sentences can be used" in done.stdout
     config = tmp_path / "datasets.conf"
     config.write_text(
         f"[p]\ndataset_class = CocoDataset\nimage_dir = {world}/photos\ncaption_path = {tmp_path}/pairs.json\n"
@@ -108,10 +108,12 @@ def test_a_broken_photo_is_named_and_left_out(world, tmp_path):
 
 def test_mistakes_are_one_line(world, tmp_path):
     (tmp_path / "few.txt").write_text("a dog\n")
+    (tmp_path / "bland.txt").write_text("on the , on the , on the\n")
     (tmp_path / "empty").mkdir()
     for more, message in (
         (["--sentences", tmp_path / "no.txt"], "no.txt"),
         (["--sentences", tmp_path / "few.txt"], "no sentence has 7 to 16 words"),
+        (["--sentences", tmp_path / "bland.txt"], "got a sentence: the model's captions share no words"),
         (["--image_dir", tmp_path / "empty"], "no images in"),
         (["--share", 0], "--share 0.0: above 0 and at most 1"),
         (["--per_image", 0], "--per_image"),
