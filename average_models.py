@@ -19,13 +19,12 @@ result is a model for infer.py, without the state of an optimizer.
 import sys
 from argparse import Namespace
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 from captioning.command_line import Parser, add_device
 from captioning.datasets.config import CONFIG_HELP, get_datasets
 from captioning.errors import UserError, run
-from captioning.files import check_writable, require_file, require_model_file
+from captioning.files import check_new, check_writable, require_file, require_model_file
 from inference.flags import MOST_PENALTY
 
 
@@ -68,22 +67,19 @@ def parse_args(argv=None) -> Namespace:
     return args
 
 
-def calibration(average, args) -> dict:
-    """What of log-probabilities makes confidences, by captions of --calibrate, as infer.py writes them by default."""
+def calibration(average, args, defaults: dict) -> dict:
+    """What of log-probabilities makes confidences, by captions of --calibrate, as infer.py writes them by default.
+
+    defaults: what the file will say of the search.
+    """
     from captioning.devices import choose_device
     from captioning.scoring.calibration import LEAST_IMAGES
-    from captioning.text.function_words import content_words
     from training.validation.data import validation_loader
     from training.validation.measuring import Validation
 
     captioner = average.captioner(choose_device(args.device, args.cpu), args.encoder_weights, args.half)
+    captioner.info = captioner.info | defaults
     search = captioner.default_search()
-    if args.length_penalty is not None:
-        search = replace(search, length_penalty=args.length_penalty)
-    if args.beams:
-        search = replace(search, beam_size=args.beams)
-    if args.no_repeat_words:
-        search = replace(search, once=content_words(captioner.vocabulary.words))
     with closing(validation_loader(captioner, data_of(args, args.calibrate))) as loader:
         if (count := len(loader.items)) < LEAST_IMAGES:
             raise UserError(f"--calibrate {args.calibrate}: {count} images with captions are too few: {LEAST_IMAGES}")
@@ -122,8 +118,7 @@ def soup(paths: list[str], captioner, loader, beam_size: int):
 
 def main(args) -> int:
     output = Path(args.output)
-    if output.exists() and not args.force:
-        raise UserError(f"--output {output} exists: give another name, or --force to write over it")
+    check_new("--output", output, args.force)
     check_writable("--output", output)
     for path in args.models:
         require_model_file(path)
@@ -158,7 +153,7 @@ def main(args) -> int:
             raise UserError("--no_repeat_words: the models write characters, not words")
         extra["no_repeat_words"] = True
     if args.calibrate:
-        extra["calibration"] = calibration(average, args)
+        extra["calibration"] = calibration(average, args, extra)
     average.write(output, half=args.half, command=sys.argv, **extra)
     kind = "" if len(average.paths) == 1 else f"the mean of {len(average.paths)} models, "
     print(f"{output}: {kind}{output.stat().st_size / 2**20:.1f} MB")

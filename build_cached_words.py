@@ -31,12 +31,11 @@ def parse_args(argv=None) -> Namespace:
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports, so that --help and mistakes answer at once
 
-from pathlib import Path
 
 from captioning.datasets.base import image_key
 from captioning.datasets.factory import open_dataset
-from captioning.errors import UserError, run
-from captioning.files import known_ending
+from captioning.errors import run
+from captioning.files import check_new, known_ending
 from captioning.scoring.document_frequencies import EXTENSIONS, caption_hash, count_documents, tokenized, tokenizer_of
 from captioning.text.score_tokens import score_tokens
 from vocabulary import Vocabulary
@@ -44,8 +43,7 @@ from vocabulary import Vocabulary
 
 def main(args) -> int:
     known_ending(args.output, "cached words", EXTENSIONS)
-    if Path(args.output).exists() and not args.force:
-        raise UserError(f"--output {args.output} exists: give another name, or --force to write over it")
+    check_new("--output", args.output, args.force)
     vocabulary, known = Vocabulary.load(args.vocab) if args.vocab else None, None
     dataset = open_dataset(args.dataset, args.dataset_config_file)
     dataset.require_captions()

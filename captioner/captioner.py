@@ -173,9 +173,8 @@ class Captioner:
     def read_on_blank(self, captions: list[Caption]) -> None:
         """Find out how likely captions of single sentences are about pictures that show nothing: `Caption.blank`.
 
-        One is grey all over, the other one noise; the higher of both means counts.
-
-        Raises UserError where the model cannot read pictures.
+        One is grey all over, the other one noise; the higher of both means counts. Raises UserError where the model
+        cannot read pictures.
         """
         if not self.sees_pictures:
             raise UserError("a blank picture says nothing to a model that reads features from files, or paragraphs")
@@ -183,10 +182,10 @@ class Captioner:
             noise = np.random.RandomState(0).randint(0, 256, (3, self.size, self.size))
             pixels = torch.from_numpy(np.stack([np.full_like(noise, 128), noise]).astype(np.uint8)).to(self.device)
             self._blank_memory = self.encode(pixels, [None] * len(self.config.specs))
-        sentences = [caption.tokens for caption in captions]
-        about = [self.mean_log_probs(self._blank_memory, sentences, [row] * len(captions)) for row in (0, 1)]
-        for caption, *values in zip(captions, *about):
-            caption.blank = max(values)
+        count, sentences = len(captions), [caption.tokens for caption in captions]
+        both = self.mean_log_probs(self._blank_memory, 2 * sentences, [0] * count + [1] * count)
+        for caption, grey, noise in zip(captions, both[:count], both[count:]):
+            caption.blank = max(grey, noise)
 
     @property
     def sees_pictures(self) -> bool:

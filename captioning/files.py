@@ -144,6 +144,12 @@ def require_model_file(path) -> None:
     require_plain_file(path, "model file")
 
 
+def check_new(option: str, path, force: bool) -> None:
+    """Raises UserError where `path` exists, unless it may be written over. `option` names its flag."""
+    if Path(path).exists() and not force:
+        raise UserError(f"{option} {path} exists: give another name, or --force to write over it")
+
+
 def check_writable(option: str, path) -> None:
     """Raises UserError where `path` cannot be written: better before the work than after it. `option` names its flag.
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from captioning.command_line import Parser, add_device
 from captioning.errors import UserError, run
-from captioning.files import atomic_write, check_writable, read_lines, require_model_file
+from captioning.files import atomic_write, check_new, check_writable, read_lines, require_model_file
 from inference.flags import model_path
 
 
@@ -50,8 +50,7 @@ def parse_args(argv=None) -> Namespace:
 
 def main(args) -> int:
     output = Path(args.output)
-    if output.exists() and not args.force:
-        raise UserError(f"--output {output} exists: give another name, or --force to write over it")
+    check_new("--output", output, args.force)
     check_writable("--output", output)
     model_file = model_path(args.model)
     require_model_file(model_file)

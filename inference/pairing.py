@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from captioning.errors import UserError
-from captioning.text.nearest import NearestSentences
+from captioning.text.nearest import NearestSentences, without_marks
 from captioning.text.tokens import UNK
 from model import Captioner, caption_loader
 from vocabulary import Vocabulary
@@ -50,7 +50,7 @@ class Sentences:
         known = set()
         for text in map(str.strip, lines):
             ids = vocabulary.encode(text)
-            words = tuple(word for word in vocabulary.tokens(ids) if any(map(str.isalnum, word)))
+            words = tuple(without_marks(vocabulary.tokens(ids)))
             if UNK not in ids and FEWEST <= len(ids) <= MOST and words not in known:
                 known.add(words)
                 self.texts.append(text)
@@ -68,10 +68,8 @@ def pair_photos(
         found = [sentences.nearest.of(captioner.words(best[0])[:-1], CANDIDATES) for best in captions]
         rows = [row for row, near in enumerate(found) for _ in near]
         numbers = [number for near in found for number, _ in near]
-        if not numbers:
-            log_probs = iter(())
-        else:
-            log_probs = iter(captioner.mean_log_probs(memory, [sentences.ids[n] for n in numbers], rows))
+        read = [sentences.ids[number] for number in numbers]
+        log_probs = iter(captioner.mean_log_probs(memory, read, rows) if read else ())
         for item, near in zip(batch.items, found):
             pairs = [Pair(sentences.texts[n], next(log_probs), similarity) for n, similarity in near]
             pairs.sort(key=lambda pair: -pair.score)

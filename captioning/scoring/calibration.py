@@ -53,7 +53,7 @@ class Calibration:
         """
         if self.blank_slope and blank is None:
             raise ValueError("this calibration needs the log-probability about a blank picture too")
-        known = self.slope * mean_log_prob + (self.blank_slope * blank if self.blank_slope else 0.0)
+        known = self.slope * mean_log_prob + self.blank_slope * (blank or 0.0)
         return float(sigmoid(np.float64(known + self.bias)))
 
     def to_dict(self) -> dict:
@@ -96,11 +96,9 @@ def fit(
         left_out[there] = sigmoid(x[there] @ slopes + bias)
     error = expected_calibration_error(left_out, good)
     slopes, bias = platt(x, good)
-    of_search = {"beam_size": beam_size, "length_penalty": float(length_penalty)}
-    of_blank = 0.0 if blank is None else float(slopes[1])
-    return Calibration(
-        float(slopes[0]), bias, GOOD, float(good.mean()), len(good), error, **of_search, blank_slope=of_blank
-    )
+    slope, *of_blank = map(float, slopes)
+    share = float(good.mean())
+    return Calibration(slope, bias, GOOD, share, len(good), error, beam_size, float(length_penalty), *of_blank)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ sentences.of(["a", "train", "on", "tracks"], 16)     # [(0, 0.41)]: numbers and 
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -15,9 +15,14 @@ from captioning.text.function_words import FUNCTION_WORDS
 WORD, PAIR = 2.0, 1.0  # how much a word of content and two words in a row count
 
 
+def without_marks(words: Iterable[str]) -> list[str]:
+    """The words that have a letter or a digit."""
+    return [word for word in words if any(map(str.isalnum, word))]
+
+
 def ngrams(words: Sequence[str]) -> Counter:
     """The words of content and the pairs of neighbours, with their weights; what has no letter or digit is left out."""
-    kept = [word for word in words if any(map(str.isalnum, word))]
+    kept = without_marks(words)
     found: Counter = Counter()
     for word in kept:
         if word.lower() not in FUNCTION_WORDS:

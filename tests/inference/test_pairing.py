@@ -44,7 +44,6 @@ def flags(root, output):
 
 
 def test_sentences_that_can_be_used():
-
     found = Sentences(LINES, Vocabulary(WORDS))
     assert found.texts == LINES[:13]
     assert all(len(ids) >= FEWEST for ids in found.ids)
